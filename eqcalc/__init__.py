@@ -1,0 +1,24 @@
+"""eqcalc: from DFT data to molecular dynamics with an E(3)-equivariant interatomic potential.
+
+Importing this package is cheap: LAMMPS does it on every rank to find its plugin. What needs torch
+is imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eqcalc.calculator import EquivariantCalculator
+    from eqcalc.errors import InputError
+
+__all__ = ["EquivariantCalculator", "InputError"]
+
+_HOME = {"EquivariantCalculator": "eqcalc.calculator", "InputError": "eqcalc.errors"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'eqcalc' has no attribute '{name}'")

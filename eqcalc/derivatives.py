@@ -1,0 +1,48 @@
+r"""Forces, stress and virials from one gradient, g_ij = dE/dr_ij.
+
+With r_ij = r_j - r_i the vector of edge (i <- j) and E the total energy,
+
+    F_i     = sum_j g_ij - sum_j g_ji                     (eV/Å)
+    W       = - sum_ij r_ij (x) g_ij                      (eV, the virial)
+    stress  = dE/d(strain) / V = sum_ij r_ij (x) g_ij / V (eV/Å^3, ASE's sign)
+
+The sum over edges is symmetric in its two indices because E is invariant under rotations; the
+antisymmetric rounding noise is removed. The virial of an atom is the sum over the edges it is the
+centre of (Fan et al., Phys. Rev. B 92, 094301 (2015), eq. 23, for the many-body case).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def edge_gradient(energies: Tensor, edge_vec: Tensor, *, differentiable: bool = False) -> Tensor:
+    """dE/dr_ij. energies [N] eV; edge_vec [E, 3] Å with requires_grad -> [E, 3] eV/Å."""
+    if not energies.requires_grad:  # no edges at all: nothing depends on them
+        return torch.zeros_like(edge_vec)
+    (gradient,) = torch.autograd.grad(
+        energies.sum(), edge_vec, create_graph=differentiable, allow_unused=True
+    )
+    return torch.zeros_like(edge_vec) if gradient is None else gradient
+
+
+def forces(gradient: Tensor, edge_src: Tensor, edge_dst: Tensor, num_atoms: int) -> Tensor:
+    """F_i [N, 3] eV/Å from g [E, 3] eV/Å."""
+    zero = gradient.new_zeros(num_atoms, 3)
+    return zero.index_add(0, edge_dst, gradient).index_add(0, edge_src, -gradient)
+
+
+def atomic_virials(gradient: Tensor, edge_vec: Tensor, edge_dst: Tensor, num_atoms: int) -> Tensor:
+    """-sum_j r_ij (x) g_ij per centre i: [N, 3, 3] eV, not symmetric per atom."""
+    outer = edge_vec.unsqueeze(2) * gradient.unsqueeze(1)
+    return -gradient.new_zeros(num_atoms, 3, 3).index_add(0, edge_dst, outer)
+
+
+def strain_derivative(
+    gradient: Tensor, edge_vec: Tensor, edge_graph: Tensor, num_graphs: int
+) -> Tensor:
+    """dE/d(strain) per structure: [B, 3, 3] eV, symmetric. Divide by the volume for the stress."""
+    outer = edge_vec.unsqueeze(2) * gradient.unsqueeze(1)
+    total = gradient.new_zeros(num_graphs, 3, 3).index_add(0, edge_graph, outer)
+    return 0.5 * (total + total.transpose(1, 2))

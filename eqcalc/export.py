@@ -1,0 +1,286 @@
+"""The potential file: TorchScript, metadata and a reference structure in one.
+
+Readers need only `torch.jit.load`; nothing here imports `eqcalc.models` to read a file, so that a
+file proves self-sufficient. The C++ pair style reads the same attributes (`format_version`,
+`cutoff`, `atomic_numbers`, `exchange_widths`) and the same reference structure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+import zipfile
+from dataclasses import dataclass
+from importlib import metadata as package_metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from eqcalc import derivatives
+from eqcalc.contract import FORMAT_VERSION, ReferenceStructure, network_tensors, set_precision
+from eqcalc.errors import InputError
+
+METADATA_FILE = "eqcalc.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+#: allowed deviation from the reference structure: energies (eV per atom), forces (eV/Å), strain
+#: derivative (eV per atom). float64 files differ by rounding; float32 ones by 1e7 times as much.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a potential says of a graph: energies [N] eV, gradient dE/dr_ij [E, 3] eV/Å."""
+
+    energies: Tensor
+    gradient: Tensor
+
+
+class PotentialFile:
+    """A loaded export, ready to evaluate on one device in one precision.
+
+    Attributes:
+        metadata: the JSON that the file carries.
+        cutoff: Å.
+        atomic_numbers: Z of each species, in order.
+    """
+
+    def __init__(self, path: Path, module: torch.jit.ScriptModule, metadata: dict[str, Any]):
+        self.path = path
+        self.module = module
+        self.metadata = metadata
+        self.cutoff: float = module.cutoff
+        self.atomic_numbers: list[int] = list(module.atomic_numbers)
+        self.device = module.reference_structure.species.device
+        self.dtype: torch.dtype = network_tensors(module)[0].dtype
+
+    @property
+    def symbols(self) -> list[str]:
+        return [chemical_symbols[z] for z in self.atomic_numbers]
+
+    def species_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Species [N] of atomic numbers [N]; InputError names an element the model lacks."""
+        table = np.full(len(chemical_symbols), -1, dtype=np.int64)
+        table[self.atomic_numbers] = np.arange(len(self.atomic_numbers))
+        numbers = np.asarray(numbers)
+        species = table[numbers]
+        if (species < 0).any():
+            unknown = sorted({chemical_symbols[z] for z in numbers[species < 0]})
+            raise InputError(
+                f"{self.path.name} knows {', '.join(self.symbols)}, but the structure contains "
+                f"{', '.join(unknown)}: use a model trained on these elements."
+            )
+        return species
+
+    def evaluate(
+        self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
+    ) -> Evaluation:
+        """Species [N], edge_vec [E, 3] Å float64, edge_src and edge_dst [E], on `device`."""
+        with torch.enable_grad():
+            edge_vec = edge_vec.detach().requires_grad_(True)
+            energies = self.module(species, edge_vec, edge_src, edge_dst, species.shape[0])
+            gradient = derivatives.edge_gradient(energies, edge_vec)
+        return Evaluation(energies.detach(), gradient)
+
+
+@contextlib.contextmanager
+def quiet_torchscript():
+    """TorchScript's deprecation warnings, silenced for one block: the file format lives here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        yield
+
+
+def outputs(
+    module: torch.nn.Module, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
+) -> dict[str, Tensor]:
+    """Energies [N] eV, forces [N, 3] eV/Å, strain [3, 3] eV of one structure."""
+    with torch.enable_grad():
+        edge_vec = edge_vec.detach().requires_grad_(True)
+        energies = module(species, edge_vec, edge_src, edge_dst, species.shape[0])
+        gradient = derivatives.edge_gradient(energies, edge_vec)
+    n = species.shape[0]
+    one = torch.zeros_like(edge_dst)
+    return {
+        "energies": energies.detach(),
+        "forces": derivatives.forces(gradient, edge_src, edge_dst, n),
+        "strain": derivatives.strain_derivative(gradient, edge_vec.detach(), one, 1)[0],
+    }
+
+
+def deviation(module: torch.nn.Module) -> dict[str, float]:
+    """Largest deviations from the reference structure that the module carries.
+
+    Energies in eV per atom, forces in eV/Å, strain derivative in eV per atom.
+    """
+    ref = module.reference_structure
+    got = outputs(module, ref.species, ref.edge_vec, ref.edge_src, ref.edge_dst)
+    difference = {k: float((v - getattr(ref, k)).abs().max()) for k, v in got.items()}
+    difference["strain"] /= len(ref.species)
+    return difference
+
+
+def reference_structure(
+    model: torch.nn.Module, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
+) -> ReferenceStructure:
+    """Evaluates `model` in float64 (restoring its precision) on one structure."""
+    tensors = network_tensors(model)
+    before = [t.data for t in tensors]
+    set_precision(model, torch.float64)
+    try:
+        got = outputs(model, species, edge_vec.to(torch.float64), edge_src, edge_dst)
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.data = data
+    graph = {
+        "species": species,
+        "edge_vec": edge_vec.to(torch.float64),
+        "edge_src": edge_src,
+        "edge_dst": edge_dst,
+    }
+    return ReferenceStructure(graph | got)
+
+
+def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, Any]) -> Path:
+    """Scripts `model` and writes it with its metadata; nothing is left behind on failure.
+
+    Args:
+        model: an `eqcalc.models.base.Potential` with `reference_structure` set.
+        path: where to write.
+        metadata: training summary and hyperparameters; what the model itself knows is added.
+    """
+    path = Path(path)
+    dtype = network_tensors(model)[0].dtype
+    document = {
+        "format": "eqcalc-potential",
+        "format_version": FORMAT_VERSION,
+        "cutoff": model.cutoff,
+        "species": [chemical_symbols[z] for z in model.atomic_numbers],
+        "dtype": str(dtype).removeprefix("torch."),
+        "units": {"energy": "eV", "length": "Å", "stress": "eV/Å^3"},
+        "exchange_widths": list(model.exchange_widths),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "reference_energies": dict(
+            zip(
+                [chemical_symbols[z] for z in model.atomic_numbers],
+                model.reference_energy.shift.tolist(),
+                strict=True,
+            )
+        ),
+        "eqcalc_version": package_metadata.version("eqcalc"),
+        "torch_version": torch.__version__,
+        **metadata,
+    }
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with quiet_torchscript():
+            scripted = torch.jit.script(model.eval())
+            extra = {METADATA_FILE: json.dumps(document, indent=1)}
+            torch.jit.save(scripted, str(partial), _extra_files=extra)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def resolve(model: str | os.PathLike) -> Path:
+    """The file behind a path or the name of a bundled model."""
+    path = Path(model)
+    if path.is_file():
+        return path
+    bundled = {p.stem: p for p in PRETRAINED.glob("*.pth")}
+    if str(model) in bundled:
+        return bundled[str(model)]
+    known = ", ".join(sorted(bundled)) or "none"
+    raise InputError(
+        f"There is no model file '{model}', nor a bundled model of that name (bundled: {known})."
+    )
+
+
+def read_metadata(model: str | os.PathLike) -> dict[str, Any]:
+    """The JSON of a file, after checking that it is one of ours and of a version we know."""
+    path = resolve(model)
+    foreign = InputError(
+        f"{path} is not an eqcalc potential file; make one with 'eqcalc export RUN -o model.pth'."
+    )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.endswith(f"extra/{METADATA_FILE}")]
+            if not names:
+                raise foreign
+            document = json.loads(archive.read(names[0]))
+    except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError):
+        raise foreign from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}; this eqcalc reads version {FORMAT_VERSION}: "
+            + (
+                "update eqcalc."
+                if isinstance(version, int) and version > FORMAT_VERSION
+                else "export the model again with this eqcalc."
+            )
+        )
+    return document
+
+
+def load(
+    model: str | os.PathLike,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> PotentialFile:
+    """Opens a potential file and checks it against its own reference structure.
+
+    Args:
+        model: a path, or the name of a bundled model ("si").
+        device: "cpu" (default), "cuda", "cuda:1", ...
+        dtype: torch.float32 or torch.float64 (or their names); None takes the file's own.
+
+    Raises:
+        InputError: no such file, a foreign file, another format version, no such device, or
+            numbers that differ from those stored in the file.
+    """
+    path = resolve(model)
+    metadata = read_metadata(path)
+    device = torch.device(device or "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"Device '{device}' was asked for, but torch {torch.__version__} sees no CUDA GPU "
+            "here: use device='cpu', or install a CUDA build of torch on a machine with a GPU."
+        )
+    if dtype is None:
+        dtype = metadata["dtype"]
+    if isinstance(dtype, str):
+        if dtype not in ("float32", "float64"):
+            raise InputError(f"dtype '{dtype}': it must be 'float32' or 'float64'.")
+        dtype = getattr(torch, dtype)
+    with quiet_torchscript():
+        try:
+            module = torch.jit.load(str(path), map_location=device)
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"torch cannot open {path}: {first}") from None
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    set_precision(module, dtype)
+    difference = deviation(module)
+    worst = max(difference.values())
+    if not worst <= TOLERANCE[dtype]:
+        figures = ", ".join(f"{k} {v:.1e}" for k, v in difference.items())
+        raise InputError(
+            f"{path.name} does not reproduce its own reference structure here "
+            f"(deviations {figures} in eV and Å; allowed {TOLERANCE[dtype]:.0e}): the file, torch "
+            f"{torch.__version__} or the device is faulty; export again or use another torch."
+        )
+    return PotentialFile(path, module, metadata)

@@ -1,0 +1,1 @@
+"""Architectures, one file each; `base` holds the contract they share."""

@@ -1,0 +1,194 @@
+"""NequIP: E(3)-equivariant message passing (Batzner et al., Nat. Commun. 13, 2453 (2022)).
+
+Layer: x' = Gate( W_sc[species] x + W_mix sum_j R(r_ij) (W_up x_j (x) Y(r_ij)) / sqrt(n) ), with n
+the average number of neighbours over all training atoms.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from eqcalc.errors import InputError
+from eqcalc.models.base import Edges, Potential
+from eqcalc.nn.activations import silu
+from eqcalc.nn.angular import SphericalHarmonics
+from eqcalc.nn.convolution import Convolution, allowed_paths
+from eqcalc.nn.gate import Gate
+from eqcalc.nn.linear import Linear, SpeciesLinear
+from eqcalc.nn.radial import BesselBasis, RadialNetwork
+from eqcalc.nn.reference import ReferenceEnergy
+
+
+@dataclass(frozen=True)
+class NequIPConfig:
+    """Hyperparameters. Lengths in Å.
+
+    Attributes:
+        cutoff: neighbours farther than this are not seen.
+        num_layers: message-passing layers; the receptive field is num_layers * cutoff.
+        l_max: highest degree of spherical harmonics and features.
+        num_channels: channels of the features of degree 0, 1, ..., l_max.
+        parity: keep features of both parities; otherwise only those of natural parity, (-1)^l.
+        num_radial: Bessel functions.
+        radial_mlp: hidden widths of the radial network.
+        envelope_power: p of the polynomial envelope; 6 is twice continuously differentiable.
+        readout: hidden width of the readout of the last layer's scalars.
+        core_repulsion: add the ZBL repulsion at short distance.
+    """
+
+    cutoff: float = 5.0
+    num_layers: int = 3
+    l_max: int = 2
+    num_channels: list[int] = field(default_factory=lambda: [128, 64, 32])
+    parity: bool = False
+    num_radial: int = 8
+    radial_mlp: list[int] = field(default_factory=lambda: [64, 64])
+    envelope_power: int = 6
+    readout: int = 32
+    core_repulsion: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.num_channels) != self.l_max + 1:
+            raise InputError(
+                f"num_channels has {len(self.num_channels)} entries, but l_max = {self.l_max} "
+                f"needs {self.l_max + 1}: one for each degree 0 .. l_max."
+            )
+        positive = {
+            "cutoff": self.cutoff,
+            "num_layers": self.num_layers,
+            "num_radial": self.num_radial,
+            "num_channels": min(self.num_channels),
+            "readout": self.readout,
+        }
+        for name, value in positive.items():
+            if value <= 0:
+                raise InputError(f"{name} = {value}: it must be positive.")
+        if self.envelope_power < 3:
+            raise InputError("envelope_power must be at least 3, or forces jump at the cutoff.")
+
+
+class InteractionLayer(nn.Module):
+    """One message-passing layer; `readout` makes it the last one.
+
+    forward: node_feats [M, irreps_in.dim] -> ([num_local, irreps_out.dim], [num_local] energies).
+    """
+
+    def __init__(
+        self,
+        irreps_in: o3.Irreps,
+        irreps_out: o3.Irreps,
+        config: NequIPConfig,
+        num_species: int,
+        avg_num_neighbors: float,
+        *,
+        readout: bool,
+    ) -> None:
+        super().__init__()
+        self.irreps_in, self.irreps_out = irreps_in, irreps_out
+        self.gate = Gate(irreps_out)
+        self.linear_up = Linear(irreps_in, irreps_in)
+        self.convolution = Convolution(irreps_in, config.l_max, irreps_out)
+        self.radial_network = RadialNetwork(
+            [config.num_radial, *config.radial_mlp, self.convolution.num_weights]
+        )
+        self.linear_mix = Linear(self.convolution.irreps_out, self.gate.irreps_in)
+        self.self_connection = SpeciesLinear(irreps_in, self.gate.irreps_in, num_species)
+        self.message_norm = 1.0 / math.sqrt(avg_num_neighbors)
+        self.num_scalars = irreps_out[0].mul
+        self.has_readout = readout
+        width = config.readout
+        self.readout_in = nn.Parameter(torch.randn(self.num_scalars if readout else 0, width))
+        self.readout_out = nn.Parameter(torch.randn(width if readout else 0))
+
+    def forward(self, node_feats: Tensor, edges: Edges, num_local: int) -> tuple[Tensor, Tensor]:
+        messages = self.convolution(
+            self.linear_up(node_feats),
+            edges.attrs,
+            self.radial_network(edges.radial),
+            edges.src,
+            edges.dst,
+            num_local,
+        )
+        own = self.self_connection(node_feats[:num_local], edges.species[:num_local])
+        x = self.gate(own + self.linear_mix(messages * self.message_norm))
+        if not self.has_readout:
+            return x, torch.zeros(num_local, dtype=torch.float64, device=x.device)
+        scalars = x[:, : self.num_scalars]
+        hidden = silu(scalars @ (self.readout_in / math.sqrt(self.readout_in.shape[0])))
+        energies = hidden @ (self.readout_out / math.sqrt(self.readout_out.shape[0]))
+        return x, energies.to(torch.float64)
+
+
+def hidden_irreps(config: NequIPConfig) -> o3.Irreps:
+    """The features of the inner layers: natural parity, or both."""
+    irreps = []
+    for l, mul in enumerate(config.num_channels):  # noqa: E741
+        natural = (-1) ** l
+        irreps.append((mul, (l, natural)))
+        if config.parity:
+            irreps.append((mul, (l, -natural)))
+    return o3.Irreps(irreps)
+
+
+class NequIP(Potential):
+    """The default architecture.
+
+    Args:
+        config: hyperparameters.
+        atomic_numbers: Z of each species.
+        avg_num_neighbors: over all atoms of the training set; messages are divided by its root.
+        scale, shift: eV, one per species (see ReferenceEnergy).
+    """
+
+    def __init__(
+        self,
+        config: NequIPConfig,
+        atomic_numbers: list[int],
+        avg_num_neighbors: float,
+        scale: list[float],
+        shift: list[float],
+    ) -> None:
+        super().__init__(atomic_numbers, config.cutoff)
+        num_species = len(atomic_numbers)
+        self.radial_basis = BesselBasis(config.cutoff, config.num_radial, config.envelope_power)
+        self.spherical_harmonics = SphericalHarmonics(config.l_max)
+        self.species_embedding = nn.Parameter(torch.randn(num_species, config.num_channels[0]))
+
+        target = hidden_irreps(config)
+        irreps = o3.Irreps([(config.num_channels[0], "0e")])
+        layers = []
+        for k in range(config.num_layers):
+            last = k + 1 == config.num_layers
+            if last:
+                reached = o3.Irreps([(config.num_channels[0], "0e")])
+            else:
+                ends = {path.ir_out for path in allowed_paths(irreps, config.l_max, target)}
+                reached = o3.Irreps([(mul, ir) for mul, ir in target if ir in ends])
+            layers.append(
+                InteractionLayer(
+                    irreps, reached, config, num_species, avg_num_neighbors, readout=last
+                )
+            )
+            if k > 0:
+                self.exchange_widths.append(irreps.dim)
+            irreps = reached
+        self.layers = nn.ModuleList(layers)
+        self.reference_energy = ReferenceEnergy(
+            self.atomic_numbers, scale, shift, core_repulsion=config.core_repulsion
+        )
+
+    @torch.jit.export
+    def embed(self, species: Tensor) -> Tensor:
+        return self.species_embedding.index_select(0, species)
+
+    @torch.jit.export
+    def radial(self, k: int, r: Tensor) -> Tensor:
+        basis = self.radial_basis(r.to(self.species_embedding.dtype))
+        weights = basis
+        for n, layer in enumerate(self.layers):
+            if n == k:
+                weights = layer.radial_network(basis)
+        return weights

@@ -1,0 +1,151 @@
+"""Neighbour lists with all periodic images, for any cell.
+
+matscipy builds them; this module prepares what matscipy does not take (cells without three
+vectors, left-handed or skewed cells, atoms outside the cell) and keeps a list alive between steps.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.geometry import complete_cell
+from matscipy.neighbours import neighbour_list
+
+from eqcalc.errors import InputError
+
+
+class NeighborList(NamedTuple):
+    """Directed pairs, both directions listed, centres ascending.
+
+    edge_dst (centre i), edge_src (neighbour j): [E] int64. cell_shift: [E, 3] int64, such that
+    r_ij = r_j - r_i + cell_shift @ cell.
+    """
+
+    edge_dst: np.ndarray
+    edge_src: np.ndarray
+    cell_shift: np.ndarray
+
+    def vectors(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        """r_ij [E, 3] Å for positions [N, 3] Å and cell vectors as rows [3, 3] Å."""
+        return positions[self.edge_src] - positions[self.edge_dst] + self.cell_shift @ cell
+
+
+def check_structure(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
+    """Raises InputError for positions or cells no neighbour list can be made of."""
+    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"The position of atom {bad[0]} is {positions[bad[0]]}: not a finite number "
+            f"({len(bad)} atoms in all); the structure is broken before eqcalc sees it."
+        )
+    if not np.isfinite(cell).all():
+        raise InputError(f"The cell has entries that are not finite numbers: {cell.tolist()}.")
+    periodic = cell[np.asarray(pbc, dtype=bool)]
+    if len(periodic):
+        singular = np.linalg.svd(periodic, compute_uv=False)
+        if singular[-1] < 1e-6:
+            axes = "".join(a for a, p in zip("abc", pbc, strict=True) if p)
+            raise InputError(
+                f"The structure is periodic along {axes}, but those cell vectors are zero or "
+                f"linearly dependent ({periodic.tolist()}): set the cell, or turn pbc off there."
+            )
+
+
+def neighbor_list(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> NeighborList:
+    """All pairs closer than `cutoff`, images of an atom itself included.
+
+    Args:
+        positions: [N, 3] Å, inside the cell or not.
+        cell: [3, 3] Å, vectors as rows, zero allowed where not periodic; any shape or handedness.
+        pbc: [3] bool.
+        cutoff: Å.
+
+    Raises:
+        InputError: positions or cell are not finite, or periodic vectors are missing.
+    """
+    positions = np.asarray(positions, dtype=np.float64)
+    cell = np.asarray(cell, dtype=np.float64).reshape(3, 3)
+    pbc = np.broadcast_to(np.asarray(pbc, dtype=bool), 3)
+    check_structure(positions, cell, pbc)
+    if len(positions) == 0:
+        return NeighborList(
+            np.empty(0, dtype=np.int64),
+            np.empty(0, dtype=np.int64),
+            np.empty((0, 3), dtype=np.int64),
+        )
+
+    # A box for the search: the periodic vectors are kept; the others are replaced by vectors
+    # normal to them that hold all atoms with room to spare, so that no image is met across them.
+    box = np.where(pbc[:, None], cell, 0.0)
+    box = complete_cell(box)
+    scaled = np.linalg.solve(box.T, positions.T).T
+    for axis in np.flatnonzero(~pbc):
+        extent = np.ptp(scaled[:, axis]) * np.linalg.norm(box[axis])
+        box[axis] *= (extent + 2.0 * cutoff + 1.0) / np.linalg.norm(box[axis])
+    scaled = np.linalg.solve(box.T, positions.T).T
+    scaled[:, ~pbc] -= scaled[:, ~pbc].min(axis=0)
+    wraps = np.where(pbc, np.floor(scaled), 0.0)
+    inside = (scaled - wraps) @ box
+
+    dst, src, shift = neighbour_list(
+        "ijS", positions=inside, cell=box, pbc=pbc, cutoff=float(cutoff)
+    )
+    wraps = wraps.astype(np.int64)
+    dst, src = dst.astype(np.int64), src.astype(np.int64)
+    return NeighborList(dst, src, shift.astype(np.int64) - wraps[src] + wraps[dst])
+
+
+class VerletList:
+    """A list with a skin, rebuilt only when it may have missed a pair.
+
+    A pair that is not listed was at least `cutoff + skin` apart when the list was made. Let F map
+    the cell then onto the cell now, s be the smallest singular value of F, and u the largest
+    displacement of an atom beyond F. The pair is now at least (cutoff + skin) s - 2 u apart, so
+    the list is complete while that is not below the cutoff. Wrapped atoms show up as large u.
+
+    Args:
+        cutoff: Å.
+        skin: Å; 0 rebuilds at every step.
+    """
+
+    def __init__(self, cutoff: float, skin: float) -> None:
+        self.cutoff = cutoff
+        self.skin = skin
+        self.num_builds = 0
+        self._list: NeighborList | None = None
+
+    def _complete(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
+        if (
+            self._list is None
+            or len(positions) != len(self._positions)
+            or not np.array_equal(pbc, self._pbc)
+        ):
+            return False
+        map_ = np.eye(3)
+        if not np.array_equal(cell, self._cell):
+            if not pbc.all():
+                return False
+            map_ = np.linalg.solve(self._cell, cell)
+        smallest = np.linalg.svd(map_, compute_uv=False)[-1]
+        beyond = positions - self._positions @ map_
+        largest = np.sqrt((beyond**2).sum(axis=1).max(initial=0.0))
+        return bool((self.cutoff + self.skin) * smallest - 2.0 * largest >= self.cutoff)
+
+    def update(self, atoms: Atoms) -> tuple[NeighborList, np.ndarray]:
+        """The pairs within the cutoff now, and their vectors [E, 3] Å."""
+        positions, pbc = atoms.get_positions(), np.array(atoms.pbc, dtype=bool)
+        cell = np.array(atoms.cell.array, dtype=np.float64)
+        check_structure(positions, cell, pbc)
+        if not self._complete(positions, cell, pbc):
+            self._list = neighbor_list(positions, cell, pbc, self.cutoff + self.skin)
+            self._positions, self._cell, self._pbc = positions.copy(), cell, pbc
+            self.num_builds += 1
+        vectors = self._list.vectors(positions, cell)
+        near = np.einsum("ij,ij->i", vectors, vectors) < self.cutoff**2
+        if near.all():
+            return self._list, vectors
+        return NeighborList(*(column[near] for column in self._list)), vectors[near]

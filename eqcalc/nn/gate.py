@@ -1,0 +1,56 @@
+r"""Equivariant gate (Weiler et al., NeurIPS 2018, arXiv:1807.02547, section 3.4).
+
+Even scalars pass through SiLU, odd scalars through tanh (an odd function keeps their parity), and
+every other channel is multiplied by the sigmoid of an even scalar of its own.
+"""
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from eqcalc.nn.activations import sigmoid, silu, tanh
+from eqcalc.nn.linear import block_offsets
+
+
+class Gate(nn.Module):
+    """irreps_in (even scalars carry the gates behind their own channels) -> irreps_out.
+
+    forward: [N, irreps_in.dim] -> [N, irreps_out.dim].
+    """
+
+    _blocks: list[tuple[int, int, int, int, int]]
+
+    def __init__(self, irreps_out: o3.Irreps) -> None:
+        super().__init__()
+        scalar = o3.Irrep("0e")
+        self.irreps_out = irreps_out
+        num_gates = sum(mul for mul, ir in irreps_out if ir.l > 0)
+        num_even = sum(mul for mul, ir in irreps_out if ir == scalar)
+        if num_gates and not num_even:
+            raise ValueError(f"{irreps_out}: gates need even scalars beside the other irreps")
+        self.irreps_in = o3.Irreps(
+            [(mul + num_gates if ir == scalar else mul, ir) for mul, ir in irreps_out]
+        )
+        offsets = block_offsets(self.irreps_in)
+        even = next((at for (_, ir), at in zip(irreps_out, offsets, strict=False) if ir == scalar))
+        gate = even + num_even
+        self._blocks = []  # (first column in, 2l+1, channels, first gate, kind)
+        for (mul, ir), at in zip(irreps_out, offsets, strict=False):
+            kind = 2 if ir.l > 0 else (0 if ir.p == 1 else 1)
+            self._blocks.append((at, ir.dim, mul, gate, kind))
+            if kind == 2:
+                gate += mul
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns: list[Tensor] = []
+        for at, dim, mul, gate, kind in self._blocks:
+            block = x[:, at : at + dim * mul]
+            if kind == 0:
+                columns.append(silu(block))
+            elif kind == 1:
+                columns.append(tanh(block))
+            else:
+                gates = sigmoid(x[:, gate : gate + mul])
+                gated = block.view(-1, dim, mul) * gates.unsqueeze(1)
+                columns.append(gated.reshape(-1, dim * mul))
+        return torch.cat(columns, dim=1)

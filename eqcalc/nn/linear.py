@@ -1,0 +1,84 @@
+"""Equivariant linear maps, with and without a matrix per species.
+
+Features are stored channels innermost: the block of `mul x l` is [2l + 1, mul], flattened, and the
+blocks follow each other in the order of the irreps. (e3nn stores [mul, 2l + 1].)
+"""
+
+import math
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+
+def block_offsets(irreps: o3.Irreps) -> list[int]:
+    """First column of each block of `irreps` in a flat feature row, and the total at the end."""
+    offsets = [0]
+    for mul, ir in irreps:
+        offsets.append(offsets[-1] + mul * ir.dim)
+    return offsets
+
+
+class SpeciesLinear(nn.Module):
+    """y^{lp}_c' = sum_c W^{lp}[species]_{cc'} x^{lp}_c / sqrt(number of channels in).
+
+    Args:
+        irreps_in, irreps_out: every irrep at most once in each. An irrep of the output that the
+            input lacks comes out zero.
+        num_species: how many matrices per block; with 1 the species are not looked at.
+
+    forward: features [N, irreps_in.dim], species [N] -> [N, irreps_out.dim].
+    """
+
+    _blocks: list[tuple[int, int, int, int, int]]
+
+    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, num_species: int = 1) -> None:
+        super().__init__()
+        for irreps in (irreps_in, irreps_out):
+            if len({ir for _, ir in irreps}) != len(irreps):
+                raise ValueError(f"{irreps}: an irrep appears twice; simplify the irreps first")
+        self.num_species = num_species
+        offsets = block_offsets(irreps_in)
+        position = {ir: (mul, at) for (mul, ir), at in zip(irreps_in, offsets, strict=False)}
+        self._blocks = []  # (first column in, 2l+1, channels in, channels out, first weight)
+        numel = 0
+        for mul_out, ir in irreps_out:
+            mul_in, at = position.get(ir, (0, 0))
+            self._blocks.append((at, ir.dim, mul_in, mul_out, numel))
+            numel += mul_in * mul_out
+        self.weight = nn.Parameter(torch.randn(num_species, numel))
+
+    def _apply_matrices(self, x: Tensor, weight: Tensor) -> Tensor:
+        columns: list[Tensor] = []
+        for at, dim, mul_in, mul_out, first in self._blocks:
+            if mul_in == 0:
+                columns.append(x.new_zeros(x.shape[0], dim * mul_out))
+            else:
+                matrix = weight[first : first + mul_in * mul_out].view(mul_in, mul_out)
+                block = x[:, at : at + dim * mul_in].reshape(-1, mul_in)
+                y = block @ (matrix / math.sqrt(mul_in))
+                columns.append(y.view(x.shape[0], dim * mul_out))
+        return torch.cat(columns, dim=1)
+
+    def forward(self, x: Tensor, species: Tensor) -> Tensor:
+        if self.num_species == 1:
+            return self._apply_matrices(x, self.weight[0])
+        rows: list[Tensor] = []
+        order: list[Tensor] = []
+        for s in range(self.num_species):
+            index = torch.nonzero(species == s).squeeze(1)
+            order.append(index)
+            rows.append(self._apply_matrices(x.index_select(0, index), self.weight[s]))
+        back = torch.argsort(torch.cat(order))
+        return torch.cat(rows).index_select(0, back)
+
+
+class Linear(nn.Module):
+    """The same matrix for every species. forward: [N, irreps_in.dim] -> [N, irreps_out.dim]."""
+
+    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> None:
+        super().__init__()
+        self.linear = SpeciesLinear(irreps_in, irreps_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x, torch.empty(0, dtype=torch.int64))

@@ -1,0 +1,83 @@
+r"""Functions of distance: cutoff envelope, Bessel basis, radial network.
+
+Gasteiger, Groß and Günnemann, ICLR 2020 (arXiv:2003.03123), eqs. 7 and 8:
+
+    b_n(r) = sqrt(2 / r_c) sin(n pi r / r_c) / r
+    u(x)   = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2),   x = r / r_c
+
+| symbol | variable   |
+|--------|------------|
+| r_c    | `cutoff`   |
+| p      | `power`    |
+| n      | `orders`   |
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from eqcalc.nn.activations import silu
+
+
+def polynomial_envelope(x: Tensor, power: int) -> Tensor:
+    """u(x): 1 at x = 0; value, slope and curvature zero at x = 1, and zero beyond."""
+    p = float(power)
+    u = (
+        1.0
+        - (p + 1.0) * (p + 2.0) / 2.0 * x.pow(p)
+        + p * (p + 2.0) * x.pow(p + 1.0)
+        - p * (p + 1.0) / 2.0 * x.pow(p + 2.0)
+    )
+    return u * (x < 1.0).to(x.dtype)
+
+
+class BesselBasis(nn.Module):
+    """b_n(r) u(r / r_c), scaled to unit mean square over the ball of radius r_c without u.
+
+    Args:
+        cutoff: r_c in Å.
+        num_radial: how many n, from 1.
+        power: p of the envelope; 6 makes the basis twice continuously differentiable at r_c.
+
+    forward: r [E] Å -> [E, num_radial].
+    """
+
+    cutoff: float
+    power: int
+
+    def __init__(self, cutoff: float, num_radial: int, power: int) -> None:
+        super().__init__()
+        self.cutoff = float(cutoff)
+        self.power = int(power)
+        self.prefactor = cutoff * math.sqrt(2.0 / 3.0)
+        orders = torch.arange(1, num_radial + 1, dtype=torch.float64) * (math.pi / cutoff)
+        self.register_buffer("orders", orders)
+
+    def forward(self, r: Tensor) -> Tensor:
+        r = r.unsqueeze(-1)
+        envelope = polynomial_envelope(r / self.cutoff, self.power)
+        return self.prefactor * torch.sin(self.orders.to(r.dtype) * r) / r * envelope
+
+
+class RadialNetwork(nn.Module):
+    """A bias-free perceptron with SiLU, so that zero in (beyond the cutoff) is zero out.
+
+    Weights are drawn from N(0, 1) and divided by sqrt(fan in) in the forward pass.
+
+    forward: [E, widths[0]] -> [E, widths[-1]].
+    """
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.randn(a, b)) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.num_layers = len(widths) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, weight in enumerate(self.weights):
+            x = x @ (weight / math.sqrt(weight.shape[0]))
+            if i + 1 < self.num_layers:
+                x = silu(x)
+        return x
