@@ -1,0 +1,1 @@
+"""DFT frames: reading, checking, statistics, graphs and batches."""

@@ -1,0 +1,133 @@
+"""Frames as graphs with labels, made once, and batches of them without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from eqcalc.data.frames import Frame
+from eqcalc.errors import InputError
+from eqcalc.graph import Graph
+from eqcalc.neighbors import neighbor_list
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Structures side by side and their labels; a label that a frame lacks is NaN.
+
+    graph: B structures, N atoms. energy [B] eV, forces [N, 3] eV/Å, stress [B, 3, 3] eV/Å^3,
+    num_atoms [B], index [B] position of each frame in its dataset.
+    """
+
+    graph: Graph
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    num_atoms: Tensor
+    index: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            **{name: value.to(device) for name, value in vars(self).items()}  # Graph has .to too
+        )
+
+    @staticmethod
+    def collate(items: Sequence[Batch]) -> Batch:
+        return Batch(
+            graph=Graph.collate([b.graph for b in items]),
+            energy=torch.cat([b.energy for b in items]),
+            forces=torch.cat([b.forces for b in items]),
+            stress=torch.cat([b.stress for b in items]),
+            num_atoms=torch.cat([b.num_atoms for b in items]),
+            index=torch.cat([b.index for b in items]),
+        )
+
+
+def frame_to_graph(frame: Frame, atomic_numbers: Sequence[int], cutoff: float) -> Graph:
+    """The graph of one frame; InputError for an element that the model lacks."""
+    table = {z: s for s, z in enumerate(atomic_numbers)}
+    try:
+        species = [table[int(z)] for z in frame.atoms.numbers]
+    except KeyError as missing:
+        raise InputError(
+            f"{frame.source} contains element Z = {missing.args[0]}, which no training frame has."
+        ) from None
+    atoms = frame.atoms
+    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+    vectors = pairs.vectors(atoms.positions, atoms.cell.array)
+    if len(vectors) and np.square(vectors).sum(axis=1).min() < 0.01:
+        raise InputError(f"{frame.source} has two atoms less than 0.1 Å apart.")
+    return Graph(
+        species=torch.tensor(species),
+        edge_vec=torch.from_numpy(vectors),
+        edge_src=torch.from_numpy(pairs.edge_src),
+        edge_dst=torch.from_numpy(pairs.edge_dst),
+        batch=torch.zeros(len(atoms), dtype=torch.int64),
+        volume=torch.tensor([atoms.get_volume() if atoms.pbc.all() else 0.0], dtype=torch.float64),
+    )
+
+
+class FrameDataset(Dataset):
+    """All frames as one-structure batches, held in memory.
+
+    Args:
+        frames: labelled structures.
+        atomic_numbers: Z of each species of the model.
+        cutoff: Å.
+    """
+
+    def __init__(
+        self, frames: Sequence[Frame], atomic_numbers: Sequence[int], cutoff: float
+    ) -> None:
+        self.frames = list(frames)
+        self.items = []
+        nan = float("nan")
+        for n, frame in enumerate(frames):
+            size = len(frame.atoms)
+            forces = np.full((size, 3), nan) if frame.forces is None else frame.forces
+            stress = np.full((3, 3), nan) if frame.stress is None else frame.stress
+            self.items.append(
+                Batch(
+                    graph=frame_to_graph(frame, atomic_numbers, cutoff),
+                    energy=torch.tensor([frame.energy], dtype=torch.float64),
+                    forces=torch.from_numpy(np.array(forces, dtype=np.float64)),
+                    stress=torch.from_numpy(np.array(stress, dtype=np.float64)).unsqueeze(0),
+                    num_atoms=torch.tensor([size]),
+                    index=torch.tensor([n]),
+                )
+            )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.items[index]
+
+    @property
+    def avg_num_neighbors(self) -> float:
+        """Edges per atom over the whole set; 1 where no atom has a neighbour."""
+        edges = sum(item.graph.num_edges for item in self.items)
+        return edges / sum(item.graph.num_atoms for item in self.items) or 1.0
+
+
+class EpochShuffle(Sampler[int]):
+    """A shuffle that depends on the seed and the epoch only, so that a resumed run repeats it."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The trainer calls this before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        return iter(generator.permutation(self.size).tolist())
+
+    def __len__(self) -> int:
+        return self.size

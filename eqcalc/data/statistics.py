@@ -1,0 +1,121 @@
+"""What a model needs to know of its training set before it starts, and whether the set is sane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import atomic_numbers as Z_OF
+from ase.data import chemical_symbols
+
+from eqcalc.data.frames import Frame
+from eqcalc.errors import InputError
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the training frames.
+
+    Attributes:
+        atomic_numbers: the elements, ascending.
+        shift: eV per atom of each element: isolated atoms, given values or least squares.
+        force_rms: eV/Å over all components; 1 eV/Å where there are no forces.
+        energy_rms: eV/atom, of what `shift` leaves.
+    """
+
+    atomic_numbers: list[int]
+    shift: list[float]
+    force_rms: float
+    energy_rms: float
+
+
+def composition(frames: Sequence[Frame], atomic_numbers: Sequence[int]) -> np.ndarray:
+    """Atoms of each element per frame: [frames, elements]."""
+    return np.array([[np.sum(f.atoms.numbers == z) for z in atomic_numbers] for f in frames])
+
+
+def reference_energies(
+    frames: Sequence[Frame],
+    atomic_numbers: Sequence[int],
+    given: dict[str, float] | None,
+    isolated: Sequence[Frame],
+) -> np.ndarray:
+    """Energy of each element [eV]: given by name, from isolated atoms, or least squares.
+
+    `isolated` are frames of one atom each. Elements without either are fitted to what the others
+    leave of the training energies (minimum-norm least squares, weighted by 1 / atoms).
+    """
+    known = dict.fromkeys(atomic_numbers)
+    for frame in isolated:
+        if len(frame.atoms) != 1:
+            raise InputError(f"{frame.source} has {len(frame.atoms)} atoms, not one isolated atom.")
+        known[int(frame.atoms.numbers[0])] = frame.energy
+    for symbol, energy in (given or {}).items():
+        if symbol not in Z_OF:
+            raise InputError(f"data.reference_energies names '{symbol}': not a chemical symbol.")
+        known[Z_OF[symbol]] = float(energy)
+    counts = composition(frames, atomic_numbers).astype(np.float64)
+    atoms = counts.sum(axis=1)
+    fixed = np.array([known[z] is not None for z in atomic_numbers])
+    shift = np.array([known[z] if known[z] is not None else 0.0 for z in atomic_numbers])
+    if not fixed.all():
+        left = np.array([f.energy for f in frames]) - counts @ shift
+        matrix = counts[:, ~fixed] / atoms[:, None]
+        shift[~fixed] = np.linalg.lstsq(matrix, left / atoms, rcond=None)[0]
+    return shift
+
+
+def gather(
+    frames: Sequence[Frame],
+    *,
+    given: dict[str, float] | None = None,
+    isolated: Sequence[Frame] = (),
+) -> Statistics:
+    """Statistics of the training frames."""
+    numbers = sorted({int(z) for f in (*frames, *isolated) for z in f.atoms.numbers})
+    shift = reference_energies(frames, numbers, given, isolated)
+    left = [f.energy for f in frames] - composition(frames, numbers) @ shift
+    per_atom = left / [len(f.atoms) for f in frames]
+    squares = [np.square(f.forces) for f in frames if f.forces is not None]
+    force_rms = float(np.sqrt(np.concatenate(squares).mean())) if squares else 1.0
+    return Statistics(
+        numbers, shift.tolist(), max(force_rms, 1e-3), float(np.sqrt(np.square(per_atom).mean()))
+    )
+
+
+def suspicious(frames: Sequence[Frame], statistics: Statistics) -> list[str]:
+    """One sentence for each sign of wrong units or broken labels; empty when all looks right."""
+    warnings = []
+    counts = composition(frames, statistics.atomic_numbers)
+    atoms = np.array([len(f.atoms) for f in frames])
+    energy = np.array([f.energy for f in frames])
+    residual = (energy - counts @ statistics.shift) / atoms
+
+    # no electronic structure code puts an atom below Thomas-Fermi's -20.9 Z^(7/3) eV
+    floor = -25.0 * (counts @ np.power(statistics.atomic_numbers, 7 / 3)) / atoms - 50.0
+    for n in np.flatnonzero((energy / atoms < floor) | (energy / atoms > 50.0))[:3]:
+        warnings.append(
+            f"{frames[n].source}: {energy[n] / atoms[n]:.6g} eV/atom is far outside what is "
+            f"plausible for {frames[n].atoms.get_chemical_formula()}; energies must be total "
+            "energies in eV."
+        )
+    spread = np.median(np.abs(residual - np.median(residual))) + 1e-3
+    for n in np.flatnonzero(np.abs(residual - np.median(residual)) > max(50 * spread, 2.0))[:3]:
+        warnings.append(
+            f"{frames[n].source} ({frames[n].config_type}): its energy is "
+            f"{residual[n]:+.3g} eV/atom away from the reference energies while half of all "
+            f"frames lie within {spread:.2g}; check this calculation."
+        )
+    moved = [f.forces for f in frames if f.forces is not None and np.abs(f.forces).max() > 1e-6]
+    if len(moved) >= 10:
+        typical = float(np.median(np.abs(residual - np.median(residual))))
+        ratio = typical / float(np.sqrt(np.square(np.concatenate(moved)).mean()))
+        if ratio > 5.0:
+            symbols = ", ".join(chemical_symbols[z] for z in statistics.atomic_numbers)
+            warnings.append(
+                f"Energies of the {symbols} frames vary by {typical:.3g} per atom but forces are "
+                f"only {typical / ratio:.3g} per Å (ratio {ratio:.0f} Å, usually below 1): "
+                "energies in kcal/mol or kJ/mol instead of eV, or forces in Hartree/Bohr?"
+            )
+    return warnings

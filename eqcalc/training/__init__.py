@@ -1,0 +1,1 @@
+"""Training: config, loss, the run itself and its evaluation."""
