@@ -71,6 +71,7 @@ class Convolution(nn.Module):
         if not self.paths:
             raise ValueError(f"no path from {irreps_in} with l_max {l_max} into {irreps_target}")
         self.irreps_in = irreps_in
+        self.l_max = l_max
         self.num_weights = sum(path.mul for path in self.paths)
 
         offsets = block_offsets(irreps_in)

@@ -39,6 +39,7 @@ from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, EpochShuffle, FrameDataset
 from eqcalc.data.frames import Frame, read_frames
 from eqcalc.data.statistics import Statistics, gather, suspicious
+from eqcalc.engine.training import fuse
 from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP
 from eqcalc.training.config import Config, from_dict
@@ -201,6 +202,13 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
         collate_fn=Batch.collate,
     )
     val_loader = DataLoader(val_set, batch_size=options.batch_size, collate_fn=Batch.collate)
+    if options.fused and not (options.device != "cpu" and torch.cuda.is_available()):
+        try:
+            fuse(model)
+        except InputError as error:
+            warnings.warn(
+                f"Training without compiled kernels, several times slower: {error}", stacklevel=2
+            )
     task = PotentialTask(model, options, steps_per_epoch=len(loader))
     history = History(out / "history.csv")
     callbacks: list[Callback] = [history]
@@ -255,7 +263,7 @@ def _check_same_run(out: Path, document: dict[str, Any], setup: dict[str, Any]) 
         f"{section}.{key}"
         for section in ("model", "training")
         for key, value in document[section].items()
-        if old[section].get(key) != value and key not in ("threads", "device")
+        if old[section].get(key) != value and key not in ("threads", "device", "fused")
     ]
     if not same_data:
         changed.append("the data")

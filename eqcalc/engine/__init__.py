@@ -1,0 +1,1 @@
+"""Generated kernels: what makes an equivariant network fast."""
