@@ -1,0 +1,515 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+#include "engine.h"
+
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/jit/runtime/profiling_graph_executor_impl.h>
+#include <torch/cuda.h>
+#include <torch/script.h>
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <unordered_map>
+#include <utility>
+
+#include <unistd.h>
+
+using torch::Tensor;
+using torch::jit::IValue;
+
+namespace eqcalc {
+
+namespace {
+
+constexpr int64_t FORMAT_VERSION = 1;
+constexpr const char *METADATA_FILE = "eqcalc.json";
+constexpr const char *FLOAT64_PREFIX = "reference_";     // submodules that stay float64
+
+// allowed deviation from the reference structure, eV per atom and eV/Å
+constexpr double TOLERANCE_DOUBLE = 1e-8;
+constexpr double TOLERANCE_SINGLE = 2e-3;
+
+// torch's message without its stack traces
+std::string first_line(const std::string &text)
+{
+  const std::string marker = "RuntimeError: ";
+  const auto inner = text.rfind(marker);
+  const auto begin = (inner == std::string::npos) ? 0 : inner + marker.size();
+  return text.substr(begin, text.find('\n', begin) - begin);
+}
+
+std::string message_of(const std::exception &error)
+{
+  if (const auto *c10_error = dynamic_cast<const c10::Error *>(&error))
+    return first_line(c10_error->what_without_backtrace());
+  return first_line(error.what());
+}
+
+// What evaluate() needs of torch's global state, put back afterwards.
+class TorchState {
+ public:
+  explicit TorchState(int threads) : threads_before_(at::get_num_threads()), threads_(threads)
+  {
+    // one compiled graph for all sizes: recompiling whenever the number of edges changes is slow
+    torch::jit::FusionStrategy none = {{torch::jit::FusionBehavior::STATIC, 0}};
+    strategy_before_ = torch::jit::setFusionStrategy(none);
+    if (threads_ > 0 && threads_ != threads_before_) at::set_num_threads(threads_);
+  }
+  ~TorchState()
+  {
+    torch::jit::setFusionStrategy(strategy_before_);
+    if (threads_ > 0 && threads_ != threads_before_) at::set_num_threads(threads_before_);
+  }
+  TorchState(const TorchState &) = delete;
+  TorchState &operator=(const TorchState &) = delete;
+
+ private:
+  torch::jit::FusionStrategy strategy_before_;
+  int threads_before_, threads_;
+  torch::AutoGradMode grad_mode_{true};
+};
+
+// The differentiable tensors inside an opaque value, cut from the graph that made them.
+struct Cut {
+  std::vector<Tensor> originals, leaves;
+
+  IValue apply(const IValue &value)
+  {
+    if (value.isTensor()) return cut(value.toTensor());
+    if (value.isTensorList()) {
+      c10::List<Tensor> list;
+      for (const Tensor &tensor : value.toTensorVector()) list.push_back(cut(tensor));
+      return list;
+    }
+    if (value.isTuple()) {
+      const auto tuple = value.toTuple();
+      std::vector<IValue> elements;
+      for (const IValue &element : tuple->elements()) elements.push_back(apply(element));
+      return c10::ivalue::Tuple::createNamed(std::move(elements), tuple->type());
+    }
+    return value;
+  }
+
+ private:
+  Tensor cut(const Tensor &tensor)
+  {
+    if (!tensor.defined() || !tensor.requires_grad()) return tensor;
+    originals.push_back(tensor);
+    leaves.push_back(tensor.detach().requires_grad_(true));
+    return leaves.back();
+  }
+};
+
+// Sums of gradients, one per tensor; undefined means zero.
+void accumulate(std::vector<Tensor> &sums, const torch::autograd::variable_list &terms)
+{
+  for (size_t n = 0; n < sums.size(); n++) {
+    if (!terms[n].defined()) continue;
+    sums[n] = sums[n].defined() ? sums[n] + terms[n] : terms[n];
+  }
+}
+
+// Vector-Jacobian product; outputs that nothing depends on, or without a gradient, are left out.
+torch::autograd::variable_list pull_back(const std::vector<std::pair<Tensor, Tensor>> &outputs,
+                                         const std::vector<Tensor> &inputs)
+{
+  torch::autograd::variable_list roots, gradients;
+  for (const auto &[output, gradient] : outputs) {
+    if (!output.defined() || !output.requires_grad() || !gradient.defined()) continue;
+    roots.push_back(output);
+    gradients.push_back(gradient);
+  }
+  if (roots.empty() || inputs.empty()) return torch::autograd::variable_list(inputs.size());
+  return torch::autograd::grad(roots, inputs, gradients, std::nullopt, false, true);
+}
+
+class TorchEngine final : public Engine {
+ public:
+  explicit TorchEngine(const EngineOptions &options) : options_(options)
+  {
+    choose_device();
+    load();
+    TorchState state(options_.threads);
+    check_reference();
+  }
+
+  double cutoff() const override { return cutoff_; }
+  const std::vector<int> &atomic_numbers() const override { return atomic_numbers_; }
+  const std::vector<int> &exchange_widths() const override { return exchange_widths_; }
+  bool single() const override { return dtype_ == torch::kFloat32; }
+
+  std::string describe() const override
+  {
+    char text[160];
+    std::snprintf(text, sizeof(text),
+                  "cutoff %g, %zu layers, %s precision on %s, reference structure reproduced "
+                  "to %.1e",
+                  cutoff_, layers_.size(), single() ? "single" : "double", device_.str().c_str(),
+                  deviation_);
+    return text;
+  }
+
+  void evaluate(const Graph &graph, RowExchange *exchange, double *energies,
+                double *gradient) override
+  {
+    TorchState state(options_.threads);
+    if (graph.num_local == 0)
+      idle(graph, exchange);
+    else if (exchange)
+      in_layers(graph, *exchange, energies, gradient);
+    else
+      at_once(graph, energies, gradient);
+  }
+
+ private:
+  struct Inputs {
+    Tensor species, edge_vec, edge_src, edge_dst;
+  };
+
+  EngineOptions options_;
+  torch::Device device_ = torch::kCPU;
+  torch::ScalarType dtype_ = torch::kFloat64;
+  torch::jit::Module module_;
+  std::vector<torch::jit::Module> layers_;
+  double cutoff_ = 0.0, deviation_ = 0.0;
+  std::vector<int> atomic_numbers_, exchange_widths_;
+  std::vector<Tensor> features_;     // before each layer, own atoms and ghosts, reused; on the CPU
+  Tensor rows_;                      // gradients on their way back, reused; on the CPU
+
+  // torch's exceptions, but not those of the exchange, as one sentence
+  template <typename Call> auto guarded(const char *what, Call &&call)
+  {
+    try {
+      return call();
+    } catch (const EngineError &) {
+      throw;
+    } catch (const std::exception &error) {
+      throw EngineError(options_.path + ": torch failed in " + what + ": " + message_of(error));
+    }
+  }
+
+  void choose_device()
+  {
+    const std::string &name = options_.device;
+    if (name == "cpu") return;
+    const bool available = torch::cuda::is_available();
+    if (name == "auto" && !available) return;
+    const bool numbered = name.rfind("cuda:", 0) == 0 && name.size() > 5 && name.size() < 9 &&
+        std::all_of(name.begin() + 5, name.end(), [](char c) { return c >= '0' && c <= '9'; });
+    if (name != "auto" && name != "cuda" && !numbered)
+      throw EngineError("device '" + name + "' is none of cpu, cuda, cuda:N, auto");
+    if (!available)
+      throw EngineError("device " + name +
+                        " was asked for, but torch sees no CUDA GPU here: use device cpu, or a "
+                        "CUDA build of torch on a machine with a GPU");
+    const int count = static_cast<int>(torch::cuda::device_count());
+    const int index = numbered ? std::stoi(name.substr(5)) : options_.rank_on_machine % count;
+    if (index >= count)
+      throw EngineError("device " + name + " was asked for, but there are only " +
+                        std::to_string(count) + " GPUs, numbered from 0");
+    device_ = torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(index));
+  }
+
+  void load()
+  {
+    const std::string &path = options_.path;
+    if (access(path.c_str(), R_OK) != 0)
+      throw EngineError("there is no readable model file " + path);
+    const std::string foreign =
+        path + " is not an eqcalc potential file; make one with 'eqcalc export RUN -o model.pth'";
+    std::unordered_map<std::string, std::string> extra = {{METADATA_FILE, ""}};
+    try {
+      module_ = torch::jit::load(path, device_, extra);
+    } catch (const std::exception &) {
+      throw EngineError(foreign);
+    }
+    if (extra[METADATA_FILE].empty() || !module_.hasattr("format_version"))
+      throw EngineError(foreign);
+    const int64_t version = module_.attr("format_version").toInt();
+    if (version != FORMAT_VERSION)
+      throw EngineError(path + " has format version " + std::to_string(version) +
+                        ", but this pair style reads version " + std::to_string(FORMAT_VERSION) +
+                        (version > FORMAT_VERSION ? ": update eqcalc"
+                                                  : ": export the model again with this eqcalc"));
+    guarded("reading the file", [&] {
+      module_.eval();
+      cutoff_ = module_.attr("cutoff").toDouble();
+      for (int64_t z : module_.attr("atomic_numbers").toIntVector())
+        atomic_numbers_.push_back(static_cast<int>(z));
+      for (int64_t width : module_.attr("exchange_widths").toIntVector())
+        exchange_widths_.push_back(static_cast<int>(width));
+      for (const auto &layer : module_.attr("layers").toModule().children())
+        layers_.push_back(layer);
+      set_precision();
+    });
+    if (layers_.size() != exchange_widths_.size() + 1)
+      throw EngineError(path + " is inconsistent: " + std::to_string(layers_.size()) +
+                        " layers, but " + std::to_string(exchange_widths_.size()) +
+                        " widths to exchange; export the model again");
+    features_.resize(layers_.size());
+  }
+
+  // parameters and buffers take the precision of the calculation, those of reference_* do not
+  void set_precision()
+  {
+    std::vector<Tensor> tensors;
+    const auto collect = [&](const std::string &name, const Tensor &tensor) {
+      if (tensor.is_floating_point() && name.rfind(FLOAT64_PREFIX, 0) != 0)
+        tensors.push_back(tensor);
+    };
+    for (const auto &entry : module_.named_parameters()) {
+      entry.value.set_requires_grad(false);
+      collect(entry.name, entry.value);
+    }
+    for (const auto &entry : module_.named_buffers()) collect(entry.name, entry.value);
+    if (options_.precision == "single")
+      dtype_ = torch::kFloat32;
+    else if (options_.precision == "double" || tensors.empty())
+      dtype_ = torch::kFloat64;
+    else
+      dtype_ = tensors.front().scalar_type();
+    for (Tensor &tensor : tensors) tensor.set_data(tensor.to(dtype_));
+  }
+
+  template <typename T> Tensor wrap(const T *data, at::IntArrayRef shape) const
+  {
+    const auto dtype = c10::CppTypeToScalarType<T>::value;
+    return torch::from_blob(const_cast<T *>(data), shape, dtype).to(device_);
+  }
+
+  Inputs inputs(const Graph &graph) const
+  {
+    Tensor edge_vec = wrap(graph.edge_vec, {graph.num_edges, 3});
+    return {wrap(graph.species, {graph.num_nodes}), edge_vec.requires_grad_(true),
+            wrap(graph.edge_src, {graph.num_edges}), wrap(graph.edge_dst, {graph.num_edges})};
+  }
+
+  static void copy_out(const Tensor &tensor, double *out, int64_t count)
+  {
+    if (!tensor.defined()) {     // nothing depends on it
+      std::fill_n(out, count, 0.0);
+      return;
+    }
+    const Tensor flat = tensor.detach().to(torch::kCPU, torch::kFloat64).contiguous();
+    std::memcpy(out, flat.const_data_ptr<double>(), count * sizeof(double));
+  }
+
+  // no ghosts: one call of the module
+  void at_once(const Graph &graph, double *energies, double *gradient)
+  {
+    guarded("the model", [&] {
+      const Inputs in = inputs(graph);
+      const Tensor each =
+          module_.forward({in.species, in.edge_vec, in.edge_src, in.edge_dst, graph.num_local})
+              .toTensor();
+      const auto g = pull_back({{each, torch::ones_like(each)}}, {in.edge_vec});
+      copy_out(each, energies, graph.num_local);
+      copy_out(g[0], gradient, 3 * graph.num_edges);
+    });
+  }
+
+  // The same network layer by layer, ghost features exchanged in between. The backward pass is
+  // driven by hand, so that every process makes every exchange, on its main thread.
+  void in_layers(const Graph &graph, RowExchange &exchange, double *energies, double *gradient)
+  {
+    const size_t num_layers = layers_.size();
+    std::vector<Tensor> node_feats_in(num_layers), node_feats_out(num_layers), readout(num_layers);
+    Inputs in;
+    Cut edges;
+    IValue cut_edges;
+    Tensor total;
+    guarded("the model", [&] {
+      in = inputs(graph);
+      cut_edges = edges.apply(module_.get_method("edges")(
+          {in.species, in.edge_vec, in.edge_src, in.edge_dst}));
+      node_feats_in[0] = module_.get_method("embed")({in.species}).toTensor();
+      total = torch::zeros({graph.num_local}, in.edge_vec.options()).detach();
+    });
+
+    for (size_t k = 0; k < num_layers; k++) {
+      if (k > 0) node_feats_in[k] = with_ghosts(k, node_feats_out[k - 1], graph, exchange);
+      guarded("the model", [&] {
+        const auto out =
+            layers_[k].forward({node_feats_in[k], cut_edges, graph.num_local}).toTuple();
+        node_feats_out[k] = out->elements()[0].toTensor();
+        readout[k] = out->elements()[1].toTensor();
+        total = total + readout[k].detach();
+      });
+    }
+
+    std::vector<Tensor> edge_gradients(edges.leaves.size());
+    Tensor total_gradient;
+    guarded("the model", [&] {
+      total.requires_grad_(true);
+      const Tensor each =
+          module_.get_method("finish")({in.species, cut_edges, total}).toTensor();
+      copy_out(each, energies, graph.num_local);
+      std::vector<Tensor> sources = edges.leaves;
+      sources.push_back(total);
+      auto g = pull_back({{each, torch::ones_like(each)}}, sources);
+      total_gradient = g.back();
+      g.pop_back();
+      accumulate(edge_gradients, g);
+    });
+
+    Tensor feats_gradient;     // of node_feats_out[k]
+    for (size_t k = num_layers; k-- > 0;) {
+      Tensor with_ghost_rows;
+      guarded("the model's gradient", [&] {
+        std::vector<Tensor> sources = edges.leaves;
+        if (k > 0) sources.push_back(node_feats_in[k]);
+        auto g = pull_back(
+            {{node_feats_out[k], feats_gradient},
+             {readout[k], total_gradient.defined() ? total_gradient.to(readout[k].scalar_type())
+                                                   : total_gradient}},
+            sources);
+        if (k > 0) {
+          with_ghost_rows = g.back();
+          g.pop_back();
+        }
+        accumulate(edge_gradients, g);
+        node_feats_in[k] = node_feats_out[k] = readout[k] = Tensor();
+      });
+      if (k > 0) feats_gradient = to_owners(k, with_ghost_rows, graph, exchange);
+    }
+
+    guarded("the model's gradient", [&] {
+      std::vector<std::pair<Tensor, Tensor>> outputs;
+      for (size_t n = 0; n < edges.originals.size(); n++)
+        outputs.emplace_back(edges.originals[n], edge_gradients[n]);
+      copy_out(pull_back(outputs, {in.edge_vec})[0], gradient, 3 * graph.num_edges);
+    });
+  }
+
+  // a process without atoms takes part in the exchanges only: ghosts pass through it
+  void idle(const Graph &graph, RowExchange *exchange)
+  {
+    if (!exchange) return;
+    for (int width : exchange_widths_)
+      exchange->forward(rows_of(storage(rows_, graph.num_rows, width)));
+    for (auto width = exchange_widths_.rbegin(); width != exchange_widths_.rend(); ++width) {
+      Tensor zero = storage(rows_, graph.num_rows, *width);
+      zero.zero_();
+      exchange->reverse(rows_of(zero));
+    }
+  }
+
+  // own features [num_local, width] -> own and ghost features [num_nodes, width], a leaf
+  Tensor with_ghosts(size_t k, const Tensor &own, const Graph &graph, RowExchange &exchange)
+  {
+    Tensor rows;
+    guarded("the model", [&] {
+      if (own.size(1) != exchange_widths_[k - 1])
+        throw EngineError(options_.path + " is inconsistent: layer " + std::to_string(k) +
+                          " takes " + std::to_string(own.size(1)) + " columns, not the " +
+                          std::to_string(exchange_widths_[k - 1]) + " that the file promises");
+      rows = storage(features_[k], graph.num_rows, own.size(1));
+      rows.narrow(0, 0, graph.num_local).copy_(own.detach());
+    });
+    exchange.forward(rows_of(rows));
+    return guarded("the model", [&] {
+      return rows.narrow(0, 0, graph.num_nodes).to(device_).detach().requires_grad_(true);
+    });
+  }
+
+  // gradients of own and ghost features [num_nodes, width] -> of own ones, complete
+  Tensor to_owners(size_t k, const Tensor &gradient, const Graph &graph, RowExchange &exchange)
+  {
+    Tensor rows;
+    guarded("the model's gradient", [&] {
+      rows = storage(rows_, graph.num_rows, exchange_widths_[k - 1]);
+      if (gradient.defined())
+        rows.narrow(0, 0, graph.num_nodes).copy_(gradient);
+      else
+        rows.narrow(0, 0, graph.num_nodes).zero_();
+      rows.narrow(0, graph.num_nodes, graph.num_rows - graph.num_nodes).zero_();
+    });
+    exchange.reverse(rows_of(rows));
+    return guarded("the model's gradient",
+                   [&] { return rows.narrow(0, 0, graph.num_local).to(device_); });
+  }
+
+  // [rows, width] of a buffer on the CPU that grows and never shrinks
+  Tensor storage(Tensor &buffer, int64_t rows, int64_t width) const
+  {
+    const int64_t need = rows * width;
+    if (!buffer.defined() || buffer.numel() < need)
+      buffer = torch::empty({need + need / 8}, torch::TensorOptions().dtype(dtype_));
+    return buffer.narrow(0, 0, need).view({rows, width});
+  }
+
+  Rows rows_of(const Tensor &tensor) const
+  {
+    return {tensor.data_ptr(), static_cast<int>(tensor.size(1)), single()};
+  }
+
+  // The structure inside the file, evaluated again by the path that will be used.
+  void check_reference()
+  {
+    struct Nothing : RowExchange {     // no ghosts, nothing to exchange
+      void forward(const Rows &) override {}
+      void reverse(const Rows &) override {}
+    } nothing;
+
+    const auto reference = module_.attr("reference_structure").toModule();
+    const auto column = [&](const char *name, torch::ScalarType type) {
+      return reference.attr(name).toTensor().to(torch::kCPU, type).contiguous();
+    };
+    const Tensor species = column("species", torch::kInt64);
+    const Tensor edge_src = column("edge_src", torch::kInt64);
+    const Tensor edge_dst = column("edge_dst", torch::kInt64);
+    const Tensor edge_vec = column("edge_vec", torch::kFloat64);
+    Graph graph;
+    graph.num_local = graph.num_nodes = graph.num_rows = species.size(0);
+    graph.species = species.const_data_ptr<int64_t>();
+    graph.num_edges = edge_src.size(0);
+    graph.edge_src = edge_src.const_data_ptr<int64_t>();
+    graph.edge_dst = edge_dst.const_data_ptr<int64_t>();
+    graph.edge_vec = edge_vec.const_data_ptr<double>();
+
+    Tensor energies = torch::empty({graph.num_local}, torch::kFloat64);
+    Tensor gradient = torch::empty({graph.num_edges, 3}, torch::kFloat64);
+    evaluate(graph, options_.with_exchange ? &nothing : nullptr, energies.data_ptr<double>(),
+             gradient.data_ptr<double>());
+
+    const auto forces = torch::zeros({graph.num_local, 3}, torch::kFloat64)
+                            .index_add(0, edge_dst, gradient)
+                            .index_add(0, edge_src, -gradient);
+    const auto outer = edge_vec.t().matmul(gradient);
+    const auto strain = 0.5 * (outer + outer.t());
+    const auto largest = [&](const Tensor &got, const char *name) {
+      const Tensor difference = (got - column(name, torch::kFloat64)).abs();
+      return difference.numel() ? difference.max().item<double>() : 0.0;
+    };
+    const double of_energies = largest(energies, "energies");
+    const double of_forces = largest(forces, "forces");
+    const double of_strain = largest(strain, "strain") / std::max<int64_t>(graph.num_local, 1);
+    const double allowed = single() ? TOLERANCE_SINGLE : TOLERANCE_DOUBLE;
+    deviation_ = std::max({of_energies, of_forces, of_strain});
+    if (of_energies <= allowed && of_forces <= allowed && of_strain <= allowed) return;
+    char figures[160];
+    std::snprintf(figures, sizeof(figures),
+                  "(deviations: energies %.1e, forces %.1e, strain %.1e in eV and Å; allowed %.0e)",
+                  of_energies, of_forces, of_strain, allowed);
+    throw EngineError(options_.path + " does not reproduce its own reference structure here " +
+                      figures + ": the file, torch or the device is faulty; export the model again");
+  }
+};
+
+}    // namespace
+
+extern "C" EQCALC_PUBLIC Engine *eqcalc_create_engine(const EngineOptions &options)
+{
+  try {
+    return new TorchEngine(options);
+  } catch (const EngineError &) {
+    throw;
+  } catch (const std::exception &error) {
+    throw EngineError(options.path + ": torch failed: " + message_of(error));
+  }
+}
+
+}    // namespace eqcalc

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// Energies and gradients from a potential file. This side knows torch and nothing of LAMMPS; the
+// other side includes this header and nothing of torch.
+//
+// With r_ij = r_j - r_i the vector of edge (centre i <- neighbour j), E_i the atomic energies and
+// E their sum, evaluate() returns E_i and g_ij = dE/dr_ij, from which everything else follows.
+
+#ifndef EQCALC_ENGINE_H
+#define EQCALC_ENGINE_H
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#define EQCALC_PUBLIC __attribute__((visibility("default")))
+
+namespace eqcalc {
+
+// what went wrong, in one sentence for the user
+class EQCALC_PUBLIC EngineError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct EngineOptions {
+  std::string path;               // the potential file
+  std::string precision;          // "single", "double"; empty takes the file's own
+  std::string device = "cpu";     // "cpu", "cuda", "cuda:N", "auto"
+  int threads = 0;                // of torch, during calls only; 0 leaves them alone
+  int rank_on_machine = 0;        // picks the GPU where "cuda" names none
+  bool with_exchange = false;     // evaluate() will be given a RowExchange
+};
+
+// One row per atom: first this process's own atoms, then its ghosts.
+struct Rows {
+  void *data;      // [num_rows, width], float or double
+  int width;
+  bool single;     // float
+};
+
+// Both calls are collective: every process makes the same sequence of them in each evaluate().
+class RowExchange {
+ public:
+  virtual ~RowExchange() = default;
+  virtual void forward(const Rows &) = 0;     // own rows -> rows of their ghosts, everywhere
+  virtual void reverse(const Rows &) = 0;     // rows of ghosts are added to their owner's
+};
+
+// Rows are numbered own atoms first, then the ghosts that edges refer to, then ghosts that only
+// pass through here on their way to other processes.
+struct Graph {
+  int64_t num_local = 0;                   // own atoms
+  int64_t num_nodes = 0;                   // ... and the ghosts that edges refer to
+  int64_t num_rows = 0;                    // ... and all other ghosts
+  const int64_t *species = nullptr;        // [num_nodes]
+  int64_t num_edges = 0;
+  const int64_t *edge_src = nullptr;       // [num_edges] neighbour j
+  const int64_t *edge_dst = nullptr;       // [num_edges] centre i, ascending
+  const double *edge_vec = nullptr;        // [num_edges, 3] Å, centre -> neighbour
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  virtual double cutoff() const = 0;                                // Å
+  virtual const std::vector<int> &atomic_numbers() const = 0;       // of each species
+  virtual const std::vector<int> &exchange_widths() const = 0;      // columns before layer 1, 2, ...
+  virtual bool single() const = 0;                                  // float network
+  virtual std::string describe() const = 0;                         // for a log file
+
+  // energies [num_local] eV, gradient [num_edges, 3] eV/Å. Without exchange there are no ghosts.
+  virtual void evaluate(const Graph &, RowExchange *exchange, double *energies,
+                        double *gradient) = 0;
+};
+
+// The one symbol of the engine's library. Opens the file and evaluates the reference structure
+// that it carries; throws EngineError where that fails.
+using EngineFactory = Engine *(const EngineOptions &);
+constexpr const char *ENGINE_FACTORY_NAME = "eqcalc_create_engine";
+
+}    // namespace eqcalc
+
+#endif

@@ -1,0 +1,717 @@
+/* ----------------------------------------------------------------------
+   Part of eqcalc; compiled against the headers of LAMMPS (https://www.lammps.org) and therefore
+   distributed under the GNU General Public License, version 2.
+   SPDX-License-Identifier: GPL-2.0-only
+------------------------------------------------------------------------- */
+
+#include "pair_equivariant.h"
+
+#include "engine.h"
+
+#include "atom.h"
+#include "comm.h"
+#include "domain.h"
+#include "error.h"
+#include "force.h"
+#include "memory.h"
+#include "neigh_list.h"
+#include "neighbor.h"
+#include "platform.h"
+#include "update.h"
+#include "utils.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include <dlfcn.h>
+
+using namespace LAMMPS_NS;
+
+// by atomic number
+static constexpr const char *SYMBOLS[] = {
+    "X",  "H",  "He", "Li", "Be", "B",  "C",  "N",  "O",  "F",  "Ne", "Na", "Mg", "Al", "Si",
+    "P",  "S",  "Cl", "Ar", "K",  "Ca", "Sc", "Ti", "V",  "Cr", "Mn", "Fe", "Co", "Ni", "Cu",
+    "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y",  "Zr", "Nb", "Mo", "Tc", "Ru",
+    "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I",  "Xe", "Cs", "Ba", "La", "Ce", "Pr",
+    "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W",
+    "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac",
+    "Th", "Pa", "U",  "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf",
+    "Db", "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
+static constexpr int NUM_SYMBOLS = sizeof(SYMBOLS) / sizeof(SYMBOLS[0]);
+
+// components of a 3x3 tensor in the order of cvatom; the first six name the symmetric ones
+static constexpr int ROW_OF[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2};
+static constexpr int COLUMN_OF[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
+
+/* ----------------------------------------------------------------------
+   The engine's library lies beside the plugin. It is opened when a potential is, so that LAMMPS
+   starts without torch wherever no equivariant potential is used.
+------------------------------------------------------------------------- */
+
+struct PairEquivariant::Engine {
+  std::unique_ptr<eqcalc::Engine> potential;
+
+  explicit Engine(const eqcalc::EngineOptions &options) : potential(factory()(options)) {}
+
+ private:
+  static eqcalc::EngineFactory *factory()
+  {
+    Dl_info plugin;
+    dladdr(reinterpret_cast<const void *>(&factory), &plugin);
+    std::string path = plugin.dli_fname;
+    path = path.substr(0, path.rfind('/') + 1) + "equivariantengine.so";
+    void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);     // stays open
+    void *symbol = library ? dlsym(library, eqcalc::ENGINE_FACTORY_NAME) : nullptr;
+    if (!symbol)
+      throw eqcalc::EngineError(std::string("the engine cannot be loaded (") + dlerror() +
+                                "): run 'eqcalc lammps doctor'");
+    return reinterpret_cast<eqcalc::EngineFactory *>(symbol);
+  }
+};
+
+/* ---------------------------------------------------------------------- */
+
+struct PairEquivariant::Exchange : eqcalc::RowExchange {
+  PairEquivariant &pair;
+  double seconds = 0.0;
+
+  explicit Exchange(PairEquivariant &pair) : pair(pair) {}
+
+  void forward(const eqcalc::Rows &rows) override
+  {
+    const double start = platform::walltime();
+    pair.forward(payload(rows));
+    seconds += platform::walltime() - start;
+  }
+
+  void reverse(const eqcalc::Rows &rows) override
+  {
+    const double start = platform::walltime();
+    pair.reverse(payload(rows));
+    seconds += platform::walltime() - start;
+  }
+
+  Payload payload(const eqcalc::Rows &rows) const
+  {
+    Payload result;
+    if (rows.single)
+      result.singles = static_cast<float *>(rows.data);
+    else
+      result.values = static_cast<double *>(rows.data);
+    result.width = rows.width;
+    result.row_of_atom = pair.row_of_atom.data();
+    return result;
+  }
+};
+
+/* ---------------------------------------------------------------------- */
+
+PairEquivariant::PairEquivariant(LAMMPS *lmp) :
+    Pair(lmp), device("cpu"), threads(0), timing(false), cutoff(0.0), energy_unit(1.0),
+    num_nodes(0), num_rows(0), graph_build(-1), num_calls(0), num_atom_calls(0.0)
+{
+  single_enable = 0;
+  restartinfo = 0;
+  one_coeff = 1;
+  manybody_flag = 1;
+  no_virial_fdotr_compute = 1;
+  centroidstressflag = CENTROID_AVAIL;
+  seconds.fill(0.0);
+}
+
+/* ---------------------------------------------------------------------- */
+
+PairEquivariant::~PairEquivariant()
+{
+  if (copymode || !allocated) return;
+  memory->destroy(setflag);
+  memory->destroy(cutsq);
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::allocate()
+{
+  const int n = atom->ntypes + 1;
+  if (!allocated) {
+    memory->create(setflag, n, n, "pair:setflag");
+    memory->create(cutsq, n, n, "pair:cutsq");
+    allocated = 1;
+  }
+  for (int i = 0; i < n; i++)
+    for (int j = 0; j < n; j++) {
+      setflag[i][j] = 0;
+      cutsq[i][j] = 0.0;
+    }
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::settings(int narg, char **arg)
+{
+  precision.clear();
+  device = "cpu";
+  threads = 0;
+  timing = false;
+
+  for (int iarg = 0; iarg < narg; iarg += 2) {
+    const std::string key = arg[iarg];
+    if (key != "precision" && key != "device" && key != "threads" && key != "timing")
+      error->all(FLERR,
+                 "Pair style equivariant does not know the keyword '{}'; it knows precision, "
+                 "device, threads and timing",
+                 key);
+    if (iarg + 1 == narg) error->all(FLERR, "Pair style equivariant: '{}' needs a value", key);
+    const std::string value = arg[iarg + 1];
+    if (key == "precision") {
+      if (value != "single" && value != "double")
+        error->all(FLERR, "Pair style equivariant: precision must be single or double, not '{}'",
+                   value);
+      precision = value;
+    } else if (key == "device") {
+      device = value;
+    } else if (key == "threads") {
+      threads = utils::inumeric(FLERR, value, false, lmp);
+      if (threads < 1)
+        error->all(FLERR, "Pair style equivariant: threads must be at least 1, not {}", threads);
+    } else {
+      timing = utils::logical(FLERR, value, false, lmp) != 0;
+    }
+  }
+
+  // a potential opened with other settings is void
+  engine.reset();
+  if (allocated) allocate();
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::coeff(int narg, char **arg)
+{
+  const int ntypes = atom->ntypes;
+  if (narg < 3 || strcmp(arg[0], "*") != 0 || strcmp(arg[1], "*") != 0)
+    error->all(FLERR,
+               "Pair style equivariant: expected 'pair_coeff * * model.pth' and one element, or "
+               "NULL, for each atom type");
+  if (narg != 3 + ntypes)
+    error->all(FLERR,
+               "Pair style equivariant: pair_coeff names {} elements, but there are {} atom "
+               "types: give one element, or NULL, for each",
+               narg - 3, ntypes);
+  allocate();
+
+  eqcalc::EngineOptions options;
+  options.path = arg[2];
+  options.precision = precision;
+  options.device = device;
+  options.threads = threads;
+  options.rank_on_machine = (device == "cpu") ? 0 : rank_on_machine();
+  options.with_exchange = comm->nprocs > 1;
+  std::string problem;
+  engine.reset();
+  try {
+    engine = std::make_unique<Engine>(options);
+  } catch (const std::exception &e) {
+    problem = e.what();
+  }
+  stop_together(problem);
+
+  const auto &model = *engine->potential;
+  cutoff = model.cutoff();
+
+  // types of the run -> species of the model
+
+  const auto &numbers = model.atomic_numbers();
+  std::string known;
+  for (int z : numbers) known += (known.empty() ? "" : ", ") + std::string(SYMBOLS[z]);
+  type2species.assign(ntypes + 1, -1);
+  int mapped = 0;
+  for (int itype = 1; itype <= ntypes; itype++) {
+    const std::string element = arg[2 + itype];
+    if (element == "NULL") continue;
+    for (std::size_t k = 0; k < numbers.size(); k++)
+      if (numbers[k] > 0 && numbers[k] < NUM_SYMBOLS && element == SYMBOLS[numbers[k]])
+        type2species[itype] = static_cast<int>(k);
+    if (type2species[itype] < 0)
+      error->all(FLERR,
+                 "Pair style equivariant: {} knows {}, but pair_coeff names {} for atom type {}",
+                 options.path, known, element, itype);
+    mapped++;
+  }
+  if (!mapped)
+    error->all(FLERR, "Pair style equivariant: pair_coeff names an element for no atom type");
+  for (int i = 1; i <= ntypes; i++)
+    for (int j = 1; j <= ntypes; j++)
+      setflag[i][j] = (type2species[i] >= 0 && type2species[j] >= 0) ? 1 : 0;
+
+  // sizes of messages: the widest layer, the map of ghosts to owners, virials
+
+  Payload widest;
+  float dummy;
+  widest.singles = model.single() ? &dummy : nullptr;
+  for (int width : model.exchange_widths()) widest.width = std::max(widest.width, width);
+  comm_forward = std::max(1, widest.doubles());
+  comm_reverse = comm_reverse_off = std::max(9, widest.doubles());
+
+  if (comm->me == 0)
+    utils::logmesg(lmp, "Pair style equivariant: {} ({}), {}\n", options.path, known,
+                   model.describe());
+}
+
+/* ----------------------------------------------------------------------
+   stop all processes with the sentence of the first that has one
+------------------------------------------------------------------------- */
+
+void PairEquivariant::stop_together(const std::string &problem)
+{
+  int mine = problem.empty() ? comm->nprocs : comm->me, first;
+  MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world);
+  if (first == comm->nprocs) return;
+  std::string sentence = problem;
+  int length = static_cast<int>(sentence.size());
+  MPI_Bcast(&length, 1, MPI_INT, first, world);
+  sentence.resize(length);
+  MPI_Bcast(sentence.data(), length, MPI_CHAR, first, world);
+  error->all(FLERR, "Pair style equivariant: {}", sentence);
+}
+
+/* ---------------------------------------------------------------------- */
+
+int PairEquivariant::rank_on_machine() const
+{
+  MPI_Comm machine;
+  int rank;
+  MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, comm->me, MPI_INFO_NULL, &machine);
+  MPI_Comm_rank(machine, &rank);
+  MPI_Comm_free(&machine);
+  return rank;
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::init_style()
+{
+  if (!engine)
+    error->all(FLERR, "Pair style equivariant: pair_coeff must follow pair_style");
+
+  if (strcmp(update->unit_style, "metal") == 0)
+    energy_unit = 1.0;
+  else if (strcmp(update->unit_style, "real") == 0)
+    energy_unit = utils::get_conversion_factor(utils::ENERGY, utils::METAL2REAL);
+  else
+    error->all(FLERR, "Pair style equivariant needs units metal or real, not {}",
+               update->unit_style);
+
+  if (!atom->tag_enable)
+    error->all(FLERR, "Pair style equivariant needs atom ids: leave out 'atom_modify id no'");
+  if (utils::strmatch(update->integrate_style, "^respa"))
+    error->all(FLERR, "Pair style equivariant does not support run_style respa");
+  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
+    error->all(FLERR,
+               "Pair style equivariant does not support neigh_modify exclude: the network needs "
+               "all neighbors of an atom");
+  if (neighbor->includegroup)
+    error->all(FLERR,
+               "Pair style equivariant does not support neigh_modify include: the network needs "
+               "all neighbors of an atom");
+  if (atom->molecular != Atom::ATOMIC)
+    for (int k = 1; k < 4; k++)
+      if (force->special_lj[k] != 1.0)
+        error->all(FLERR,
+                   "Pair style equivariant needs 'special_bonds lj/coul 1 1 1': with other factors "
+                   "LAMMPS leaves bonded neighbors out");
+
+  neighbor->add_request(this, NeighConst::REQ_FULL);
+
+  // A hybrid style has taken the largest sizes of messages of its parts before pair_coeff. They
+  // have to be known before the buffers are made, which is after this function.
+
+  if (force->pair != this) {
+    force->pair->comm_forward = std::max(force->pair->comm_forward, comm_forward);
+    force->pair->comm_reverse = std::max(force->pair->comm_reverse, comm_reverse);
+    force->pair->comm_reverse_off = std::max(force->pair->comm_reverse_off, comm_reverse_off);
+  }
+
+  graph_build = -1;
+  seconds.fill(0.0);
+  num_calls = 0;
+  num_atom_calls = 0.0;
+}
+
+/* ---------------------------------------------------------------------- */
+
+double PairEquivariant::init_one(int, int)
+{
+  return cutoff;
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::compute(int eflag, int vflag)
+{
+  ev_init(eflag, vflag);
+
+  double start = platform::walltime();
+  const auto elapsed = [&start] {
+    const double begin = start;
+    start = platform::walltime();
+    return start - begin;
+  };
+
+  if (neighbor->ago == 0 || neighbor->ncalls != graph_build ||
+      static_cast<int>(row_of_atom.size()) != atom->nlocal + atom->nghost)
+    number_rows();
+  build_edges();
+
+  eqcalc::Graph graph;
+  graph.num_local = static_cast<int64_t>(atom_of_row.size());
+  graph.num_nodes = num_nodes;
+  graph.num_rows = num_rows;
+  graph.species = species.data();
+  graph.num_edges = static_cast<int64_t>(edge_src.size());
+  graph.edge_src = edge_src.data();
+  graph.edge_dst = edge_dst.data();
+  graph.edge_vec = edge_vec.data();
+  energies.resize(graph.num_local);
+  gradient.resize(edge_vec.size());
+  seconds[EDGES] += elapsed();
+
+  Exchange exchange(*this);
+  try {
+    engine->potential->evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
+                                gradient.data());
+  } catch (const eqcalc::EngineError &e) {
+    error->one(FLERR, "Pair style equivariant: {}", e.what());
+  }
+  seconds[EXCHANGE] += exchange.seconds;
+  seconds[MODEL] += elapsed() - exchange.seconds;
+
+  check_finite();
+  tally();
+  seconds[TALLY] += elapsed();
+  num_calls++;
+  num_atom_calls += static_cast<double>(graph.num_local);
+}
+
+/* ----------------------------------------------------------------------
+   rows of own atoms, after each rebuild of the neighbor list
+------------------------------------------------------------------------- */
+
+void PairEquivariant::number_rows()
+{
+  const int nlocal = atom->nlocal;
+  const int nall = nlocal + atom->nghost;
+  const int *type = atom->type;
+
+  atom_of_row.clear();
+  row_of_atom.assign(nall, -1);
+  for (int ii = 0; ii < list->inum; ii++) {
+    const int i = list->ilist[ii];
+    if (type2species[type[i]] < 0) continue;
+    row_of_atom[i] = static_cast<int>(atom_of_row.size());
+    atom_of_row.push_back(i);
+  }
+  for (int i = 0; i < nlocal; i++)
+    if (row_of_atom[i] < 0 && type2species[type[i]] >= 0)
+      error->one(FLERR, "Pair style equivariant: atom {} is not in the neighbor list",
+                 atom->tag[i]);
+
+  if (comm->nprocs == 1) {
+    owner_of_ghost.resize(nall);
+    for (int i = 0; i < nlocal; i++) owner_of_ghost[i] = i;
+    std::vector<double> indices(owner_of_ghost.begin(), owner_of_ghost.end());
+    Payload owners;
+    owners.values = indices.data();
+    owners.width = 1;
+    forward(owners);
+    for (int i = nlocal; i < nall; i++) {
+      owner_of_ghost[i] = static_cast<int>(indices[i]);
+      row_of_atom[i] = row_of_atom[owner_of_ghost[i]];
+    }
+  }
+  graph_build = neighbor->ncalls;
+}
+
+/* ----------------------------------------------------------------------
+   edges shorter than the cutoff, at every step: lists reach farther by the skin
+------------------------------------------------------------------------- */
+
+void PairEquivariant::build_edges()
+{
+  const double *const *x = atom->x;
+  const int *type = atom->type;
+  const int nlocal = atom->nlocal;
+  const bool single_process = comm->nprocs == 1;
+  const double cutoff_sq = cutoff * cutoff;
+
+  const std::size_t num_local = atom_of_row.size();
+  species.resize(num_local);
+  for (std::size_t row = 0; row < num_local; row++)
+    species[row] = type2species[type[atom_of_row[row]]];
+  if (!single_process) std::fill(row_of_atom.begin() + nlocal, row_of_atom.end(), -1);
+
+  edge_src.clear();
+  edge_dst.clear();
+  edge_neighbor.clear();
+  edge_vec.clear();
+  for (std::size_t row = 0; row < num_local; row++) {
+    const int i = atom_of_row[row];
+    const double xi = x[i][0], yi = x[i][1], zi = x[i][2];
+    if (!std::isfinite(xi + yi + zi))
+      error->one(FLERR,
+                 "Pair style equivariant: the position of atom {} is not finite ({}, {}, {}): the "
+                 "simulation blew up",
+                 atom->tag[i], xi, yi, zi);
+    const int *neighbors = list->firstneigh[i];
+    for (int jj = 0; jj < list->numneigh[i]; jj++) {
+      int j = neighbors[jj] & NEIGHMASK;
+      const double dx = x[j][0] - xi, dy = x[j][1] - yi, dz = x[j][2] - zi;
+      if (dx * dx + dy * dy + dz * dz >= cutoff_sq) continue;
+      if (type2species[type[j]] < 0) continue;
+      if (single_process) {
+        j = owner_of_ghost[j];
+      } else if (row_of_atom[j] < 0) {     // a ghost met for the first time
+        row_of_atom[j] = static_cast<int>(species.size());
+        species.push_back(type2species[type[j]]);
+      }
+      edge_src.push_back(row_of_atom[j]);
+      edge_dst.push_back(static_cast<int64_t>(row));
+      edge_neighbor.push_back(j);
+      edge_vec.insert(edge_vec.end(), {dx, dy, dz});
+    }
+  }
+  num_nodes = num_rows = static_cast<bigint>(species.size());
+  if (!single_process) number_ghosts();
+}
+
+/* ----------------------------------------------------------------------
+   Ghosts without edges get the last rows: what other processes need of them may pass through here
+------------------------------------------------------------------------- */
+
+void PairEquivariant::number_ghosts()
+{
+  const int nall = atom->nlocal + atom->nghost;
+  for (int i = atom->nlocal; i < nall; i++)
+    if (row_of_atom[i] < 0 && type2species[atom->type[i]] >= 0)
+      row_of_atom[i] = static_cast<int>(num_rows++);
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::check_finite() const
+{
+  const auto stop = [this](const char *what, int i) {
+    error->one(FLERR,
+               "Pair style equivariant: the {} of atom {} at ({}, {}, {}) is not finite: the "
+               "simulation blew up, or left what the potential knows",
+               what, atom->tag[i], atom->x[i][0], atom->x[i][1], atom->x[i][2]);
+  };
+  for (std::size_t row = 0; row < energies.size(); row++)
+    if (!std::isfinite(energies[row])) stop("energy", atom_of_row[row]);
+  for (std::size_t k = 0; k < gradient.size(); k++)
+    if (!std::isfinite(gradient[k])) stop("force", atom_of_row[edge_dst[k / 3]]);
+}
+
+/* ----------------------------------------------------------------------
+   F_i = sum_j g_ij - sum_j g_ji,   W_j = - sum_i r_ij (x) g_ij
+   The virial goes to the neighbor j, because an energy current is then - sum_j W_j v_j:
+   Fan et al., Phys. Rev. B 92, 094301 (2015), eqs. 19-23.
+------------------------------------------------------------------------- */
+
+void PairEquivariant::tally()
+{
+  const bool single_process = comm->nprocs == 1;
+  const int nlocal = atom->nlocal;
+  const int nall = nlocal + atom->nghost;
+  const std::size_t num_edges = edge_src.size();
+  double **f = atom->f;
+
+  if (energy_unit != 1.0) {
+    for (double &value : energies) value *= energy_unit;
+    for (double &value : gradient) value *= energy_unit;
+  }
+
+  if (eflag_global)
+    for (double value : energies) eng_vdwl += value;
+  if (eflag_atom)
+    for (std::size_t row = 0; row < energies.size(); row++)
+      eatom[atom_of_row[row]] += energies[row];
+
+  // Without newton's third law across processes LAMMPS does not collect forces on ghosts.
+
+  const bool collect = !single_process && !force->newton_pair;
+  if (collect) ghost_forces.assign(3 * static_cast<std::size_t>(nall), 0.0);
+  for (std::size_t e = 0; e < num_edges; e++) {
+    const double *g = &gradient[3 * e];
+    const int i = atom_of_row[edge_dst[e]], j = edge_neighbor[e];
+    double *fj = (collect && j >= nlocal) ? &ghost_forces[3 * static_cast<std::size_t>(j)] : f[j];
+    for (int a = 0; a < 3; a++) {
+      f[i][a] += g[a];
+      fj[a] -= g[a];
+    }
+  }
+  if (collect) {
+    Payload forces;
+    forces.values = ghost_forces.data();
+    forces.width = 3;
+    reverse(forces);
+    for (int i = 0; i < nlocal; i++)
+      for (int a = 0; a < 3; a++) f[i][a] += ghost_forces[3 * static_cast<std::size_t>(i) + a];
+  }
+
+  if (vflag_global) {
+    double total[9] = {};
+    for (std::size_t e = 0; e < num_edges; e++)
+      for (int c = 0; c < 9; c++)
+        total[c] -= edge_vec[3 * e + ROW_OF[c]] * gradient[3 * e + COLUMN_OF[c]];
+    for (int c = 0; c < 3; c++) {
+      virial[c] += total[c];
+      virial[3 + c] += 0.5 * (total[3 + c] + total[6 + c]);
+    }
+  }
+  if (vflag_atom || cvflag_atom) {
+    atom_virials.assign(9 * static_cast<std::size_t>(nall), 0.0);
+    for (std::size_t e = 0; e < num_edges; e++) {
+      double *w = &atom_virials[9 * static_cast<std::size_t>(edge_neighbor[e])];
+      for (int c = 0; c < 9; c++)
+        w[c] -= edge_vec[3 * e + ROW_OF[c]] * gradient[3 * e + COLUMN_OF[c]];
+    }
+    if (!single_process) {
+      Payload virials;
+      virials.values = atom_virials.data();
+      virials.width = 9;
+      reverse(virials);
+    }
+    for (int i = 0; i < nlocal; i++) {
+      const double *w = &atom_virials[9 * static_cast<std::size_t>(i)];
+      if (vflag_atom)
+        for (int c = 0; c < 3; c++) {
+          vatom[i][c] += w[c];
+          vatom[i][3 + c] += 0.5 * (w[3 + c] + w[6 + c]);
+        }
+      if (cvflag_atom)
+        for (int c = 0; c < 9; c++) cvatom[i][c] += w[c];
+    }
+  }
+}
+
+/* ----------------------------------------------------------------------
+   communication: every process makes every call, with or without atoms
+------------------------------------------------------------------------- */
+
+void PairEquivariant::forward(const Payload &what)
+{
+  payload = what;
+  comm->forward_comm(this, payload.doubles());
+}
+
+void PairEquivariant::reverse(const Payload &what)
+{
+  payload = what;
+  comm->reverse_comm(this, payload.doubles());
+}
+
+/* ---------------------------------------------------------------------- */
+
+int PairEquivariant::pack_forward_comm(int n, int *indices, double *buf, int /*pbc_flag*/,
+                                       int * /*pbc*/)
+{
+  const std::size_t width = payload.width, doubles = payload.doubles();
+  for (int k = 0; k < n; k++, buf += doubles) {
+    const int row = payload.row_of_atom ? payload.row_of_atom[indices[k]] : indices[k];
+    if (row < 0)
+      std::fill_n(buf, doubles, 0.0);
+    else if (payload.singles)
+      memcpy(buf, payload.singles + row * width, width * sizeof(float));
+    else
+      memcpy(buf, payload.values + row * width, width * sizeof(double));
+  }
+  return n * static_cast<int>(doubles);
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::unpack_forward_comm(int n, int first, double *buf)
+{
+  const std::size_t width = payload.width, doubles = payload.doubles();
+  for (int k = first; k < first + n; k++, buf += doubles) {
+    const int row = payload.row_of_atom ? payload.row_of_atom[k] : k;
+    if (row < 0) continue;
+    if (payload.singles)
+      memcpy(payload.singles + row * width, buf, width * sizeof(float));
+    else
+      memcpy(payload.values + row * width, buf, width * sizeof(double));
+  }
+}
+
+/* ---------------------------------------------------------------------- */
+
+int PairEquivariant::pack_reverse_comm(int n, int first, double *buf)
+{
+  const std::size_t width = payload.width, doubles = payload.doubles();
+  for (int k = first; k < first + n; k++, buf += doubles) {
+    const int row = payload.row_of_atom ? payload.row_of_atom[k] : k;
+    if (row < 0)
+      std::fill_n(buf, doubles, 0.0);
+    else if (payload.singles)
+      memcpy(buf, payload.singles + row * width, width * sizeof(float));
+    else
+      memcpy(buf, payload.values + row * width, width * sizeof(double));
+  }
+  return n * static_cast<int>(doubles);
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::unpack_reverse_comm(int n, int *indices, double *buf)
+{
+  const std::size_t width = payload.width, doubles = payload.doubles();
+  for (int k = 0; k < n; k++, buf += doubles) {
+    const int row = payload.row_of_atom ? payload.row_of_atom[indices[k]] : indices[k];
+    if (row < 0) continue;
+    if (payload.singles) {
+      float *to = payload.singles + row * width;
+      const float *from = reinterpret_cast<const float *>(buf);
+      for (std::size_t c = 0; c < width; c++) to[c] += from[c];
+    } else {
+      double *to = payload.values + row * width;
+      for (std::size_t c = 0; c < width; c++) to[c] += buf[c];
+    }
+  }
+}
+
+/* ----------------------------------------------------------------------
+   with 'timing yes': where the time of the run went, mean over processes
+------------------------------------------------------------------------- */
+
+void PairEquivariant::finish()
+{
+  if (!timing || num_calls == 0) return;
+  std::array<double, NPHASES> total;
+  MPI_Allreduce(seconds.data(), total.data(), NPHASES, MPI_DOUBLE, MPI_SUM, world);
+  double atom_calls;
+  MPI_Allreduce(&num_atom_calls, &atom_calls, 1, MPI_DOUBLE, MPI_SUM, world);
+  if (comm->me != 0) return;
+  std::string text = fmt::format("Pair style equivariant: {} calls, microseconds per atom and call "
+                                 "summed over processes:",
+                                 num_calls);
+  const char *names[NPHASES] = {"edges", "model", "exchange", "forces"};
+  for (int p = 0; p < NPHASES; p++)
+    text += fmt::format(" {} {:.3f}{}", names[p], 1e6 * total[p] / std::max(1.0, atom_calls),
+                        p + 1 < NPHASES ? "," : "\n");
+  utils::logmesg(lmp, text);
+}
+
+/* ---------------------------------------------------------------------- */
+
+double PairEquivariant::memory_usage()
+{
+  const auto bytes = [](const auto &...vectors) {
+    return (0.0 + ... +
+            (static_cast<double>(vectors.capacity()) * sizeof(*vectors.data())));
+  };
+  return Pair::memory_usage() +
+      bytes(atom_of_row, row_of_atom, owner_of_ghost, species, edge_src, edge_dst, edge_neighbor,
+            edge_vec, energies, gradient, ghost_forces, atom_virials);
+}

@@ -1,0 +1,98 @@
+/* -*- c++ -*- ----------------------------------------------------------
+   Part of eqcalc; compiled against the headers of LAMMPS (https://www.lammps.org) and therefore
+   distributed under the GNU General Public License, version 2.
+   SPDX-License-Identifier: GPL-2.0-only
+------------------------------------------------------------------------- */
+
+#ifndef LMP_PAIR_EQUIVARIANT_H
+#define LMP_PAIR_EQUIVARIANT_H
+
+#include "pair.h"
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace LAMMPS_NS {
+
+// pair_style equivariant [precision single|double] [device cpu|cuda|cuda:N|auto] [threads N]
+//                        [timing yes|no]
+// pair_coeff * * model.pth El1 El2 ...      one element, or NULL, for each atom type
+
+class PairEquivariant : public Pair {
+ public:
+  PairEquivariant(class LAMMPS *);
+  ~PairEquivariant() override;
+
+  void settings(int, char **) override;
+  void coeff(int, char **) override;
+  void init_style() override;
+  double init_one(int, int) override;
+  void compute(int, int) override;
+  void finish() override;
+  double memory_usage() override;
+
+  int pack_forward_comm(int, int *, double *, int, int *) override;
+  void unpack_forward_comm(int, int, double *) override;
+  int pack_reverse_comm(int, int, double *) override;
+  void unpack_reverse_comm(int, int *, double *) override;
+
+ private:
+  struct Engine;       // the potential, in a library of its own
+  struct Exchange;     // lets it talk to other processes
+  std::unique_ptr<Engine> engine;
+
+  // keywords of pair_style
+  std::string precision, device;
+  int threads;
+  bool timing;
+
+  std::vector<int> type2species;     // [ntypes + 1], -1 for NULL
+  double cutoff;                     // Å
+  double energy_unit;                // eV in the units of the run
+
+  // The graph. Rows: own atoms in the order of the neighbor list, then ghosts (several processes
+  // only; a single one replaces ghosts by the atoms that they are images of).
+  std::vector<int> atom_of_row;              // own atoms only
+  std::vector<int> row_of_atom;              // own and ghost, -1 where the type is NULL
+  std::vector<int> owner_of_ghost;           // single process: own and ghost -> own
+  std::vector<int64_t> species;              // of rows
+  std::vector<int64_t> edge_src, edge_dst;   // rows
+  std::vector<int> edge_neighbor;            // atom whose force edge_src stands for
+  std::vector<double> edge_vec;              // Å, centre -> neighbour
+  std::vector<double> energies, gradient;    // of own rows; of edges
+  bigint num_nodes, num_rows;
+  bigint graph_build;                        // neighbor list that rows belong to
+
+  std::vector<double> ghost_forces, atom_virials;     // several processes: before they go home
+
+  // what the next forward_comm() or reverse_comm() carries: one row per atom
+  struct Payload {
+    double *values = nullptr;
+    float *singles = nullptr;              // instead of values; two travel in one double
+    int width = 0;
+    const int *row_of_atom = nullptr;      // null: row = atom
+    int doubles() const { return singles ? (width + 1) / 2 : width; }
+  } payload;
+
+  enum Phase { EDGES, MODEL, EXCHANGE, TALLY, NPHASES };
+  std::array<double, NPHASES> seconds;
+  bigint num_calls;
+  double num_atom_calls;
+
+  void allocate();
+  void stop_together(const std::string &problem);
+  int rank_on_machine() const;
+  void number_rows();
+  void build_edges();
+  void number_ghosts();
+  void check_finite() const;
+  void tally();
+  void forward(const Payload &);
+  void reverse(const Payload &);
+};
+
+}    // namespace LAMMPS_NS
+
+#endif
