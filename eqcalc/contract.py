@@ -1,4 +1,4 @@
-"""What the writers (`models`) and the readers (`export`, the pair style) of a potential file share."""
+"""What writers (`models`) and readers (`export`, the pair style) of a potential file share."""
 
 import torch
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ase.data import atomic_numbers as Z_OF
+from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
 
 from eqcalc.data.frames import Frame
@@ -52,9 +52,9 @@ def reference_energies(
             raise InputError(f"{frame.source} has {len(frame.atoms)} atoms, not one isolated atom.")
         known[int(frame.atoms.numbers[0])] = frame.energy
     for symbol, energy in (given or {}).items():
-        if symbol not in Z_OF:
+        if symbol not in number_of:
             raise InputError(f"data.reference_energies names '{symbol}': not a chemical symbol.")
-        known[Z_OF[symbol]] = float(energy)
+        known[number_of[symbol]] = float(energy)
     counts = composition(frames, atomic_numbers).astype(np.float64)
     atoms = counts.sum(axis=1)
     fixed = np.array([known[z] is not None for z in atomic_numbers])
@@ -94,22 +94,22 @@ def suspicious(frames: Sequence[Frame], statistics: Statistics) -> list[str]:
 
     # no electronic structure code puts an atom below Thomas-Fermi's -20.9 Z^(7/3) eV
     floor = -25.0 * (counts @ np.power(statistics.atomic_numbers, 7 / 3)) / atoms - 50.0
-    for n in np.flatnonzero((energy / atoms < floor) | (energy / atoms > 50.0))[:3]:
-        warnings.append(
-            f"{frames[n].source}: {energy[n] / atoms[n]:.6g} eV/atom is far outside what is "
-            f"plausible for {frames[n].atoms.get_chemical_formula()}; energies must be total "
-            "energies in eV."
-        )
-    spread = np.median(np.abs(residual - np.median(residual))) + 1e-3
-    for n in np.flatnonzero(np.abs(residual - np.median(residual)) > max(50 * spread, 2.0))[:3]:
-        warnings.append(
-            f"{frames[n].source} ({frames[n].config_type}): its energy is "
-            f"{residual[n]:+.3g} eV/atom away from the reference energies while half of all "
-            f"frames lie within {spread:.2g}; check this calculation."
-        )
+    impossible = np.flatnonzero((energy / atoms < floor) | (energy / atoms > 50.0))
+    warnings += [
+        f"{frames[n].source}: {energy[n] / atoms[n]:.6g} eV/atom is far outside what is plausible "
+        f"for {frames[n].atoms.get_chemical_formula()}; energies must be total energies in eV."
+        for n in impossible[:3]
+    ]
+    distance = np.abs(residual - np.median(residual))
+    typical = float(np.median(distance))
+    warnings += [
+        f"{frames[n].source} ({frames[n].config_type}): its energy is {residual[n]:+.3g} eV/atom "
+        f"away from the reference energies, while half of all frames lie within {typical:.2g}; "
+        "check this calculation."
+        for n in np.flatnonzero(distance > max(50 * (typical + 1e-3), 2.0))[:3]
+    ]
     moved = [f.forces for f in frames if f.forces is not None and np.abs(f.forces).max() > 1e-6]
     if len(moved) >= 10:
-        typical = float(np.median(np.abs(residual - np.median(residual))))
         ratio = typical / float(np.sqrt(np.square(np.concatenate(moved)).mean()))
         if ratio > 5.0:
             symbols = ", ".join(chemical_symbols[z] for z in statistics.atomic_numbers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import platform
@@ -50,7 +49,7 @@ def _machine() -> str:
 
 
 @lru_cache
-def compile_library(source: str) -> ctypes.CDLL:
+def compile_library(source: str) -> Path:
     """The library made of `source`, from the cache if it was made before.
 
     Safe when many processes start at once: each compiles into a folder of its own and renames.
@@ -78,4 +77,4 @@ def compile_library(source: str) -> ctypes.CDLL:
             if run.returncode:
                 raise InputError(f"{path} cannot compile eqcalc's kernels: {run.stderr[-600:]}")
             os.replace(made, library)
-    return ctypes.CDLL(str(library))
+    return library

@@ -2,8 +2,8 @@ r"""C++ for one Clebsch-Gordan convolution, with its first and second derivative
 
 The convolution is the gradient with respect to g of the form, linear in each of its arguments,
 
-    S(g, x, Y, R) = sum_e sum_p sum_c R^p_c[e] sum_{m1 m3} G^p_{m1 m3}[e] x_{m1 c}[src e] g_{m3 c}[dst e]
-    G^p_{m1 m3}   = sum_{m2} C^p_{m1 m2 m3} Y_{m2}
+    S(g, x, Y, R)  = sum_e sum_p sum_c R^p_c[e] sum_{m1 m3} G^p_{m1 m3}[e] x_{m1 c}[j] g_{m3 c}[i]
+    G^p_{m1 m3}[e] = sum_{m2} C^p_{m1 m2 m3} Y_{m2}[e],   e = (i <- j)
 
 so the kernels are
 
@@ -200,22 +200,19 @@ extern "C" void {name}_{tag}(I islands, const I *first, const I *src, const I *d
 """
 
 
-def source(convolution: Convolution, tag: str, scalar: str) -> str:
-    """The three kernels of one convolution; `scalar` is "float" or "double"."""
+def source(convolution: Convolution, tag: str) -> str:
+    """The three kernels of one convolution."""
     paths = kernel_paths(convolution)
     nx, ng = convolution.irreps_in.dim, convolution.irreps_out.dim
     nr, ny = convolution.num_weights, (convolution.l_max + 1) ** 2
 
     def rows(node: dict[str, tuple[str, int]], edge: dict[str, int], out: set[str]) -> str:
-        lines = [
-            f"      {'' if name in out else 'const '}T *__restrict {name}e = {name} + {at}[e] * {n};"
-            for name, (at, n) in node.items()
-        ]
-        lines += [
-            f"      {'' if name in out else 'const '}T *__restrict {name}e = {name} + e * {n};"
-            for name, n in edge.items()
-        ]
-        return "\n".join(lines)
+        places = {n: f"{at}[e] * {width}" for n, (at, width) in node.items()}
+        places |= {n: f"e * {width}" for n, width in edge.items()}
+        return "\n".join(
+            f"      {'' if n in out else 'const '}T *__restrict {n}e = {n} + {place};"
+            for n, place in places.items()
+        )
 
     def kernel(name: str, node: dict, edge: dict, out: list[str], body: list[str]) -> str:
         arguments = ", ".join(f"{'' if n in out else 'const '}T *{n}" for n in (*node, *edge))
@@ -258,5 +255,5 @@ def source(convolution: Convolution, tag: str, scalar: str) -> str:
 def library_source(convolutions: list[Convolution], scalar: str) -> str:
     """One translation unit for all layers of a model: kernels `forward_0`, `backward_0`, ..."""
     return _HEAD.format(scalar=scalar) + "".join(
-        source(c, str(k), scalar) for k, c in enumerate(convolutions)
+        source(c, str(k)) for k, c in enumerate(convolutions)
     )

@@ -7,6 +7,7 @@ results (to rounding) are the same. Exports are always made of the plain one.
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +25,16 @@ SCALARS = {torch.float32: "float", torch.float64: "double"}
 class _Kernels:
     """The three kernels of one layer, and the edges they run on."""
 
-    def __init__(self, library: ctypes.CDLL, layer: int) -> None:
+    def __init__(self, path: Path, layer: int) -> None:
+        self._made_of = path, layer
+        library = ctypes.CDLL(str(path))
         names = ("forward", "backward", "second")
         self.functions = {name: getattr(library, f"{name}_{layer}") for name in names}
         for function in self.functions.values():
             function.restype = None
+
+    def __reduce__(self) -> tuple[type, tuple[Path, int]]:  # copies and pickles open it again
+        return type(self), self._made_of
 
     def run(self, name: str, edges: tuple[Tensor, Tensor, Tensor], *arrays: Tensor) -> None:
         islands, src, dst = edges
@@ -93,7 +99,7 @@ def islands_of(edge_src: Tensor, edge_dst: Tensor, num_atoms: int) -> Tensor:
 class FusedConvolution(Convolution):
     """`Convolution` on the generated kernels; CPU, the precision they were generated for."""
 
-    def __init__(self, plain: Convolution, library: ctypes.CDLL, layer: int) -> None:
+    def __init__(self, plain: Convolution, library: Path, layer: int) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in plain.__dict__.items() if k != "_buffers"})
         self._buffers = plain._buffers

@@ -41,8 +41,8 @@ class Potential(nn.Module):
         cutoff: Å.
         exchange_widths: columns of the features that layer k = 1, 2, ... takes.
 
-    Precision: parameters and constants outside the submodules named `reference_*` take the
-    precision of the calculation (`eqcalc.contract.set_precision`); the rest, and the energies, are float64.
+    Precision: parameters and constants outside the submodules named `reference_*` take that of the
+    calculation (`eqcalc.contract.set_precision`); the rest, and the energies, are float64.
     """
 
     format_version: int

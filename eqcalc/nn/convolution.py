@@ -2,7 +2,7 @@ r"""Clebsch-Gordan convolution (Thomas et al., arXiv:1802.08219, eq. 3; NequIP, 
 
 For every path p = (l1, l2 -> l3) and channel c
 
-    m_i^{p c m3} = sum_{j in N(i)} R^p_c(r_ij) sum_{m1 m2} C^p_{m1 m2 m3} x_j^{l1 c m1} Y_{l2 m2}(r_ij)
+    m_i^{p c m3} = sum_j R^p_c(r_ij) sum_{m1 m2} C^p_{m1 m2 m3} x_j^{l1 c m1} Y_{l2 m2}(r_ij)
 
 with C = sqrt(2 l3 + 1) times the Wigner 3j symbol. Channels are not mixed here.
 

@@ -13,6 +13,7 @@ Gasteiger, Groß and Günnemann, ICLR 2020 (arXiv:2003.03123), eqs. 7 and 8:
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class RadialNetwork(nn.Module):
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(a, b)) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Parameter(torch.randn(a, b)) for a, b in pairwise(widths)
         )
         self.num_layers = len(widths) - 1
 

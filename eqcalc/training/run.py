@@ -301,7 +301,7 @@ def load_run(out: str | Path) -> tuple[Config, NequIP, dict[str, Any]]:
 
 def finish(out: Path, train_set: FrameDataset, val_set: FrameDataset) -> dict[str, Any]:
     """Errors of the best model, figures, summary and export of a run."""
-    config, model, setup = load_run(out)
+    _, model, setup = load_run(out)
     results = {"train": evaluate(model, train_set), "validation": evaluate(model, val_set)}
     summary = {
         "best_epoch": setup["epoch"],

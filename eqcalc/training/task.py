@@ -48,11 +48,10 @@ class Errors:
 
     def add(self, difference: dict[str, torch.Tensor]) -> None:
         """Differences as from `residuals`, eV and Å."""
-        for name, d in difference.items():
-            d = d.detach()
-            self.absolute[name] += float(d.abs().sum())
-            self.square[name] += float(d.square().sum())
-            self.count[name] += d.numel()
+        for name, values in difference.items():
+            self.absolute[name] += float(values.detach().abs().sum())
+            self.square[name] += float(values.detach().square().sum())
+            self.count[name] += values.numel()
 
     def summary(self) -> dict[str, dict[str, float]]:
         """{quantity: {mae, rmse, count}} in the units of `UNITS`; absent labels are left out."""

@@ -1,0 +1,164 @@
+"""The `eqcalc` command: thin layers over the package's functions.
+
+Nothing heavy is imported before a command needs it, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eqcalc.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From DFT data to molecular dynamics with an E(3)-equivariant interatomic potential.",
+)
+check_app = typer.Typer(no_args_is_help=True, help="Is the potential what it claims to be?")
+lammps_app = typer.Typer(no_args_is_help=True, help="The pair style for LAMMPS.")
+app.add_typer(check_app, name="check")
+app.add_typer(lammps_app, name="lammps")
+
+Model = Annotated[str, typer.Argument(help="A potential file, or a bundled model's name: si.")]
+
+
+@app.command()
+def train(
+    source: Annotated[
+        Path, typer.Argument(help="A TOML config, or training frames in any format that ASE reads.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
+    val: Annotated[
+        list[Path] | None, typer.Option(help="Validation frames; default: 10 % held out.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.option=value over the config, e.g. training.epochs=50"),
+    ] = None,
+) -> None:
+    """Train a potential; run the same command again to resume after an interruption."""
+    from eqcalc.training.config import Config, DataConfig, override, read_config
+    from eqcalc.training.evaluate import format_table
+    from eqcalc.training.run import train as run_training
+
+    if source.suffix == ".toml":
+        config = read_config(source)
+    else:
+        config = Config(data=DataConfig(train=[str(source.resolve())]))
+    assignments = list(set_ or [])
+    if val:
+        assignments.append(f"data.val={json.dumps([str(p.resolve()) for p in val])}")
+    config = override(config, assignments)
+    folder = out or Path("runs") / source.name.split(".")[0]
+    summary = run_training(config, folder)
+    for name, errors in summary["errors"].items():
+        typer.echo(f"\n{name}\n{format_table(errors)}")
+    typer.echo(
+        f"\nBest epoch {summary['best_epoch']}. Written to {folder}: model.pth, summary.json, "
+        "history.csv, learning_curve.png, parity.png"
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder made by 'eqcalc train'.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The potential file to write.")],
+) -> None:
+    """Write the best model of a run as one TorchScript file for ASE and LAMMPS."""
+    from eqcalc.training.run import export_run
+
+    document = export_run(run, output)
+    typer.echo(
+        f"{output}: {document['architecture']} for {', '.join(document['species'])}, "
+        f"{document['num_parameters']} parameters, cutoff {document['cutoff']} Å"
+    )
+
+
+@app.command()
+def info(
+    model: Model,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole metadata as JSON.")] = False,
+) -> None:
+    """Print what is in a potential file."""
+    from eqcalc.export import read_metadata, resolve
+
+    document = read_metadata(model)
+    if as_json:
+        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+        return
+    hyper = document.get("hyperparameters", {})
+    path = resolve(model)
+    rows = [
+        ("file", f"{path} ({path.stat().st_size / 1e6:.2f} MB)"),
+        ("format version", document["format_version"]),
+        ("architecture", document.get("architecture", "?")),
+        ("species", ", ".join(document["species"])),
+        ("cutoff", f"{document['cutoff']} Å"),
+        ("precision", document["dtype"]),
+        ("parameters", document["num_parameters"]),
+        ("hyperparameters", ", ".join(f"{k} {v}" for k, v in hyper.items())),
+        (
+            "reference energies",
+            ", ".join(f"{k} {v:.6f} eV" for k, v in document["reference_energies"].items()),
+        ),
+        ("made with", f"eqcalc {document['eqcalc_version']}, torch {document['torch_version']}"),
+    ]
+    for name, value in rows:
+        typer.echo(f"{name:<20}{value}")
+    errors = document.get("training", {}).get("errors", {})
+    if errors:
+        from eqcalc.training.evaluate import format_table
+
+        for name, table in errors.items():
+            typer.echo(f"\nerrors on {name} frames\n{format_table(table)}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    frames: Annotated[list[Path], typer.Argument(help="Labelled frames that ASE reads.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write errors as JSON to this file.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a parity plot (PNG).")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
+) -> None:
+    """Errors of a potential on labelled frames, by config_type."""
+    from eqcalc.data.dataset import FrameDataset
+    from eqcalc.data.frames import read_frames
+    from eqcalc.export import load
+    from eqcalc.training import evaluate as ev
+    from eqcalc.training.run import write_json
+
+    potential = load(model, dtype=dtype)
+    dataset = FrameDataset(read_frames(frames), potential.atomic_numbers, potential.cutoff)
+    result = ev.evaluate(potential.module, dataset)
+    typer.echo(ev.format_table(result.summary()))
+    if output:
+        write_json(output, result.summary())
+    if plot:
+        ev.plot_parity({Path(frames[0]).name: result}, plot)
+
+
+def main() -> None:
+    """Entry point: user errors become one sentence and exit status 2."""
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"Warning: {message}\n"
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
