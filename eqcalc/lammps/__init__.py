@@ -1,0 +1,19 @@
+"""LAMMPS: build and find the plugin, write input scripts, run them.
+
+LAMMPS imports this package on every rank to ask for `plugin_folder`: nothing here imports torch or
+anything slow at module level.
+"""
+
+from eqcalc.lammps.plugin import Finding, build, doctor, plugin_folder
+from eqcalc.lammps.simulation import lammps_cell, read_thermo, run_lmp, write_input
+
+__all__ = [
+    "Finding",
+    "build",
+    "doctor",
+    "lammps_cell",
+    "plugin_folder",
+    "read_thermo",
+    "run_lmp",
+    "write_input",
+]

