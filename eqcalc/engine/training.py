@@ -79,7 +79,7 @@ class _Backward(torch.autograd.Function):
         return dg, dx, dy, dr, None, None
 
 
-def islands_of(edge_src: Tensor, edge_dst: Tensor, num_atoms: int) -> Tensor:
+def islands_of(edge_src: Tensor, edge_dst: Tensor) -> Tensor:
     """First edge of each run of edges that shares no atom with the others, and the end: [K + 1].
 
     Edges are sorted by centre. A cut before edge e is possible where every atom that an earlier
@@ -91,7 +91,6 @@ def islands_of(edge_src: Tensor, edge_dst: Tensor, num_atoms: int) -> Tensor:
     high = torch.maximum(edge_src, edge_dst).cummax(0).values
     low = torch.minimum(edge_src, edge_dst).flip(0).cummin(0).values.flip(0)
     cuts = torch.nonzero(high[:-1] < low[1:]).squeeze(1) + 1
-    del num_atoms
     ends = torch.tensor([count])
     return torch.cat([torch.zeros(1, dtype=torch.int64), cuts, ends])
 
@@ -114,7 +113,7 @@ class FusedConvolution(Convolution):
         edge_dst: Tensor,
         num_local: int,
     ) -> Tensor:
-        edges = islands_of(edge_src, edge_dst, num_local), edge_src, edge_dst
+        edges = islands_of(edge_src, edge_dst), edge_src, edge_dst
         shape = (num_local, self.irreps_out.dim)
         return _Forward.apply(node_feats, edge_attrs, weights, self._kernels, edges, shape)
 

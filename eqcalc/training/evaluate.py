@@ -120,11 +120,14 @@ def plot_learning_curve(history: Path, path: Path) -> None:
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, (name, (unit, _)) in zip(axes, UNITS.items(), strict=True):
-        for part, style in (("train", "-"), ("val", "-")):
+        for part in ("train", "val"):
             key = f"{part}_{name}_mae"
             points = [(float(r["epoch"]), float(r[key])) for r in rows if r.get(key)]
             if points:
-                axis.plot(*zip(*points, strict=True), style, lw=1.2, label=part)
+                axis.plot(*zip(*points, strict=True), lw=1.2, label=part)
+        if not axis.lines:  # no labels of this kind
+            axis.set_axis_off()
+            continue
         axis.set(yscale="log", xlabel="epoch", ylabel=f"{name} MAE ({unit})")
         axis.legend(frameon=False)
         axis.grid(alpha=0.3, which="both")

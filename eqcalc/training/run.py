@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import os
 import time
 import warnings
@@ -109,7 +110,8 @@ class History(Callback):
         if path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
-                    self.rows.append({k: float(v) for k, v in row.items() if v})
+                    numbers = {k: float(v) for k, v in row.items() if v}
+                    self.rows.append(numbers | {"epoch": int(row["epoch"])})
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
         del task
@@ -217,8 +219,14 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
     if options.patience:
         callbacks.append(EarlyStopping("val_loss", patience=options.patience))
     callbacks += [
-        AtomicCheckpoint(out, filename="best", monitor="val_loss", enable_version_counter=False),
-        AtomicCheckpoint(out, filename="last", save_top_k=1, enable_version_counter=False),
+        AtomicCheckpoint(
+            out,
+            filename=name,
+            monitor=monitor,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        for name, monitor in (("best", "val_loss"), ("last", None))
     ]
     if not quiet:
         callbacks.append(TQDMProgressBar(refresh_rate=5))
@@ -226,6 +234,9 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
     threads = torch.get_num_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
+    chatter = logging.getLogger("lightning.pytorch")
+    level = chatter.level
+    chatter.setLevel(logging.WARNING)
     try:
         trainer = lightning.Trainer(
             accelerator=options.device,
@@ -253,6 +264,7 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
         return finish(out, train_set, val_set)
     finally:
         torch.set_num_threads(threads)
+        chatter.setLevel(level)
 
 
 def _check_same_run(out: Path, document: dict[str, Any], setup: dict[str, Any]) -> None:

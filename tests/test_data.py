@@ -1,0 +1,152 @@
+"""Frames in: labels, missing labels, reference energies, splits, and signs of trouble."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+
+from eqcalc.data.dataset import EpochShuffle, FrameDataset
+from eqcalc.data.frames import read_frames
+from eqcalc.data.statistics import gather, suspicious
+from eqcalc.errors import InputError
+from eqcalc.training.run import split
+
+DATA = Path(__file__).parent / "data"
+
+
+def test_labels_equal_what_ase_reads():
+    frames = read_frames(DATA / "lithium_strained.xyz")
+    images = read(DATA / "lithium_strained.xyz", ":")
+    assert len(frames) == len(images) == 22
+    for frame, atoms in zip(frames, images, strict=True):
+        assert frame.energy == atoms.get_potential_energy()
+        assert np.array_equal(frame.forces, atoms.get_forces())
+        if "stress" in atoms.calc.results:
+            assert np.array_equal(frame.stress, atoms.get_stress(voigt=False))
+        else:
+            assert frame.stress is None
+    assert 0 < sum(f.stress is None for f in frames) < 22
+
+
+def test_molecules_and_crystals_make_one_set():
+    frames = read_frames([DATA / "lithium_strained.xyz", DATA / "acac.xyz"])
+    dataset = FrameDataset(frames, [1, 3, 6, 8], 4.0)
+    assert dataset[0].graph.volume[0] == pytest.approx(frames[0].atoms.get_volume())
+    assert dataset[len(dataset) - 1].graph.volume[0] == 0.0
+    assert dataset[len(dataset) - 1].stress.isnan().all()
+    edges = sum(item.graph.num_edges for item in dataset.items)
+    assert dataset.avg_num_neighbors == edges / sum(len(f.atoms) for f in frames)
+
+
+def test_reference_energies():
+    frames = read_frames(DATA / "acac.xyz")
+    isolated = read_frames(DATA / "acac_isolated_atoms.xyz")
+    statistics = gather(frames, isolated=isolated)
+    assert statistics.atomic_numbers == [1, 6, 8]
+    by_number = {int(f.atoms.numbers[0]): f.energy for f in isolated}
+    assert statistics.shift == [by_number[z] for z in (1, 6, 8)]
+    given = gather(frames, isolated=isolated, given={"O": -1.0})
+    assert given.shift == [by_number[1], by_number[6], -1.0]
+    fitted = gather(read_frames(DATA / "silicon_surfaces.xyz"))
+    assert fitted.energy_rms < 0.3  # what the fit leaves is a surface energy, not 5 eV
+    with pytest.raises(InputError, match="'Xx': not a chemical symbol"):
+        gather(frames, given={"Xx": 1.0})
+
+
+def test_split_is_repeatable_and_keeps_the_groups():
+    frames = read_frames([DATA / "lithium_strained.xyz", DATA / "silicon_surfaces.xyz"])
+    train, val = split(frames, 0.3, seed=5)
+    again = split(frames, 0.3, seed=5)[1]
+    assert [f.source for f in val] == [f.source for f in again]
+    assert len(train) + len(val) == len(frames)
+    assert not {f.source for f in train} & {f.source for f in val}
+    assert {f.config_type for f in val} == {"Elastic", "Surface"}
+
+
+def test_shuffle_depends_on_the_epoch_only():
+    shuffle = EpochShuffle(20, seed=3)
+    first = list(shuffle)
+    shuffle.set_epoch(4)
+    fourth = list(shuffle)
+    assert sorted(fourth) == list(range(20))
+    assert fourth != first
+    other = EpochShuffle(20, seed=3)
+    other.set_epoch(4)
+    assert list(other) == fourth
+
+
+def labelled(scale_energy=1.0):
+    """Frames whose energies are in another unit."""
+    images = read(DATA / "lithium_strained.xyz", ":")
+    rng = np.random.default_rng(0)
+    for atoms in images:
+        forces = rng.normal(scale=0.3, size=(len(atoms), 3))
+        energy = (atoms.get_potential_energy() + rng.normal(scale=0.3)) * scale_energy
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+    return images
+
+
+def test_wrong_units_are_pointed_out(tmp_path):
+    write(tmp_path / "good.xyz", labelled())
+    good = read_frames(tmp_path / "good.xyz")
+    assert suspicious(good, gather(good)) == []
+    write(tmp_path / "kj.xyz", labelled(96.485))
+    frames = read_frames(tmp_path / "kj.xyz")
+    assert "kJ/mol instead of eV" in " ".join(suspicious(frames, gather(frames)))
+    images = labelled()
+    images[3].calc.results["energy"] -= 1e5
+    write(tmp_path / "outlier.xyz", images)
+    frames = read_frames(tmp_path / "outlier.xyz")
+    assert "outlier.xyz, frame 3" in " ".join(suspicious(frames, gather(good)))
+    assert "far outside what is plausible" in " ".join(suspicious(frames, gather(good)))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda a: a.calc.results.pop("energy"), "has no energy under the key 'energy'"),
+        (lambda a: a.calc.results.update(energy=np.nan), "the energy is not a finite number"),
+        (lambda a: a.positions.__setitem__((1, 2), np.nan), "position of atom 1 is .* not a fin"),
+    ],
+)
+def test_broken_frames_are_named(change, sentence):
+    atoms = read(DATA / "lithium_strained.xyz", 0)
+    change(atoms)
+    from eqcalc.data.frames import to_frame
+
+    with pytest.raises(InputError, match=sentence):
+        to_frame(atoms, "here")
+
+
+def test_other_key_names(tmp_path):
+    atoms = read(DATA / "lithium_strained.xyz", 0)
+    energy = atoms.get_potential_energy()
+    atoms.calc = None
+    atoms.info["dft_energy"] = energy
+    write(tmp_path / "a.xyz", atoms)
+    assert read_frames(tmp_path / "a.xyz", energy_key="dft_energy")[0].energy == energy
+    with pytest.raises(InputError, match=r"it has: .*dft_energy.*data\.energy_key"):
+        read_frames(tmp_path / "a.xyz")
+
+
+def test_unreadable_and_missing_files(tmp_path):
+    (tmp_path / "noise.xyz").write_text("not a structure\n")
+    with pytest.raises(InputError, match="ASE cannot read"):
+        read_frames(tmp_path / "noise.xyz")
+    with pytest.raises(InputError, match="There is no file"):
+        read_frames(tmp_path / "absent.xyz")
+
+
+def test_unknown_element_and_overlap():
+    frames = read_frames(DATA / "silicon_surfaces.xyz")
+    with pytest.raises(InputError, match="contains element Z = 14"):
+        FrameDataset(frames, [3], 4.0)
+    from eqcalc.data.frames import to_frame
+
+    close = Atoms("Li2", positions=[[0, 0, 0], [0, 0, 0.01]])
+    close.info["energy"] = 0.0
+    with pytest.raises(InputError, match=r"less than 0\.1 Å apart"):
+        FrameDataset([to_frame(close, "here")], [3], 4.0)

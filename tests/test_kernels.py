@@ -1,0 +1,104 @@
+"""The generated kernels against the plain convolution: values, first and second derivatives."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+
+from eqcalc import derivatives
+from eqcalc.contract import set_precision
+from eqcalc.data.dataset import Batch, FrameDataset
+from eqcalc.data.frames import Frame
+from eqcalc.engine.training import FusedConvolution, fuse, islands_of
+from eqcalc.models.nequip import NequIP, NequIPConfig
+
+CASES = [
+    # channels per l, parity, layers: odd numbers are not multiples of any vector width
+    ([8], False, 2),
+    ([7, 5, 3], False, 3),
+    ([6, 4, 3], True, 3),
+    ([5, 4, 3, 2], False, 3),
+    ([4, 3, 2, 2, 1], False, 2),
+]
+
+
+def mixed_batch():
+    """A melt-like cell, a tiny cell with many images, a molecule and an atom on its own."""
+    rng = np.random.default_rng(7)
+    cell = bulk("Si", cubic=True)
+    cell.numbers[::3] = 8
+    cell.positions += 0.15 * rng.normal(size=cell.positions.shape)
+    tiny = bulk("Si")
+    molecular = molecule("H2O")
+    molecular.numbers[:] = [8, 14, 14]
+    structures = [cell, tiny, molecular, type(cell)("O")]
+    frames = [Frame(a, 0.0, None, None, "x", "x") for a in structures]
+    return Batch.collate(FrameDataset(frames, [8, 14], 4.0).items).graph
+
+
+def derivatives_of(model, graph):
+    """Energies, edge gradient, and the gradient of a force-like loss in every weight."""
+    edge_vec = graph.edge_vec.clone().requires_grad_()
+    energies = model(graph.species, edge_vec, graph.edge_src, graph.edge_dst, graph.num_atoms)
+    gradient = derivatives.edge_gradient(energies, edge_vec, differentiable=True)
+    model.zero_grad()
+    (gradient.pow(2).sum() + energies.pow(2).sum()).backward()
+    weights = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return energies.detach(), gradient.detach(), weights
+
+
+@pytest.mark.parametrize(("channels", "parity", "layers"), CASES)
+def test_equal_to_plain_convolution(channels, parity, layers):
+    torch.manual_seed(3)
+    config = NequIPConfig(
+        cutoff=4.0, num_layers=layers, l_max=len(channels) - 1, num_channels=channels, parity=parity
+    )
+    plain = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
+    graph = mixed_batch()
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
+        set_precision(plain, dtype)
+        fused = fuse(copy.deepcopy(plain))
+        assert all(isinstance(layer.convolution, FusedConvolution) for layer in fused.layers)
+        assert list(fused.state_dict()) == list(plain.state_dict())
+        for a, b in zip(derivatives_of(plain, graph), derivatives_of(fused, graph), strict=True):
+            assert (a - b).abs().max() <= tolerance * a.abs().max()
+
+
+def test_copies_compute_the_same():
+    torch.manual_seed(3)
+    config = NequIPConfig(cutoff=4.0, num_layers=2, l_max=1, num_channels=[4, 2])
+    model = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
+    fused = fuse(set_precision(model, torch.float32))
+    graph = mixed_batch()
+    twin = copy.deepcopy(fused)
+    assert torch.equal(derivatives_of(fused, graph)[2], derivatives_of(twin, graph)[2])
+
+
+def test_islands_are_the_structures():
+    graph = mixed_batch()
+    cuts = islands_of(graph.edge_src, graph.edge_dst)
+    batch_of_edge = graph.batch[graph.edge_dst]
+    starts = torch.nonzero(batch_of_edge.diff()).squeeze(1) + 1
+    assert cuts.tolist() == [0, *starts.tolist(), graph.num_edges]
+    assert islands_of(cuts[:0], cuts[:0]).tolist() == [0]
+
+
+def test_threads_do_not_change_the_numbers():
+    torch.manual_seed(3)
+    config = NequIPConfig(cutoff=4.0, num_layers=2, l_max=2, num_channels=[6, 4, 2])
+    model = fuse(
+        set_precision(NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]), torch.float64)
+    )
+    graph = mixed_batch()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = derivatives_of(model, graph)
+        torch.set_num_threads(2)
+        two = derivatives_of(model, graph)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(one, two, strict=True):
+        assert (a - b).abs().max() <= 1e-13 * a.abs().max()
