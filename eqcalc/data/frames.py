@@ -86,18 +86,27 @@ def to_frame(
     )
 
 
+def _read_images(path: Path, index: str | int) -> list[Atoms] | Atoms:
+    if not path.is_file():
+        raise InputError(f"There is no file '{path}'.")
+    try:
+        return read(path, index=index)
+    except Exception as error:  # ASE's readers raise whatever their parsers raise
+        raise InputError(f"ASE cannot read '{path}': {error}") from error
+
+
+def read_structure(path: str | os.PathLike) -> Atoms:
+    """The last structure of a file, labels or not."""
+    return _read_images(Path(path), -1)
+
+
 def read_frames(paths: Iterable[str | os.PathLike] | str | os.PathLike, **keys: str) -> list[Frame]:
     """All frames of one or several files, in order. `keys` are those of `to_frame`."""
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
     frames = []
     for path in map(Path, paths):
-        if not path.is_file():
-            raise InputError(f"There is no file '{path}'.")
-        try:
-            images = read(path, index=":")
-        except Exception as error:  # ASE's readers raise whatever their parsers raise
-            raise InputError(f"ASE cannot read '{path}': {error}") from error
+        images = _read_images(path, ":")
         frames += [to_frame(a, f"{path.name}, frame {n}", **keys) for n, a in enumerate(images)]
     if not frames:
         raise InputError("The data contain no frames.")

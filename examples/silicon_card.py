@@ -1,0 +1,161 @@
+"""The figures of the bundled silicon model's card, from the model and the published test set.
+
+    python examples/silicon_card.py --data PATH/mlearn_Si --out card
+
+prints the table, and writes `card.json` and `card.png` into the folder. Takes a few minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from ase import units
+from ase.build import bulk
+from ase.eos import EquationOfState
+from ase.filters import FrechetCellFilter
+from ase.geometry.analysis import get_rdf
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+from matplotlib.figure import Figure
+
+from eqcalc import EquivariantCalculator
+from eqcalc.data.dataset import FrameDataset
+from eqcalc.data.frames import read_frames
+from eqcalc.export import load
+from eqcalc.training.evaluate import evaluate, format_table
+
+
+def volume_scan(calc, a0):
+    """Energy per atom [eV] of diamond from 0.8 to 1.3 of the equilibrium volume."""
+    ratios = np.linspace(0.8, 1.3, 51)
+    energies = []
+    for ratio in ratios:
+        atoms = bulk("Si", a=a0 * ratio ** (1 / 3))
+        atoms.calc = calc
+        energies.append(atoms.get_potential_energy() / len(atoms))
+    return ratios, np.array(energies)
+
+
+def clamped_elastic_constants(calc, a0):
+    """C11, C12 and C44 [GPa] from stresses at +-0.2 % strain, atoms not relaxed."""
+
+    def stress(strain):
+        atoms = bulk("Si", cubic=True, a=a0)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+        atoms.calc = calc
+        return atoms.get_stress() / units.GPa
+
+    h = 2e-3
+    stretch, shear = np.zeros((3, 3)), np.zeros((3, 3))
+    stretch[0, 0] = h
+    shear[1, 2] = shear[2, 1] = h / 2
+    along = (stress(stretch) - stress(-stretch)) / (2 * h)
+    across = (stress(shear) - stress(-shear)) / (2 * h)
+    return {"C11": along[0], "C12": along[1], "C44 clamped-ion": across[3]}
+
+
+def vacancy_energy(calc, a0, repeat=2):
+    """Formation energy [eV] of a vacancy in 8 repeat^3 atoms at constant volume."""
+    crystal = bulk("Si", cubic=True, a=a0).repeat(repeat)
+    crystal.calc = calc
+    per_atom = crystal.get_potential_energy() / len(crystal)
+    crystal.rattle(0.01, seed=1)
+    del crystal[0]
+    crystal.calc = calc
+    BFGS(crystal, logfile=None).run(fmax=0.01, steps=300)
+    return crystal.get_potential_energy() - per_atom * len(crystal)
+
+
+def dynamics(calc, a0):
+    """NVE at 300 K, then a melt held at 3000 K: drift [meV/atom/ps], and what became of it."""
+    atoms = bulk("Si", cubic=True, a=a0).repeat(2)
+    atoms.calc = calc
+    rng = np.random.default_rng(1)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=600, rng=rng)
+    nve, times, totals = VelocityVerlet(atoms, 1.0 * units.fs), [], []
+    nve.attach(lambda: (times.append(nve.get_time() / units.fs), totals.append(
+        atoms.get_total_energy() / len(atoms))), interval=5)
+    nve.run(2000)
+    drift = np.polyfit(np.array(times) / 1000, totals, 1)[0] * 1000
+
+    melt = Langevin(atoms, 1.0 * units.fs, temperature_K=4000, friction=0.02 / units.fs, rng=rng)
+    melt.run(2000)
+    melt.set_temperature(temperature_K=3000)
+    nearest, temperatures, distributions = [], [], []
+
+    def sample():
+        distances = atoms.get_all_distances(mic=True)
+        nearest.append(distances[np.triu_indices(len(atoms), 1)].min())
+        temperatures.append(atoms.get_temperature())
+        distributions.append(get_rdf(atoms, 5.4, 108)[0])
+
+    melt.attach(sample, interval=20)
+    melt.run(3000)
+    radii = (np.arange(108) + 0.5) * 0.05
+    return times, np.array(totals), {
+        "NVE 300 K drift, meV/atom/ps": drift,
+        "melt 3000 K: mean temperature, K": float(np.mean(temperatures)),
+        "melt 3000 K: shortest distance, Å": float(np.min(nearest)),
+    }, (radii, np.mean(distributions, axis=0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder with test.xyz.gz of mlearn silicon")
+    parser.add_argument("--model", default="si")
+    parser.add_argument("--out", type=Path, default=Path("card"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    figures = {}
+
+    if options.data:
+        potential = load(options.model)
+        frames = read_frames(options.data / "test.xyz.gz")
+        dataset = FrameDataset(frames, potential.atomic_numbers, potential.cutoff)
+        figures["test"] = evaluate(potential.module, dataset).summary()
+        print(format_table(figures["test"]))
+
+    calc = EquivariantCalculator(options.model, dtype="float64")
+    crystal = bulk("Si", cubic=True, a=5.43)
+    crystal.calc = calc
+    BFGS(FrechetCellFilter(crystal), logfile=None).run(fmax=1e-4)
+    a0 = crystal.cell.lengths()[0]
+    ratios, energies = volume_scan(calc, a0)
+    near = (ratios > 0.93) & (ratios < 1.07)
+    volumes = ratios[near] * a0**3 / 8
+    _, _, bulk_modulus = EquationOfState(volumes, energies[near]).fit()
+    slopes = np.sign(np.diff(energies))
+    properties = {
+        "lattice constant, Å": a0,
+        "bulk modulus, GPa": bulk_modulus / units.GPa,
+        **{f"{k}, GPa": v for k, v in clamped_elastic_constants(calc, a0).items()},
+        "vacancy formation energy (63 atoms), eV": vacancy_energy(calc, a0),
+        "minima of E(V) between 0.8 and 1.3 V0": int(((slopes[:-1] < 0) & (slopes[1:] > 0)).sum()),
+    }
+    times, totals, moving, (radii, rdf) = dynamics(calc, a0)
+    properties |= moving
+    figures["properties"] = properties
+    for name, value in properties.items():
+        print(f"{name:<44}{value:10.4f}")
+    (options.out / "card.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    left.plot(ratios, energies, ".-", ms=3)
+    left.set(xlabel="V / V0", ylabel="energy (eV/atom)", title="diamond silicon, E(V)")
+    middle.plot(np.array(times) / 1000, 1000 * (totals - totals[0]))
+    middle.set(xlabel="time (ps)", ylabel="total energy change (meV/atom)", title="NVE at 300 K")
+    right.plot(radii, rdf)
+    right.set(xlabel="r (Å)", ylabel="g(r)", title="melt at 3000 K", xlim=(1.5, 5.4))
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+    figure.savefig(options.out / "card.png", dpi=130)
+
+
+if __name__ == "__main__":
+    main()
