@@ -78,8 +78,13 @@ def dynamics(calc, a0):
     rng = np.random.default_rng(1)
     MaxwellBoltzmannDistribution(atoms, temperature_K=600, rng=rng)
     nve, times, totals = VelocityVerlet(atoms, 1.0 * units.fs), [], []
-    nve.attach(lambda: (times.append(nve.get_time() / units.fs), totals.append(
-        atoms.get_total_energy() / len(atoms))), interval=5)
+    nve.attach(
+        lambda: (
+            times.append(nve.get_time() / units.fs),
+            totals.append(atoms.get_total_energy() / len(atoms)),
+        ),
+        interval=5,
+    )
     nve.run(2000)
     drift = np.polyfit(np.array(times) / 1000, totals, 1)[0] * 1000
 
@@ -97,11 +102,16 @@ def dynamics(calc, a0):
     melt.attach(sample, interval=20)
     melt.run(3000)
     radii = (np.arange(108) + 0.5) * 0.05
-    return times, np.array(totals), {
-        "NVE 300 K drift, meV/atom/ps": drift,
-        "melt 3000 K: mean temperature, K": float(np.mean(temperatures)),
-        "melt 3000 K: shortest distance, Å": float(np.min(nearest)),
-    }, (radii, np.mean(distributions, axis=0))
+    return (
+        times,
+        np.array(totals),
+        {
+            "NVE 300 K drift, meV/atom/ps": drift,
+            "melt 3000 K: mean temperature, K": float(np.mean(temperatures)),
+            "melt 3000 K: shortest distance, Å": float(np.min(nearest)),
+        },
+        (radii, np.mean(distributions, axis=0)),
+    )
 
 
 def main() -> None:
