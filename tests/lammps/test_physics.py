@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from parity import BAR, by_lammps, pair, script, silica_like, tensor
 
 from eqcalc.lammps import read_thermo, run_lmp, write_input
-
-from .conftest import BAR, by_lammps, pair, script, silica_like, tensor
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

