@@ -208,14 +208,14 @@ void PairEquivariant::coeff(int narg, char **arg)
   options.threads = threads;
   options.rank_on_machine = (device == "cpu") ? 0 : rank_on_machine();
   options.with_exchange = comm->nprocs > 1;
-  std::string problem;
+  problem.clear();
   engine.reset();
   try {
     engine = std::make_unique<Engine>(options);
   } catch (const std::exception &e) {
     problem = e.what();
   }
-  stop_together(problem);
+  stop_together();
 
   const auto &model = *engine->potential;
   cutoff = model.cutoff();
@@ -260,10 +260,11 @@ void PairEquivariant::coeff(int narg, char **arg)
 }
 
 /* ----------------------------------------------------------------------
-   stop all processes with the sentence of the first that has one
+   Stop all processes with the sentence of the first that has one. Where each stopped on its own,
+   the first might end the others before they have printed theirs.
 ------------------------------------------------------------------------- */
 
-void PairEquivariant::stop_together(const std::string &problem)
+void PairEquivariant::stop_together()
 {
   int mine = problem.empty() ? comm->nprocs : comm->me, first;
   MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world);
@@ -273,6 +274,7 @@ void PairEquivariant::stop_together(const std::string &problem)
   MPI_Bcast(&length, 1, MPI_INT, first, world);
   sentence.resize(length);
   MPI_Bcast(sentence.data(), length, MPI_CHAR, first, world);
+  problem.clear();
   error->all(FLERR, "Pair style equivariant: {}", sentence);
 }
 
@@ -388,6 +390,7 @@ void PairEquivariant::compute(int eflag, int vflag)
   seconds[MODEL] += elapsed() - exchange.seconds;
 
   check_finite();
+  stop_together();
   tally();
   seconds[TALLY] += elapsed();
   num_calls++;
@@ -458,17 +461,20 @@ void PairEquivariant::build_edges()
   for (std::size_t row = 0; row < num_local; row++) {
     const int i = atom_of_row[row];
     const double xi = x[i][0], yi = x[i][1], zi = x[i][2];
-    if (!std::isfinite(xi + yi + zi))
-      error->one(FLERR,
-                 "Pair style equivariant: the position of atom {} is not finite ({}, {}, {}): the "
-                 "simulation blew up",
-                 atom->tag[i], xi, yi, zi);
+    if (!std::isfinite(xi + yi + zi) && problem.empty())
+      problem = fmt::format("the position of atom {} is not finite ({}, {}, {}): the simulation "
+                            "blew up",
+                            atom->tag[i], xi, yi, zi);
     const int *neighbors = list->firstneigh[i];
     for (int jj = 0; jj < list->numneigh[i]; jj++) {
       int j = neighbors[jj] & NEIGHMASK;
       const double dx = x[j][0] - xi, dy = x[j][1] - yi, dz = x[j][2] - zi;
-      if (dx * dx + dy * dy + dz * dz >= cutoff_sq) continue;
+      const double distance_sq = dx * dx + dy * dy + dz * dz;
+      if (distance_sq >= cutoff_sq) continue;
       if (type2species[type[j]] < 0) continue;
+      if (distance_sq == 0.0 && problem.empty())
+        problem =
+            fmt::format("atoms {} and {} are at the same place", atom->tag[i], atom->tag[j]);
       if (single_process) {
         j = owner_of_ghost[j];
       } else if (row_of_atom[j] < 0) {     // a ghost met for the first time
@@ -499,18 +505,18 @@ void PairEquivariant::number_ghosts()
 
 /* ---------------------------------------------------------------------- */
 
-void PairEquivariant::check_finite() const
+void PairEquivariant::check_finite()
 {
-  const auto stop = [this](const char *what, int i) {
-    error->one(FLERR,
-               "Pair style equivariant: the {} of atom {} at ({}, {}, {}) is not finite: the "
-               "simulation blew up, or left what the potential knows",
-               what, atom->tag[i], atom->x[i][0], atom->x[i][1], atom->x[i][2]);
+  const auto note = [this](const char *what, int i) {
+    if (problem.empty())
+      problem = fmt::format("the {} of atom {} at ({}, {}, {}) is not finite: the simulation blew "
+                            "up, or left what the potential knows",
+                            what, atom->tag[i], atom->x[i][0], atom->x[i][1], atom->x[i][2]);
   };
   for (std::size_t row = 0; row < energies.size(); row++)
-    if (!std::isfinite(energies[row])) stop("energy", atom_of_row[row]);
+    if (!std::isfinite(energies[row])) note("energy", atom_of_row[row]);
   for (std::size_t k = 0; k < gradient.size(); k++)
-    if (!std::isfinite(gradient[k])) stop("force", atom_of_row[edge_dst[k / 3]]);
+    if (!std::isfinite(gradient[k])) note("force", atom_of_row[edge_dst[k / 3]]);
 }
 
 /* ----------------------------------------------------------------------

@@ -51,6 +51,7 @@ class PairEquivariant : public Pair {
   std::vector<int> type2species;     // [ntypes + 1], -1 for NULL
   double cutoff;                     // Å
   double energy_unit;                // eV in the units of the run
+  std::string problem;               // found by this process; all stop together
 
   // The graph. Rows: own atoms in the order of the neighbor list, then ghosts (several processes
   // only; a single one replaces ghosts by the atoms that they are images of).
@@ -82,12 +83,12 @@ class PairEquivariant : public Pair {
   double num_atom_calls;
 
   void allocate();
-  void stop_together(const std::string &problem);
+  void stop_together();
   int rank_on_machine() const;
   void number_rows();
   void build_edges();
   void number_ghosts();
-  void check_finite() const;
+  void check_finite();
   void tally();
   void forward(const Payload &);
   void reverse(const Payload &);

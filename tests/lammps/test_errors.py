@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 
@@ -163,19 +164,28 @@ def test_bonds(model, tmp_path):
     assert with_bonds == pytest.approx(plain, rel=1e-12)
 
 
-def test_exploded(model, tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("distance", "sentence"),
+    [
+        (0.0, r"atoms (1 and 2|2 and 1) are at the same place"),
+        (1e-155, r"the (energy|force) of atom \d+ at \(.*\) is not finite: the simulation blew up"),
+    ],
+)
+def test_exploded(distance, sentence, ranks, model, tmp_path):
     """Not a number in, one sentence with the atom out."""
     atoms = silica_like(1)
-    path = script(atoms, tmp_path, pair(model))
-    # two atoms at one place: the distance is zero, and the force is not a number
-    data = tmp_path / "structure.data"
-    lines = data.read_text().splitlines()
-    first = lines.index("Atoms  # atomic") + 2
-    lines[first + 1] = " ".join(["2", *lines[first].split()[1:]])
-    data.write_text("\n".join(lines) + "\n")
+    atoms.positions[0] = 0.0
+    atoms.positions[1] = [0.0, 0.0, distance]
+    said = stops(script(atoms, tmp_path, pair(model)), ranks)
+    assert re.search(sentence, said), said
+
+
+def test_positions_that_are_not_numbers(model, tmp_path):
+    after = ("fix 1 all nve", "velocity all set 1e300 0 0", "timestep 1e10", "run 2")
+    path = script(silica_like(1), tmp_path, pair(model), after=after)
     said = stops(path)
-    assert "is not finite" in said
-    assert "of atom 1 " in said or "of atom 2 " in said
+    assert "is not finite" in said or "Non-numeric" in said or "Lost atoms" in said
 
 
 def test_input_errors(model, tmp_path):

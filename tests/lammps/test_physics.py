@@ -61,6 +61,48 @@ def test_energy_is_conserved(model, tmp_path):
     assert spread[1] < 1e-3 * kinetic
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_life_of_a_script(ranks, model, tmp_path):
+    """Several runs, atoms deleted in between, a restart read back, another potential in place."""
+    atoms = silica_like()
+    after = (
+        "velocity all create 300 1",
+        "fix 1 all nve",
+        "run 5",
+        "group gone id 1 2 3 17",
+        "delete_atoms group gone compress no",
+        "run 5",
+        "write_restart saved.restart",
+        "run 0",
+        "unfix 1",
+        "clear",
+        "read_restart saved.restart",
+        *pair(model),
+        "run 0",
+        "pair_style equivariant precision single",
+        *pair(model, "precision single")[1:],
+        "run 0",
+    )
+    output = run_lmp(script(atoms, tmp_path, pair(model), after=after), ranks=ranks)
+    tables = [read_thermo("Step " + table) for table in output.split("Step ")[1:]]
+    saved, restored, single = (
+        table["E_pair" if "E_pair" in table else "PotEng"][-1] for table in tables[-3:]
+    )
+    assert restored == pytest.approx(saved, rel=1e-7)  # printed with few digits
+    assert single == pytest.approx(saved, rel=1e-5)
+
+
+def test_variable_cell(model, tmp_path):
+    """fix box/relax brings the pressure down along with the forces."""
+    after = ("fix 1 all box/relax tri 0.0 vmax 0.001", "minimize 0 1e-8 30 60")
+    path = script(silica_like(1), tmp_path, pair(model), after=after)
+    text = path.read_text().replace("read_data", "box tilt large\nread_data")
+    path.write_text(text.replace("pair_style", "change_box all triclinic\npair_style"))
+    thermo = read_thermo(run_lmp(path))
+    assert abs(thermo["Press"][-1]) < 0.7 * abs(thermo["Press"][0])
+    assert thermo["PotEng"][-1] < thermo["PotEng"][0]
+
+
 def test_heat_flux(model, tmp_path):
     """compute heat/flux takes the nine components: J V = sum_i (E_i + K_i) v_i - sum_i S_i v_i."""
     atoms = silica_like(1)
