@@ -8,7 +8,8 @@ With r_ij = r_j - r_i the vector of edge (i <- j) and E the total energy,
 
 The sum over edges is symmetric in its two indices because E is invariant under rotations; the
 antisymmetric rounding noise is removed. The virial of an atom is the sum over the edges it is the
-centre of (Fan et al., Phys. Rev. B 92, 094301 (2015), eq. 23, for the many-body case).
+neighbour of, which makes the heat flux right for many-body potentials of one layer (Fan et al.,
+Phys. Rev. B 92, 094301 (2015), eq. 23).
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def forces(gradient: Tensor, edge_src: Tensor, edge_dst: Tensor, num_atoms: int)
     return zero.index_add(0, edge_dst, gradient).index_add(0, edge_src, -gradient)
 
 
-def atomic_virials(gradient: Tensor, edge_vec: Tensor, edge_dst: Tensor, num_atoms: int) -> Tensor:
-    """-sum_j r_ij (x) g_ij per centre i: [N, 3, 3] eV, not symmetric per atom."""
+def atomic_virials(gradient: Tensor, edge_vec: Tensor, edge_src: Tensor, num_atoms: int) -> Tensor:
+    """-sum_i r_ij (x) g_ij per neighbour j: [N, 3, 3] eV, not symmetric per atom."""
     outer = edge_vec.unsqueeze(2) * gradient.unsqueeze(1)
-    return -gradient.new_zeros(num_atoms, 3, 3).index_add(0, edge_dst, outer)
+    return -gradient.new_zeros(num_atoms, 3, 3).index_add(0, edge_src, outer)
 
 
 def strain_derivative(

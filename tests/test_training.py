@@ -14,6 +14,7 @@ import torch
 from ase.io import read
 
 from eqcalc import export
+from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import InputError
@@ -189,7 +190,7 @@ def test_stress_and_forces_are_finite_differences_of_the_energy():
 
     from eqcalc.data.statistics import gather
 
-    model = build_model(config, gather(frames), 10.0)
+    model = set_precision(build_model(config, gather(frames), 10.0), torch.float64)
 
     def energies(change):
         moved = []

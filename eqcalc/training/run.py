@@ -83,7 +83,7 @@ def split(frames: list[Frame], fraction: float, seed: int) -> tuple[list[Frame],
 
 
 def build_model(config: Config, statistics: Statistics, avg_num_neighbors: float) -> NequIP:
-    """The untrained network, its weights drawn from the config's seed."""
+    """The untrained network, weights drawn from the config's seed, constants in float64."""
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(config.training.seed)
@@ -97,7 +97,6 @@ def build_model(config: Config, statistics: Statistics, avg_num_neighbors: float
         )
     finally:
         torch.random.set_rng_state(state)
-    set_precision(model, getattr(torch, config.training.precision))
     return model
 
 
@@ -197,6 +196,7 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
     write_json(out / "setup.json", setup)
 
     model = build_model(config, statistics, setup["avg_num_neighbors"])
+    set_precision(model, getattr(torch, options.precision))
     loader = DataLoader(
         train_set,
         batch_size=options.batch_size,
@@ -306,7 +306,10 @@ def load_run(out: str | Path) -> tuple[Config, NequIP, dict[str, Any]]:
         for name, value in checkpoint["state_dict"].items()
         if name.startswith("model.")
     }
-    model.load_state_dict(state)
+    # weights in the precision they were trained in; constants stay in float64, so that the export
+    # is exactly equivariant in either precision
+    for name, parameter in model.named_parameters():
+        parameter.data = state[name]
     setup["epoch"] = int(checkpoint["epoch"])
     return config, model.eval(), setup
 

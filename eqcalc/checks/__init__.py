@@ -1,0 +1,1 @@
+"""Checks that make a potential trusted; each returns figures, and can draw or print them."""
