@@ -1,0 +1,255 @@
+"""The ASE calculator: what ASE users do with it, and what they get wrong."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.calculator import CalculatorSetupError, PropertyNotImplementedError
+from ase.filters import FrechetCellFilter
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.verlet import VelocityVerlet
+from ase.mep import NEB
+from ase.optimize import BFGS, FIRE
+
+from eqcalc import EquivariantCalculator, InputError
+from eqcalc.checks.gradients import check_gradients
+from eqcalc.checks.symmetry import check_symmetry
+
+
+@pytest.fixture(scope="module")
+def silicon():
+    return EquivariantCalculator("si", dtype="float64")
+
+
+@pytest.fixture
+def calc(potential_path):
+    return EquivariantCalculator(potential_path, dtype="float64")
+
+
+def test_properties_fit_together(calc, crystal):
+    crystal.calc = calc
+    energy = crystal.get_potential_energy()
+    assert energy == pytest.approx(crystal.get_potential_energies().sum(), abs=1e-12)
+    assert energy == crystal.get_potential_energy(force_consistent=True)
+    assert np.allclose(crystal.get_stresses().sum(axis=0), crystal.get_stress(), atol=1e-14)
+    assert crystal.get_forces().shape == (8, 3)
+
+
+@pytest.mark.parametrize("pbc", [(1, 1, 1), (1, 1, 0), (0, 1, 0), (0, 0, 0)])
+@pytest.mark.parametrize("path", ["potential_path", "parity_path"])
+def test_symmetry_and_gradients_for_any_periodicity(path, pbc, crystal, request):
+    calc = EquivariantCalculator(request.getfixturevalue(path), dtype="float64")
+    crystal.pbc = pbc
+    report = check_symmetry(crystal, calc)
+    assert report.passed, str(report)
+    report = check_gradients(crystal, calc, num_components=4, steps=(1e-4, 1e-5))
+    assert report.passed, str(report)
+
+
+def test_symmetry_in_float32(potential_path, crystal):
+    calc = EquivariantCalculator(potential_path)
+    assert calc.potential.dtype == torch.float32
+    report = check_symmetry(crystal, calc)
+    assert report.passed, str(report)
+
+
+def test_tiny_cells_equal_their_supercells(calc):
+    primitive = bulk("Si")
+    primitive.set_cell(primitive.cell.array @ np.diag([0.9, 1.0, 1.1]), scale_atoms=True)
+    large = primitive.repeat(4)
+    primitive.calc = large.calc = calc
+    assert large.get_potential_energy() == pytest.approx(
+        64 * primitive.get_potential_energy(), rel=1e-12
+    )
+    assert np.allclose(large.get_stress(), primitive.get_stress(), atol=1e-12)
+
+
+def test_left_handed_cells(calc, crystal):
+    crystal.calc = calc
+    expected = crystal.get_potential_energy(), crystal.get_stress()
+    crystal.set_cell(crystal.cell.array[[1, 0, 2]])
+    assert crystal.get_potential_energy() == pytest.approx(expected[0], rel=1e-12)
+    assert np.allclose(crystal.get_stress(), expected[1], atol=1e-12)
+
+
+def test_isolated_atom_and_pair_beyond_the_cutoff(calc):
+    atom = Atoms("Si")
+    pair = Atoms("Si2", [[0, 0, 0], [0, 0, 40]])
+    atom.calc = pair.calc = calc
+    assert not atom.get_forces().any()
+    assert pair.get_potential_energy() == pytest.approx(2 * atom.get_potential_energy(), rel=1e-12)
+
+
+def test_stress_needs_a_volume(calc, molecule):
+    molecule.calc = calc
+    with pytest.raises(PropertyNotImplementedError, match="Stress needs a volume"):
+        molecule.get_stress()
+    assert np.isfinite(molecule.get_forces()).all()
+
+
+def test_results_are_kept_until_atoms_change(calc, crystal, monkeypatch):
+    calls = []
+    evaluate = type(calc.potential).evaluate
+
+    def counted(self, *args):
+        calls.append(1)
+        return evaluate(self, *args)
+
+    monkeypatch.setattr(type(calc.potential), "evaluate", counted)
+    crystal.calc = calc
+    crystal.get_potential_energy()
+    crystal.get_forces()
+    crystal.get_stress()
+    assert len(calls) == 1
+    crystal.positions[0, 0] += 0.01
+    crystal.get_forces()
+    assert len(calls) == 2
+
+
+def test_copies_and_pickles(calc, crystal):
+    crystal.calc = calc
+    expected = crystal.get_forces()
+    for twin in (copy.deepcopy(calc), pickle.loads(pickle.dumps(calc))):
+        other = crystal.copy()
+        other.positions += 0.0
+        other.calc = twin
+        assert twin.potential.dtype == torch.float64
+        assert np.array_equal(other.get_forces(), expected)
+        other.positions[0] += 0.1
+        assert not np.array_equal(other.get_forces(), expected)
+
+
+def test_nothing_global_changes(potential_path, crystal):
+    before = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    single = EquivariantCalculator(potential_path, dtype="float32", threads=2)
+    double = EquivariantCalculator(potential_path, dtype="float64")
+    with torch.no_grad():
+        forces = []
+        for calc in (single, double, single, double):
+            atoms = crystal.copy()
+            atoms.calc = calc
+            forces.append(atoms.get_forces())
+    assert np.array_equal(forces[0], forces[2])
+    assert np.array_equal(forces[1], forces[3])
+    assert 0 < np.abs(forces[0] - forces[1]).max() < 1e-4
+    assert before == (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled())
+
+
+@pytest.mark.parametrize("optimizer", [BFGS, FIRE])
+def test_relaxations(silicon, optimizer):
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.05, seed=1)
+    atoms.calc = silicon
+    assert optimizer(atoms, logfile=None).run(fmax=0.01, steps=100)
+    assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 0.01
+
+
+def test_cell_relaxation_reaches_the_dft_lattice_constant(silicon):
+    atoms = bulk("Si", cubic=True, a=5.3)
+    deformation = np.eye(3) + np.array([[0, 0.03, 0], [0, 0, 0], [0, 0, 0.02]])
+    atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+    atoms.calc = silicon
+    assert BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.001, steps=100)
+    assert abs(atoms.get_volume() ** (1 / 3) / 5.469 - 1) < 0.003
+    assert np.abs(atoms.get_stress()).max() < 1e-4
+
+
+def test_energy_volume_curve_has_one_minimum(silicon):
+    energies = []
+    for ratio in np.linspace(0.8, 1.3, 51):
+        atoms = bulk("Si", a=5.469 * ratio ** (1 / 3))
+        atoms.calc = silicon
+        energies.append(atoms.get_potential_energy())
+    signs = np.sign(np.diff(energies))
+    assert (np.diff(signs) != 0).sum() == 1
+
+
+def test_dynamics_and_list_reuse():
+    atoms = bulk("Si", cubic=True)
+    atoms.calc = calc = EquivariantCalculator("si", dtype="float64", skin=1.0)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=600, rng=np.random.default_rng(0))
+    start = atoms.get_total_energy()
+    VelocityVerlet(atoms, 1.0 * units.fs).run(100)
+    assert abs(atoms.get_total_energy() - start) / len(atoms) < 1e-3
+    assert calc.neighbors.num_builds < 20
+
+
+def test_nudged_elastic_band_of_a_vacancy(silicon):
+    """A vacancy hops to a neighbouring site of diamond; the middle image lies higher."""
+    crystal = bulk("Si", cubic=True, a=5.469)
+    initial, final = crystal.copy(), crystal.copy()
+    near = int(np.argsort(crystal.get_distances(0, range(8), mic=True))[1])
+    final.positions[near] = crystal.positions[0]
+    del initial[0], final[0]
+    images = [initial, *(initial.copy() for _ in range(3)), final]
+    for image in images:
+        image.calc = silicon
+    band = NEB(images, allow_shared_calculator=True, method="improvedtangent")
+    band.interpolate(mic=True)
+    before = np.abs(band.get_forces()).max()
+    FIRE(band, logfile=None).run(fmax=0.05, steps=8)
+    energies = [image.get_potential_energy() for image in images]
+    assert np.abs(band.get_forces()).max() < before
+    assert energies[2] > energies[0]
+    assert energies[0] == pytest.approx(energies[4], abs=1e-6)
+
+
+def broken(atoms):
+    atoms.positions[3, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (broken, "position of atom 3 is .* not a finite number"),
+        (lambda a: a.symbols.__setitem__(0, "Fe"), r"knows O, Si, but the structure contains Fe"),
+        (lambda a: a.positions.__setitem__(0, a.positions[1]), "Atoms 0 and 1 are 0 Å apart"),
+        (lambda a: a.set_cell(np.zeros((3, 3))), "periodic along abc, but those cell vectors"),
+    ],
+)
+def test_broken_structures_get_one_sentence(calc, crystal, change, sentence):
+    change(crystal)
+    crystal.calc = calc
+    with pytest.raises(InputError, match=sentence):
+        crystal.get_potential_energy()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"model": "sj"}, "no model file 'sj', nor a bundled model of that name"),
+        ({"dtype": "half"}, "dtype 'half': it must be 'float32' or 'float64'"),
+        ({"skin": -1.0}, "must not be negative"),
+        ({"threads": 0}, "must be at least 1"),
+    ],
+)
+def test_wrong_options_get_one_sentence(potential_path, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        EquivariantCalculator(**({"model": potential_path} | options))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu_is_said(potential_path):
+    with pytest.raises(InputError, match="sees no CUDA GPU"):
+        EquivariantCalculator(potential_path, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_equals_cpu(potential_path, crystal):
+    results = []
+    for device in ("cpu", "cuda"):
+        atoms = crystal.copy()
+        atoms.calc = EquivariantCalculator(potential_path, device=device, dtype="float64")
+        results.append((atoms.get_forces(), atoms.get_stress()))
+    for a, b in zip(*results, strict=True):
+        assert np.abs(a - b).max() < 1e-10
+
+
+def test_unknown_parameters_are_not_swallowed(calc):
+    with pytest.raises(CalculatorSetupError, match="no parameter to set"):
+        calc.set(cutof=4.0)

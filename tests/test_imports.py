@@ -1,0 +1,74 @@
+"""Imports go one way, and what must be light stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "eqcalc"
+
+#: what each part may import of the package, besides itself
+ALLOWED = {
+    "errors": set(),
+    "contract": set(),
+    "derivatives": set(),
+    "graph": set(),
+    "neighbors": {"errors"},
+    "nn": {"errors"},
+    "models": {"contract", "errors", "nn"},
+    "export": {"contract", "derivatives", "errors"},
+    "engine": {"contract", "errors", "nn"},
+    "data": {"errors", "graph", "neighbors"},
+    "training": {
+        *("contract", "data", "derivatives", "engine", "errors", "export", "models"),
+    },
+    "calculator": {"derivatives", "errors", "export", "neighbors"},
+    "lammps": {"errors", "export", "neighbors"},
+    "checks": {"calculator", "errors", "lammps"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "eqcalc":
+                names = [f"eqcalc.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        parts |= {n.split(".")[1] for n in names if n.startswith("eqcalc.")}
+    return parts
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_go_down_only(part):
+    files = (
+        (PACKAGE / part).rglob("*.py") if (PACKAGE / part).is_dir() else [PACKAGE / f"{part}.py"]
+    )
+    for path in files:
+        assert imported(path) - {part} <= ALLOWED[part], path
+
+
+def test_every_part_is_listed():
+    found = {
+        p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()
+    }
+    assert found - {"__init__", "cli"} == set(ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import eqcalc", ("torch", "ase", "numpy", "lightning")),
+        ("import eqcalc.lammps", ("torch", "ase", "numpy")),
+        ("import eqcalc.cli", ("torch", "ase", "lightning", "matplotlib")),
+        ("from eqcalc import EquivariantCalculator", ("lightning", "e3nn")),
+    ],
+)
+def test_light_imports_stay_light(statement, heavy):
+    code = f"{statement}\nimport sys\nassert not [m for m in {heavy!r} if m in sys.modules]"
+    subprocess.run([sys.executable, "-c", code], check=True)

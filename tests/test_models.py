@@ -1,0 +1,337 @@
+"""Every architecture's exam: symmetry, derivatives, smoothness, awkward inputs, TorchScript."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from e3nn import o3
+from scipy.spatial.transform import Rotation
+
+from eqcalc import derivatives
+from eqcalc.contract import set_precision
+from eqcalc.errors import InputError
+from eqcalc.export import quiet_torchscript
+from eqcalc.graph import Graph
+from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.neighbors import neighbor_list
+from eqcalc.nn.angular import SphericalHarmonics
+from eqcalc.nn.convolution import Convolution
+from eqcalc.nn.linear import Linear, block_offsets
+from eqcalc.nn.radial import BesselBasis, polynomial_envelope
+
+CASES = {
+    "l_max 0": ([6], False, 2),
+    "l_max 1": ([5, 3], False, 2),
+    "l_max 2": ([5, 4, 3], False, 3),
+    "l_max 2, parity": ([4, 3, 2], True, 3),
+    "l_max 3": ([4, 3, 3, 2], False, 2),
+}
+CUTOFF = 4.0
+
+
+def make(case, dtype=torch.float64, num_layers=None, seed=1):
+    channels, parity, layers = CASES[case]
+    torch.manual_seed(seed)
+    config = NequIPConfig(
+        cutoff=CUTOFF,
+        num_layers=num_layers or layers,
+        l_max=len(channels) - 1,
+        num_channels=channels,
+        parity=parity,
+        radial_mlp=[12],
+        readout=6,
+    )
+    return set_precision(NequIP(config, [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0]), dtype).eval()
+
+
+def to_graph(atoms):
+    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF)
+    n = len(atoms)
+    return Graph(
+        species=torch.from_numpy((atoms.numbers == 14).astype(np.int64)),
+        edge_vec=torch.from_numpy(pairs.vectors(atoms.positions, atoms.cell.array)),
+        edge_src=torch.from_numpy(pairs.edge_src),
+        edge_dst=torch.from_numpy(pairs.edge_dst),
+        batch=torch.zeros(n, dtype=torch.int64),
+        volume=torch.tensor([atoms.get_volume() if atoms.pbc.all() else 0.0]),
+    )
+
+
+def outputs(model, graph):
+    """Atomic energies, forces and strain derivative as numpy arrays."""
+    vec = graph.edge_vec.clone().requires_grad_()
+    energies = model(graph.species, vec, graph.edge_src, graph.edge_dst, graph.num_atoms)
+    gradient = derivatives.edge_gradient(energies, vec)
+    forces = derivatives.forces(gradient, graph.edge_src, graph.edge_dst, graph.num_atoms)
+    strain = derivatives.strain_derivative(
+        gradient, graph.edge_vec, graph.batch[graph.edge_dst], graph.num_graphs
+    )
+    return energies.detach().numpy(), forces.numpy(), strain.numpy()
+
+
+def close(a, b, tolerance):
+    return np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("case", CASES)
+def test_symmetry(case, dtype, tolerance, crystal):
+    model = make(case, dtype)
+    energies, forces, strain = outputs(model, to_graph(crystal))
+    assert np.abs(forces).max() > 1e-2
+    rotation = Rotation.random(random_state=3).as_matrix()
+    for matrix in (rotation, rotation @ np.diag([1, 1, -1]), -np.eye(3)):
+        turned = crystal.copy()
+        turned.set_cell(crystal.cell.array @ matrix.T)
+        turned.positions = crystal.positions @ matrix.T
+        e, f, s = outputs(model, to_graph(turned))
+        assert close(e, energies, tolerance)
+        assert close(f, forces @ matrix.T, tolerance)
+        assert close(s[0], matrix @ strain[0] @ matrix.T, tolerance)
+    moved = crystal.copy()
+    moved.positions += [0.3, -1.7, 25.0]
+    order = np.random.default_rng(0).permutation(len(crystal))
+    for other, index in ((moved, slice(None)), (crystal[order], order)):
+        e, f, _ = outputs(model, to_graph(other))
+        assert close(e, energies[index], tolerance)
+        assert close(f, forces[index], tolerance)
+    e, f, s = outputs(model, to_graph(crystal.repeat((1, 2, 1))))
+    assert close(e, np.tile(energies, 2), tolerance)
+    assert close(f, np.tile(forces, (2, 1)), tolerance)
+    assert close(s, 2 * strain, tolerance)
+    assert abs(forces.sum(axis=0)).max() <= 20 * tolerance * np.abs(forces).max()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forces_and_strain_are_finite_differences(case, crystal):
+    model = make(case)
+    _, forces, strain = outputs(model, to_graph(crystal))
+    step = 1e-4
+
+    def energy(change):
+        atoms = crystal.copy()
+        change(atoms)
+        return outputs(model, to_graph(atoms))[0].sum()
+
+    for atom, axis in ((0, 0), (3, 2), (5, 1)):
+
+        def displace(atoms, h, atom=atom, axis=axis):
+            atoms.positions[atom, axis] += h
+
+        slope = (energy(lambda a: displace(a, step)) - energy(lambda a: displace(a, -step))) / (
+            2 * step
+        )
+        assert abs(slope + forces[atom, axis]) < 1e-7
+    for i, j in ((0, 0), (1, 2)):
+
+        def stretch(atoms, h, i=i, j=j):
+            deformation = np.eye(3)
+            deformation[i, j] += h / 2
+            deformation[j, i] += h / 2
+            atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+
+        slope = (energy(lambda a: stretch(a, step)) - energy(lambda a: stretch(a, -step))) / (
+            2 * step
+        )
+        assert abs(slope - strain[0, i, j]) < 1e-6  # eV per cell of 8 atoms, not per volume
+
+
+def test_second_derivatives_for_training(molecule):
+    model = make("l_max 2, parity")
+    graph = to_graph(molecule)
+    keep = graph.edge_vec.norm(dim=1) < 0.95 * CUTOFF
+
+    def forces(vec):
+        energies = model(graph.species, vec, graph.edge_src[keep], graph.edge_dst[keep], 5)
+        return derivatives.edge_gradient(energies, vec, differentiable=True)
+
+    vec = graph.edge_vec[keep].clone().requires_grad_()
+    assert torch.autograd.gradcheck(forces, (vec,), eps=1e-5, atol=1e-5, fast_mode=True)
+
+
+def test_chirality():
+    """Mirror images have one energy, but an inner pseudoscalar tells them apart."""
+    # four different arms around a centre
+    arms = np.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / math.sqrt(3)
+    left = Atoms("Si5", np.vstack([[0, 0, 0], arms * [[1.5], [1.8], [2.1], [2.4]]]))
+    right = left.copy()
+    right.positions[:, 0] *= -1
+    model = make("l_max 2, parity", num_layers=4)
+    energy = [outputs(model, to_graph(a))[0] for a in (left, right)]
+    assert close(energy[0], energy[1], 1e-10)
+
+    def pseudoscalars(atoms):
+        graph = to_graph(atoms)
+        edges = model.edges(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst)
+        feats = model.embed(graph.species)
+        for layer in model.layers[:3]:
+            feats, _ = layer(feats, edges, len(atoms))
+        irreps = model.layers[2].irreps_out
+        at = dict(zip([str(ir) for _, ir in irreps], block_offsets(irreps), strict=False))["0o"]
+        return feats[:, at : at + 4].detach().numpy()
+
+    a, b = pseudoscalars(left), pseudoscalars(right)
+    assert np.abs(a).max() > 1e-6
+    assert close(a, -b, 1e-9)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_staged_scripted_and_plain_agree(case, crystal):
+    model = make(case)
+    graph = to_graph(crystal)
+    with quiet_torchscript():
+        scripted = torch.jit.script(model)
+    for a, b in zip(outputs(model, graph), outputs(scripted, graph), strict=True):
+        assert close(a, b, 1e-12)
+    for owner in (model, scripted):
+        edges = owner.edges(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst)
+        feats = owner.embed(graph.species)
+        energies = torch.zeros(len(crystal), dtype=torch.float64)
+        for k, layer in enumerate(owner.layers):
+            if k > 0:
+                assert feats.shape[1] == model.exchange_widths[k - 1]
+            feats, readout = layer(feats, edges, len(crystal))
+            energies = energies + readout
+            weights = model.layers[k].radial_network(edges.radial)
+            assert torch.equal(owner.radial(k, edges.length), weights)
+        total = owner.finish(graph.species, edges, energies).detach().numpy()
+        assert close(total, outputs(model, graph)[0], 1e-12)
+
+
+def test_batch_equals_single(crystal, molecule):
+    model = make("l_max 2")
+    structures = [crystal, molecule, Atoms("Si"), bulk("Si")]
+    together = outputs(model, Graph.collate([to_graph(a) for a in structures]))
+    single = [outputs(model, to_graph(a)) for a in structures]
+    for k in range(3):
+        assert close(together[k], np.concatenate([s[k] for s in single]), 1e-12)
+
+
+def test_isolated_atom_and_no_atoms():
+    model = make("l_max 2")
+    energies, forces, _ = outputs(model, to_graph(Atoms("Si")))
+    assert np.isfinite(energies).all()
+    assert not forces.any()
+    empty = torch.empty(0, dtype=torch.int64)
+    assert model(empty, torch.empty(0, 3, dtype=torch.float64), empty, empty, 0).shape == (0,)
+    # a pair just inside the cutoff is two isolated atoms, smoothly
+    pair = Atoms("Si2", [[0, 0, 0], [0, 0, CUTOFF - 1e-3]])
+    near, force, _ = outputs(model, to_graph(pair))
+    assert np.abs(near - energies[0]).max() < 1e-6
+    assert np.abs(force).max() < 1e-4
+
+
+def test_energy_is_twice_differentiable_at_the_cutoff():
+    model = make("l_max 2")
+    triangle = Atoms("Si3", [[0, 0, 0], [0, 2.2, 0], [0, 0, 3.0]])
+
+    def force(z):
+        atoms = triangle.copy()
+        atoms.positions[2] = [0, 0, z]
+        return outputs(model, to_graph(atoms))[1][2, 2]
+
+    steps = np.array([-1e-3, -5e-4, 5e-4, 1e-3]) + CUTOFF
+    values = [force(z) for z in steps]
+    inside, outside = values[1] - values[0], values[3] - values[2]
+    assert abs(inside - outside) / 5e-4 < 1e-2  # curvature, eV/Å^2, continuous to O(step)
+    u = polynomial_envelope(torch.tensor([1.0 - 1e-4, 1.0, 1.5], dtype=torch.float64), 6)
+    assert abs(u[0]) < 1e-9
+    assert u[1] == u[2] == 0
+
+
+def test_core_repulsion_closes_the_hole():
+    model = make("l_max 2")
+    energies = [
+        outputs(model, to_graph(Atoms("Si2", [[0, 0, 0], [0, 0, d]])))[0].sum()
+        for d in (0.2, 0.4, 0.8, 1.2)
+    ]
+    assert energies[0] > energies[1] > energies[2] > energies[3]
+    assert energies[0] > 500
+
+
+@pytest.mark.parametrize("l_max", [0, 1, 2, 3, 4])
+def test_spherical_harmonics_equal_e3nn(l_max):
+    vec = torch.randn(20, 3, dtype=torch.float64)
+    ours = SphericalHarmonics(l_max)(vec, vec.norm(dim=1))
+    irreps = o3.Irreps.spherical_harmonics(l_max)
+    theirs = o3.spherical_harmonics(irreps, vec, normalize=True, normalization="component")
+    assert (ours - theirs).abs().max() < 1e-12
+
+
+def component_major(irreps, x):
+    """e3nn's [mul, 2l + 1] blocks in our [2l + 1, mul] order."""
+    parts = x.split([mul * ir.dim for mul, ir in irreps], dim=-1)
+    return torch.cat(
+        [
+            p.view(*p.shape[:-1], mul, ir.dim).transpose(-1, -2).flatten(-2)
+            for p, (mul, ir) in zip(parts, irreps, strict=True)
+        ],
+        dim=-1,
+    )
+
+
+def test_convolution_and_linear_equal_e3nn():
+    irreps = o3.Irreps("4x0e+3x1o+2x2e")
+    convolution = Convolution(irreps, 2, irreps)
+    sh = o3.Irreps.spherical_harmonics(2)
+    mid = [(p.mul, p.ir_out) for p in convolution.paths]
+    product = o3.TensorProduct(
+        irreps,
+        sh,
+        o3.Irreps(mid),
+        [(p.block, p.l2, k, "uvu", True) for k, p in enumerate(convolution.paths)],
+        shared_weights=False,
+        internal_weights=False,
+        path_normalization="none",
+    ).to(torch.float64)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    x, y, r = random(6, irreps.dim), random(15, 9), random(15, convolution.num_weights)
+    src = torch.randint(6, (15,), generator=generator)
+    dst = torch.randint(6, (15,), generator=generator).sort().values
+    messages = product(x[src], y, r)
+    summed = torch.zeros(6, messages.shape[1], dtype=torch.float64).index_add(0, dst, messages)
+    # gather the pieces of each irrep: [N, mul, 2l + 1] side by side over paths
+    pieces = summed.split([mul * ir.dim for mul, ir in mid], dim=1)
+    expected = []
+    for _, ir in convolution.irreps_out:
+        mine = [
+            p.view(6, mul, ir.dim)
+            for p, (mul, other) in zip(pieces, mid, strict=True)
+            if other == ir
+        ]
+        expected.append(torch.cat(mine, dim=1).transpose(1, 2).flatten(1))
+    got = convolution(component_major(irreps, x), y, r, src, dst, 6)
+    assert (got - torch.cat(expected, dim=1)).abs().max() < 1e-6  # e3nn keeps float32 constants
+
+    ours = Linear(irreps, irreps).to(torch.float64)
+    theirs = o3.Linear(irreps, irreps).to(torch.float64)
+    theirs.weight.data = ours.linear.weight.data[0].clone()
+    expected = component_major(irreps, theirs(x))
+    assert (ours(component_major(irreps, x)) - expected).abs().max() < 1e-12
+
+
+def test_impossible_configurations_are_refused():
+    with pytest.raises(InputError, match="num_channels has 2 entries, but l_max = 2 needs 3"):
+        NequIPConfig(l_max=2, num_channels=[4, 4])
+    with pytest.raises(InputError, match="cutoff = -1"):
+        NequIPConfig(cutoff=-1.0)
+    with pytest.raises(ValueError, match=r"no path from 3x0e .* into 2x1e"):
+        Convolution(o3.Irreps("3x0e"), 2, o3.Irreps("2x1e"))
+    with pytest.raises(ValueError, match="appears twice"):
+        Linear(o3.Irreps("2x0e+3x0e"), o3.Irreps("2x0e"))
+
+
+def test_bessel_basis_has_unit_mean_square_in_the_ball():
+    basis = BesselBasis(5.0, 4, 6)
+    r = torch.linspace(1e-4, 5.0, 20001, dtype=torch.float64)
+    bare = basis(r) / polynomial_envelope(r / 5.0, 6).clamp_min(1e-12).unsqueeze(1)
+    weight = 3 * r**2 / 125.0
+    mean = torch.trapezoid(bare[:-1].square() * weight[:-1].unsqueeze(1), r[:-1], dim=0)
+    assert (mean - 1).abs().max() < 5e-3
