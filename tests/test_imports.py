@@ -15,17 +15,18 @@ ALLOWED = {
     "contract": set(),
     "derivatives": set(),
     "graph": set(),
+    "toolchain": {"errors"},
     "neighbors": {"errors"},
     "nn": {"errors"},
     "models": {"contract", "errors", "nn"},
     "export": {"contract", "derivatives", "errors"},
-    "engine": {"contract", "errors", "nn"},
+    "engine": {"contract", "errors", "nn", "toolchain"},
     "data": {"errors", "graph", "neighbors"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "models"),
     },
     "calculator": {"derivatives", "errors", "export", "neighbors"},
-    "lammps": {"errors", "export", "neighbors"},
+    "lammps": {"errors", "export", "neighbors", "toolchain"},
     "checks": {"calculator", "errors", "lammps"},
 }
 

@@ -5,38 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 
 from eqcalc.errors import InputError
+from eqcalc.toolchain import cache_folder, find_compiler
 
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared"]
-
-
-def cache_folder() -> Path:
-    """Where compiled things are kept: `$XDG_CACHE_HOME/eqcalc`, by default `~/.cache/eqcalc`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "eqcalc"
-
-
-@lru_cache
-def compiler() -> tuple[str, str]:
-    """Path and version line of the C++ compiler: `$CXX`, else g++, c++ or clang++.
-
-    Raises:
-        InputError: there is none.
-    """
-    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
-        path = shutil.which(name) if name else None
-        if path:
-            version = subprocess.run(
-                [path, "--version"], capture_output=True, text=True, check=False
-            )
-            return path, version.stdout.splitlines()[0] if version.stdout else path
-    raise InputError("No C++ compiler was found: install one (g++ or clang++), or set CXX to it.")
+# -ffast-math is not among them: it would make the whole process flush small numbers to zero
+FLAGS = [
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
+]
 
 
 def _machine() -> str:
@@ -57,13 +38,17 @@ def compile_library(source: str) -> Path:
     Raises:
         InputError: no compiler, or it fails.
     """
-    path, version = compiler()
+    compiler = find_compiler()
+    if compiler is None:
+        raise InputError(
+            "There is no C++ compiler: install g++ (Debian: apt install g++), or set CXX."
+        )
+    path, version = compiler
     key = "\n".join([source, version, _machine(), *FLAGS])
     name = hashlib.sha256(key.encode()).hexdigest()[:20]
-    folder = cache_folder() / "kernels"
+    folder = cache_folder("kernels")
     library = folder / f"{name}.so"
     if not library.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             code = Path(work) / "kernel.cpp"
             code.write_text(source, encoding="utf-8")

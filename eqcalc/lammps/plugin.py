@@ -28,6 +28,7 @@ from importlib import metadata
 from pathlib import Path
 
 from eqcalc.errors import InputError
+from eqcalc.toolchain import cache_folder, find_compiler, output
 
 PLUGIN = "equivariantplugin.so"
 ENGINE = "equivariantengine.so"
@@ -121,7 +122,7 @@ def find_mpi(prefix: Path | None) -> tuple[Path, Path | None]:
     candidates = [Path(sys.prefix) / "include"]
     if prefix is not None:
         wrapper = shutil.which("mpicxx")
-        said = _output([wrapper, "-show"]) if wrapper else ""
+        said = output([wrapper, "-show"]) if wrapper else ""
         candidates = [
             prefix / "include",
             *(Path(word[2:]) for word in said.split() if word.startswith("-I")),
@@ -187,42 +188,10 @@ def find_installation(prefix: str | os.PathLike | None = None) -> Installation:
     )
 
 
-def _output(command: list[str | os.PathLike]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout if done.returncode == 0 else ""
-
-
-def find_compiler() -> tuple[str, str] | None:
-    """Path and version of the C++ compiler, or None."""
-    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
-        path = shutil.which(name) if name else None
-        version = _output([path, "--version"]).partition("\n")[0] if path else ""
-        if version:
-            return path, version
-    return None
-
-
 def find_tool(name: str) -> str | None:
     """A program beside this Python, or on PATH."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.is_file() else shutil.which(name)
-
-
-def cache_folder() -> Path:
-    """Where builds are kept; made if need be."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    folder = Path(base) / "eqcalc" / "lammps"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be made ({error.strerror}): set XDG_CACHE_HOME to a folder that "
-            "can be written to."
-        ) from None
-    return folder
 
 
 @contextlib.contextmanager
@@ -240,7 +209,7 @@ def _folder_name(installation: Installation) -> str:
 
 def _built(installation: Installation, name: str) -> Path | None:
     """The folder of that name; without a compiler, one that any compiler has built."""
-    cache = cache_folder()
+    cache = cache_folder("lammps")
     names = [name]
     if name.endswith("-none"):
         names = [p.name for p in sorted(cache.glob(f"{installation.key()}-*")) if p.is_dir()]
@@ -250,7 +219,7 @@ def _built(installation: Installation, name: str) -> Path | None:
 def _probe(installation: Installation) -> tuple[str, str]:
     """git descriptor and the macro for the integer sizes of a liblammps.so."""
     command = [sys.executable, "-c", PROBE, installation.library, installation.mpi_library or ""]
-    lines = _output(command).splitlines()
+    lines = output(command).splitlines()
     if len(lines) != 2:
         raise InputError(f"{installation.library} cannot be loaded: {INSTALL_LAMMPS}")
     return lines[0], "LAMMPS_BIGBIG" if lines[1] == "8" else "LAMMPS_SMALLBIG"
@@ -308,7 +277,7 @@ def _say(line: str) -> None:
 
 def _build_once(installation: Installation, name: str, *, retry: bool) -> Path:
     """Any number of processes may call this at the same time: one builds, the others wait."""
-    cache = cache_folder()
+    cache = cache_folder("lammps")
     folder, failed, log = (cache / f"{name}{end}" for end in ("", ".failed", ".log"))
     with _lock(cache / f"{name}.lock"):
         found = _built(installation, name)
@@ -348,8 +317,8 @@ def build(lammps: str | os.PathLike | None = None, *, clean: bool = False) -> Pa
     installation = find_installation(lammps)
     name = _folder_name(installation)
     if clean:
-        with _lock(cache_folder() / f"{name}.lock"):
-            shutil.rmtree(cache_folder() / name, ignore_errors=True)
+        with _lock(cache_folder("lammps") / f"{name}.lock"):
+            shutil.rmtree(cache_folder("lammps") / name, ignore_errors=True)
     return _build_once(installation, name, retry=True)
 
 
@@ -367,7 +336,7 @@ def plugin_folder() -> str:
     except (InputError, OSError, subprocess.SubprocessError) as error:
         _say(f"pair_style equivariant is not available: {error}")
     try:
-        empty = cache_folder() / "empty"
+        empty = cache_folder("lammps") / "empty"
         empty.mkdir(exist_ok=True)
     except (InputError, OSError):
         return tempfile.mkdtemp(prefix="eqcalc-empty-")
@@ -408,7 +377,7 @@ def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
     )
     cmake = find_tool("cmake")
     findings.append(
-        Finding("cmake", f"{_output([cmake, '--version']).partition(chr(10))[0]} in {cmake}")
+        Finding("cmake", f"{output([cmake, '--version']).partition(chr(10))[0]} in {cmake}")
         if cmake
         else Finding("cmake", "missing", "pip install cmake")
     )
@@ -427,7 +396,7 @@ def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
 
     name = _folder_name(installation)
     folder = _built(installation, name)
-    failed = cache_folder() / f"{name}.failed"
+    failed = cache_folder("lammps") / f"{name}.failed"
     if folder is None:
         why = failed.read_text() if failed.is_file() else ""
         return [

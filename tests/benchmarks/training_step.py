@@ -3,8 +3,8 @@
     python tests/benchmarks/training_step.py [--channels 64 32 16] [--threads 1]
 
 Energy, forces and the gradient of a force loss in every weight, float32, perturbed diamond silicon
-(28 neighbours) and the same strongly disordered; medians of interleaved repetitions. Prints ratios, and µs per
-atom for orientation only.
+(28 neighbours) and the same strongly disordered; medians of interleaved repetitions. Prints
+ratios, and µs per atom for orientation only.
 """
 
 from __future__ import annotations
