@@ -93,7 +93,7 @@ def check_gradients(
             shift = shift.reshape(-1, 3)
             slope = (energy(positions + shift, cell) - energy(positions - shift, cell)) / (2 * h)
             worst = max(worst, abs(slope + at_rest.flat[component]))
-        force_errors.append(worst)
+        force_errors.append(float(worst))
         if stress is None:
             continue
         volume = abs(np.linalg.det(cell))
@@ -106,5 +106,5 @@ def check_gradients(
             up = energy(positions @ plus, cell @ plus)
             slope = (up - energy(positions @ minus, cell @ minus)) / (2 * h)
             worst = max(worst, abs(slope / volume - stress[i, j]))
-        stress_errors.append(worst)
+        stress_errors.append(float(worst))
     return GradientReport(list(steps), force_errors, stress_errors)
