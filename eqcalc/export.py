@@ -8,6 +8,7 @@ file proves self-sufficient. The C++ pair style reads the same attributes (`form
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import warnings
@@ -183,7 +184,12 @@ def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, An
         with quiet_torchscript():
             scripted = torch.jit.script(model.eval())
             extra = {METADATA_FILE: json.dumps(document, indent=1)}
-            torch.jit.save(scripted, str(partial), _extra_files=extra)
+            content = io.BytesIO()
+            torch.jit.save(scripted, content, _extra_files=extra)
+        with zipfile.ZipFile(content) as made, zipfile.ZipFile(partial, "w") as kept:
+            for item in made.infolist():
+                if not item.filename.endswith(".debug_pkl"):  # names files of this machine
+                    kept.writestr(item, made.read(item))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

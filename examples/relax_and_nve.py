@@ -24,7 +24,7 @@ from eqcalc.checks.nve import check_nve
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="si", help="a potential file for silicon")
-    parser.add_argument("--steps", type=int, default=250, help="MD steps at the longer time step")
+    parser.add_argument("--steps", type=int, default=150, help="MD steps at the longer time step")
     parser.add_argument("--out", type=Path, default=Path("nve_silicon.png"))
     options = parser.parse_args(arguments)
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         forces.append(np.linalg.norm(vacancy.get_forces(), axis=1).max())
 
     optimizer.attach(record)
-    optimizer.run(fmax=0.005, steps=200)
+    optimizer.run(fmax=0.01, steps=200)
     print(
         f"   formation energy {energies[-1]:.3f} eV after {optimizer.nsteps} steps, "
         f"largest force {forces[-1]:.4f} eV/Å"

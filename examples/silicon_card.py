@@ -18,12 +18,12 @@ from ase.eos import EquationOfState
 from ase.filters import FrechetCellFilter
 from ase.geometry.analysis import get_rdf
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from matplotlib.figure import Figure
 
 from eqcalc import EquivariantCalculator
+from eqcalc.checks.nve import with_velocities
 from eqcalc.data.dataset import FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.export import load
@@ -76,7 +76,7 @@ def dynamics(calc, a0):
     atoms = bulk("Si", cubic=True, a=a0).repeat(2)
     atoms.calc = calc
     rng = np.random.default_rng(1)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=600, rng=rng)
+    atoms.set_velocities(with_velocities(atoms, 600.0).get_velocities())
     nve, times, totals = VelocityVerlet(atoms, 1.0 * units.fs), [], []
     nve.attach(
         lambda: (
@@ -88,7 +88,9 @@ def dynamics(calc, a0):
     nve.run(2000)
     drift = np.polyfit(np.array(times) / 1000, totals, 1)[0] * 1000
 
-    melt = Langevin(atoms, 1.0 * units.fs, temperature_K=4000, friction=0.02 / units.fs, rng=rng)
+    melt = Langevin(
+        atoms, 1.0 * units.fs, temperature_K=4000, friction=0.02 / units.fs, rng=rng, fixcm=False
+    )
     melt.run(2000)
     melt.set_temperature(temperature_K=3000)
     nearest, temperatures, distributions = [], [], []

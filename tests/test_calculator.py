@@ -10,13 +10,13 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.calculator import CalculatorSetupError, PropertyNotImplementedError
 from ase.filters import FrechetCellFilter
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 
 from eqcalc import EquivariantCalculator, InputError
 from eqcalc.checks.gradients import check_gradients
+from eqcalc.checks.nve import with_velocities
 from eqcalc.checks.symmetry import check_symmetry
 
 
@@ -171,7 +171,7 @@ def test_energy_volume_curve_has_one_minimum(silicon):
 def test_dynamics_and_list_reuse():
     atoms = bulk("Si", cubic=True)
     atoms.calc = calc = EquivariantCalculator("si", dtype="float64", skin=1.0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=600, rng=np.random.default_rng(0))
+    atoms.set_velocities(with_velocities(atoms, 600.0).get_velocities())
     start = atoms.get_total_energy()
     VelocityVerlet(atoms, 1.0 * units.fs).run(100)
     assert abs(atoms.get_total_energy() - start) / len(atoms) < 1e-3

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +44,12 @@ EquivariantCalculator({str(potential_path)!r})
 assert not [m for m in sys.modules if m.startswith(("eqcalc.models", "eqcalc.nn", "e3nn"))]
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_no_trace_of_the_machine_that_made_it(potential_path):
+    source = str(Path(export.__file__).parent).encode()
+    with zipfile.ZipFile(potential_path) as archive:
+        assert not [n for n in archive.namelist() if source in archive.read(n)]
 
 
 def test_metadata(potential_path):
