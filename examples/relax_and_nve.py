@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     print("1. Diamond silicon: relax atoms and cell (ASE, BFGS with FrechetCellFilter)")
-    calc = EquivariantCalculator(options.model, dtype="float64")
+    calc = EquivariantCalculator(options.model, dtype="float64", threads=1)
     crystal = bulk("Si", cubic=True, a=5.6)
     crystal.calc = calc
     BFGS(FrechetCellFilter(crystal), logfile=None).run(fmax=1e-4)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from ase import Atoms, units
 from ase.md.velocitydistribution import Stationary, ZeroRotation, force_temperature
 from ase.md.verlet import VelocityVerlet
@@ -238,7 +237,13 @@ def run_ase(
 
 
 def run_lammps(
-    atoms: Atoms, model: str | Path, timestep: float, steps: int, precision: str, folder: Path
+    atoms: Atoms,
+    model: str | Path,
+    timestep: float,
+    steps: int,
+    precision: str,
+    threads: int,
+    folder: Path,
 ) -> Trace:
     """NVE in the real `lmp`; timestep in fs, energies at every step."""
     from eqcalc.lammps import read_thermo, run_lmp, write_input
@@ -254,7 +259,7 @@ def run_lammps(
         dump_every=0,
         precision={"float64": "double", "float32": "single"}[precision],
     )
-    thermo = read_thermo(run_lmp(script, threads=torch.get_num_threads()))
+    thermo = read_thermo(run_lmp(script, threads=threads))
     n = len(atoms)
     return Trace(
         "lammps",
@@ -275,6 +280,7 @@ def check_nve(
     engines: Sequence[Engine] = ("ase", "lammps"),
     precision: Literal["float64", "float32"] = "float64",
     seed: int = 1,
+    threads: int = 1,
     progress: bool = False,
 ) -> NVEReport:
     """NVE at `timestep` and half of it, in each engine, from one start.
@@ -285,6 +291,8 @@ def check_nve(
         timestep: fs; `steps` of it, and twice as many of its half.
         temperature: K, of the starting velocities if `atoms` has none (see `with_velocities`).
         engines: "ase", "lammps" or both.
+        threads: torch threads of either; more than one pays from some hundred atoms on, on cores
+            that nothing else uses.
         progress: show a bar.
 
     Raises:
@@ -298,7 +306,7 @@ def check_nve(
         atoms = with_velocities(atoms, temperature, seed)
     runs = [(e, timestep / k, steps * k) for e in engines for k in (1, 2)]
     bar = tqdm(total=sum(n + 1 for _, _, n in runs), unit="step", disable=not progress)
-    calc = EquivariantCalculator(model, dtype=precision)
+    calc = EquivariantCalculator(model, dtype=precision, threads=threads)
     traces: dict[str, list[Trace]] = {engine: [] for engine in engines}
     with bar, tempfile.TemporaryDirectory(prefix="eqcalc-nve-") as folder:
         for engine, dt, n in runs:
@@ -307,7 +315,7 @@ def check_nve(
                 trace = run_ase(atoms, calc, dt, n, bar.update)
             else:
                 place = Path(folder) / f"{dt:g}"
-                trace = run_lammps(atoms, calc.potential.path, dt, n, precision, place)
+                trace = run_lammps(atoms, calc.potential.path, dt, n, precision, threads, place)
                 bar.update(n + 1)
             if not np.isfinite(trace.total).all():
                 raise InputError(
