@@ -24,7 +24,7 @@ from eqcalc.checks.nve import check_nve
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="si", help="a potential file for silicon")
-    parser.add_argument("--steps", type=int, default=150, help="MD steps at the longer time step")
+    parser.add_argument("--steps", type=int, default=120, help="MD steps at the longer time step")
     parser.add_argument("--out", type=Path, default=Path("nve_silicon.png"))
     options = parser.parse_args(arguments)
 
