@@ -13,6 +13,7 @@ import json
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata as package_metadata
 from pathlib import Path
@@ -41,6 +42,20 @@ class Evaluation:
 
     energies: Tensor
     gradient: Tensor
+
+
+#: what every engine offers: species, edge_vec, edge_src, edge_dst -> energies and gradient
+Evaluator = Callable[[Tensor, Tensor, Tensor, Tensor], Evaluation]
+
+
+def _evaluate(
+    module: torch.nn.Module, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
+) -> Evaluation:
+    with torch.enable_grad():
+        edge_vec = edge_vec.detach().requires_grad_(True)
+        energies = module(species, edge_vec, edge_src, edge_dst, species.shape[0])
+        gradient = derivatives.edge_gradient(energies, edge_vec)
+    return Evaluation(energies.detach(), gradient)
 
 
 class PotentialFile:
@@ -83,11 +98,7 @@ class PotentialFile:
         self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
     ) -> Evaluation:
         """Species [N], edge_vec [E, 3] Å float64, edge_src and edge_dst [E], on `device`."""
-        with torch.enable_grad():
-            edge_vec = edge_vec.detach().requires_grad_(True)
-            energies = self.module(species, edge_vec, edge_src, edge_dst, species.shape[0])
-            gradient = derivatives.edge_gradient(energies, edge_vec)
-        return Evaluation(energies.detach(), gradient)
+        return _evaluate(self.module, species, edge_vec, edge_src, edge_dst)
 
 
 @contextlib.contextmanager
@@ -103,26 +114,31 @@ def outputs(
     module: torch.nn.Module, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
 ) -> dict[str, Tensor]:
     """Energies [N] eV, forces [N, 3] eV/Å, strain [3, 3] eV of one structure."""
-    with torch.enable_grad():
-        edge_vec = edge_vec.detach().requires_grad_(True)
-        energies = module(species, edge_vec, edge_src, edge_dst, species.shape[0])
-        gradient = derivatives.edge_gradient(energies, edge_vec)
-    n = species.shape[0]
+    got = _evaluate(module, species, edge_vec, edge_src, edge_dst)
+    return summed(got, species, edge_vec, edge_src, edge_dst)
+
+
+def summed(
+    got: Evaluation, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
+) -> dict[str, Tensor]:
+    """Energies, forces and strain derivative from what an engine says of the edges."""
     one = torch.zeros_like(edge_dst)
     return {
-        "energies": energies.detach(),
-        "forces": derivatives.forces(gradient, edge_src, edge_dst, n),
-        "strain": derivatives.strain_derivative(gradient, edge_vec.detach(), one, 1)[0],
+        "energies": got.energies,
+        "forces": derivatives.forces(got.gradient, edge_src, edge_dst, species.shape[0]),
+        "strain": derivatives.strain_derivative(got.gradient, edge_vec, one, 1)[0],
     }
 
 
-def deviation(module: torch.nn.Module) -> dict[str, float]:
+def deviation(module: torch.nn.Module, evaluate: Evaluator | None = None) -> dict[str, float]:
     """Largest deviations from the reference structure that the module carries.
 
-    Energies in eV per atom, forces in eV/Å, strain derivative in eV per atom.
+    Energies in eV per atom, forces in eV/Å, strain derivative in eV per atom. `evaluate` stands in
+    for the module where another engine is to be judged.
     """
     ref = module.reference_structure
-    got = outputs(module, ref.species, ref.edge_vec, ref.edge_src, ref.edge_dst)
+    graph = ref.species, ref.edge_vec, ref.edge_src, ref.edge_dst
+    got = summed(evaluate(*graph), *graph) if evaluate else outputs(module, *graph)
     difference = {k: float((v - getattr(ref, k)).abs().max()) for k, v in got.items()}
     difference["strain"] /= len(ref.species)
     return difference
@@ -239,6 +255,14 @@ def read_metadata(model: str | os.PathLike) -> dict[str, Any]:
     return document
 
 
+def precision(dtype: torch.dtype | str | None, metadata: dict[str, Any]) -> torch.dtype:
+    """What a user asked for, or the file's own; InputError for anything but float32 and float64."""
+    name = str(dtype or metadata["dtype"]).removeprefix("torch.")
+    if name not in ("float32", "float64"):
+        raise InputError(f"dtype '{name}': it must be 'float32' or 'float64'.")
+    return getattr(torch, name)
+
+
 def load(
     model: str | os.PathLike,
     *,
@@ -264,12 +288,7 @@ def load(
             f"Device '{device}' was asked for, but torch {torch.__version__} sees no CUDA GPU "
             "here: use device='cpu', or install a CUDA build of torch on a machine with a GPU."
         )
-    if dtype is None:
-        dtype = metadata["dtype"]
-    if isinstance(dtype, str):
-        if dtype not in ("float32", "float64"):
-            raise InputError(f"dtype '{dtype}': it must be 'float32' or 'float64'.")
-        dtype = getattr(torch, dtype)
+    dtype = precision(dtype, metadata)
     with quiet_torchscript():
         try:
             module = torch.jit.load(str(path), map_location=device)

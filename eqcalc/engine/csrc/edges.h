@@ -1,0 +1,127 @@
+// Edges in slots: those of a centre fill whole vectors, lane n of a group being its n-th edge, so
+// that what depends on directions only is computed for L edges at once. Spare lanes hold zeros.
+//
+// Generated: harmonics(), harmonics_gradient() (see eqcalc.engine.kernels).
+
+namespace {
+
+struct EdgeGradient {
+  T *y;     // dE/dY, laid out like Edges::y
+  T *r;     // dE/dt or dE/dr, per slot
+};
+
+struct Centre {
+  I slot;         // of its first edge
+  int count;      // edges
+  const T *y;     // groups [NUM_Y][L] of harmonics, without Y_0
+};
+
+class Edges {
+ public:
+  void begin(I num_local, const I *first_edge)
+  {
+    first_slot_.resize(num_local + 1);
+    first_edge_ = first_edge;
+    first_slot_[0] = 0;
+    for (I i = 0; i < num_local; i++)
+      first_slot_[i + 1] = first_slot_[i] + (first_edge[i + 1] - first_edge[i] + L - 1) / L * L;
+    const I slots = num_slots();
+    y_.get(slots * NUM_Y + 1);
+    dy_.get(slots * NUM_Y + 1);
+    u_.get(slots * 3);
+    inverse_r_.get(slots);
+    dr_.get(slots);
+    r_.get(slots);
+    row_.get(slots);
+    species_.get(slots);
+  }
+
+  // geometry of the edges of centre i, the first of which is `edge`
+  void place(I i, I edge, const I *edge_src, const double *edge_vec, const int *species)
+  {
+    const int count = of(i).count;
+    for (I slot = first_slot_[i], n = 0; slot < first_slot_[i + 1]; slot++, n++) {
+      T *u = u_.data() + slot / L * L * 3 + slot % L;
+      if (n < count) {
+        const double *v = edge_vec + 3 * (edge + n);
+        const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+        for (int d = 0; d < 3; d++) u[d * L] = static_cast<T>(v[d] / r);
+        inverse_r_.data()[slot] = static_cast<T>(1.0 / r);
+        r_.data()[slot] = r;
+        row_.data()[slot] = static_cast<int>(edge_src[edge + n]);
+        species_.data()[slot] = species[edge_src[edge + n]];
+      } else {
+        for (int d = 0; d < 3; d++) u[d * L] = T(0);
+        inverse_r_.data()[slot] = T(0);
+        r_.data()[slot] = 0.0;
+        row_.data()[slot] = species_.data()[slot] = 0;
+      }
+    }
+    for (I slot = first_slot_[i]; slot < first_slot_[i + 1]; slot += L)
+      harmonics(u_.data() + slot * 3, y_.data() + slot * NUM_Y);
+  }
+
+  void clear_gradient(int threads)
+  {
+    const I slots = num_slots();
+    T *dy = dy_.data(), *dr = dr_.data();
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (I slot = 0; slot < slots; slot += L) {
+      std::fill_n(dy + slot * NUM_Y, NUM_Y * L, T(0));
+      std::fill_n(dr + slot, L, T(0));
+    }
+  }
+
+  // adds dE/dr_ij of the edges of centre i; `slope` turns the radial gradients into dE/dr
+  void add_gradient(I i, double slope, double *gradient)
+  {
+    const int count = of(i).count;
+    alignas(64) T du[3 * L];
+    int n = 0;
+    for (I slot = first_slot_[i]; slot < first_slot_[i + 1]; slot += L) {
+      const T *u = u_.data() + slot * 3;
+      harmonics_gradient(u, y_.data() + slot * NUM_Y, dy_.data() + slot * NUM_Y, du);
+      const V ux = load(u), uy = load(u + L), uz = load(u + 2 * L);
+      const V along = ux * load(du) + uy * load(du + L) + uz * load(du + 2 * L);
+      const V inverse = load(inverse_r_.data() + slot);
+      store(du, (load(du) - along * ux) * inverse);
+      store(du + L, (load(du + L) - along * uy) * inverse);
+      store(du + 2 * L, (load(du + 2 * L) - along * uz) * inverse);
+      for (int lane = 0; lane < L && n < count; lane++, n++)
+        for (int d = 0; d < 3; d++)
+          gradient[3 * n + d] += static_cast<double>(du[d * L + lane]) +
+              slope * static_cast<double>(dr_.data()[slot + lane]) * u[d * L + lane];
+    }
+  }
+
+  Centre of(I i) const
+  {
+    return {first_slot_[i], static_cast<int>(first_edge_[i + 1] - first_edge_[i]),
+            y_.get() + first_slot_[i] * NUM_Y};
+  }
+  EdgeGradient gradient() { return {dy_.data(), dr_.data()}; }
+  // what an edge reads features of: the neighbour, or before the first layer its species
+  const int *rows(bool first) const { return first ? species_.get() : row_.get(); }
+  I num_centres() const { return static_cast<I>(first_slot_.size()) - 1; }
+  I num_slots() const { return first_slot_.back(); }
+  I first_slot(I i) const { return first_slot_[i]; }
+  const double *distances() const { return r_.get(); }
+  const T *directions(I slot) const { return u_.get() + slot / L * L * 3 + slot % L; }
+
+  I bytes() const
+  {
+    return y_.bytes() + dy_.bytes() + u_.bytes() + inverse_r_.bytes() + dr_.bytes() + r_.bytes() +
+        row_.bytes() + species_.bytes();
+  }
+
+ private:
+  std::vector<I> first_slot_;
+  const I *first_edge_ = nullptr;
+  Buffer<T> y_, dy_;              // groups [NUM_Y][L]
+  Buffer<T> u_;                   // groups [3][L], unit vectors
+  Buffer<T> inverse_r_, dr_;
+  Buffer<double> r_;
+  Buffer<int> row_, species_;
+};
+
+}    // namespace

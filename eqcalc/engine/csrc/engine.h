@@ -1,0 +1,617 @@
+// The network: edges in, atomic energies and their gradient in every edge vector out.
+//
+// Layer k, for an atom i (see eqcalc.models.nequip):
+//
+//     m_i  = sum_j R_k(r_ij) (x~_j (x) Y(r_ij))      generated kernels, see eqcalc.engine.kernels
+//     p_i  = own[z_i] x_i + mix m_i
+//     x'_i = gate(p_i),   x~'_i = up x'_i
+//
+// Kept for the way back: x~ and p of each layer. Atoms are worked on in blocks, from messages to the
+// next layer's x~ while they are in the cache. Sums over neighbours are made in the order of the
+// edges, those of gradients over the threads' shares in the order of the threads.
+
+namespace {
+
+constexpr int BLOCK = 16;     // atoms
+
+// rows [dim, stride_in] of each atom times a matrix, or one per species
+class Product {
+ public:
+  explicit Product(Reader &in)
+  {
+    at_in_ = in.integer();
+    stride_in_ = in.integer();
+    dim_ = in.integer();
+    at_out_ = in.integer();
+    stride_out_ = in.integer();
+    matrices_ = in.integer();
+    const I size = stride_in_ * stride_out_;
+    const auto values = in.numbers(matrices_ * size);
+    T *plain = plain_.get(matrices_ * size), *turned = turned_.get(matrices_ * size);
+    for (I n = 0; n < matrices_; n++)
+      for (I a = 0; a < stride_in_; a++)
+        for (I b = 0; b < stride_out_; b++) {
+          const T x = static_cast<T>(values[n * size + a * stride_out_ + b]);
+          plain[n * size + a * stride_out_ + b] = x;
+          turned[n * size + b * stride_in_ + a] = x;
+        }
+  }
+
+  // to += matrix from, for `count` <= BLOCK atoms
+  void forward(int count, const int *species, T *const *from, T *const *to)
+  {
+    apply(count, species, from, at_in_, stride_in_, to, at_out_, stride_out_, plain_.data());
+  }
+  // from += matrix^T to
+  void backward(int count, const int *species, T *const *to, T *const *from)
+  {
+    apply(count, species, to, at_out_, stride_out_, from, at_in_, stride_in_, turned_.data());
+  }
+
+ private:
+  I at_in_, stride_in_, dim_, at_out_, stride_out_, matrices_;
+  Buffer<T> plain_, turned_;
+
+  void apply(int count, const int *species, T *const *from, I at_from, I stride_from, T *const *to,
+             I at_to, I stride_to, const T *matrix)
+  {
+    const T *x[BLOCK * MOST_ROWS];
+    T *y[BLOCK * MOST_ROWS];
+    for (I s = 0; s < matrices_; s++, matrix += stride_from * stride_to) {
+      int rows = 0;
+      for (int b = 0; b < count; b++) {
+        if (matrices_ > 1 && species[b] != s) continue;
+        for (I m = 0; m < dim_; m++, rows++) {
+          x[rows] = from[b] + at_from + m * stride_from;
+          y[rows] = to[b] + at_to + m * stride_to;
+        }
+      }
+      product(rows, static_cast<int>(stride_from), x, matrix, static_cast<int>(stride_to), y);
+    }
+  }
+};
+
+struct ActivationScales {
+  T silu, tanh, sigmoid;
+};
+
+class GateBlock {
+ public:
+  GateBlock(Reader &in, const ActivationScales &scales) : scales_(scales)
+  {
+    kind_ = in.integer();
+    at_in_ = in.integer();
+    dim_ = in.integer();
+    mul_ = in.integer();
+    gate_ = in.integer();
+    at_out_ = in.integer();
+  }
+
+  void forward(const T *pre, T *out) const
+  {
+    const T *in = pre + at_in_;
+    out += at_out_;
+    for (I c = 0; c < mul_; c += L) {
+      if (kind_ == 0) {
+        const V x = load(in + c);
+        store(out + c, scales_.silu * x * sigmoid(x));
+      } else if (kind_ == 1) {
+        store(out + c, scales_.tanh * (T(2) * sigmoid(T(2) * load(in + c)) - T(1)));
+      } else {
+        const V gate = scales_.sigmoid * sigmoid(load(pre + gate_ + c));
+        for (I m = 0; m < dim_; m++) store(out + m * mul_ + c, gate * load(in + m * mul_ + c));
+      }
+    }
+  }
+
+  // pre becomes its own gradient
+  void backward(T *pre, const T *gradient) const
+  {
+    T *in = pre + at_in_;
+    gradient += at_out_;
+    for (I c = 0; c < mul_; c += L) {
+      if (kind_ == 0) {
+        const V x = load(in + c), s = sigmoid(x);
+        store(in + c, load(gradient + c) * scales_.silu * (s + x * s * (T(1) - s)));
+      } else if (kind_ == 1) {
+        const V t = T(2) * sigmoid(T(2) * load(in + c)) - T(1);
+        store(in + c, load(gradient + c) * scales_.tanh * (T(1) - t * t));
+      } else {
+        const V s = sigmoid(load(pre + gate_ + c)), gate = scales_.sigmoid * s;
+        V sum = {};
+        for (I m = 0; m < dim_; m++) {
+          const V g = load(gradient + m * mul_ + c);
+          sum += g * load(in + m * mul_ + c);
+          store(in + m * mul_ + c, g * gate);
+        }
+        store(pre + gate_ + c, sum * gate * (T(1) - s));
+      }
+    }
+  }
+
+ private:
+  I kind_, at_in_, dim_, mul_, gate_, at_out_;
+  ActivationScales scales_;
+};
+
+struct Readout {
+  I scalars, hidden;
+  Buffer<T> in, in_turned, out;
+
+  explicit Readout(Reader &reader)
+  {
+    scalars = reader.integer();
+    hidden = reader.integer();
+    const auto weight = reader.numbers(scalars * hidden);
+    const auto last = reader.numbers(hidden);
+    T *a = in.get(scalars * hidden), *b = in_turned.get(scalars * hidden), *c = out.get(hidden);
+    for (I s = 0; s < scalars; s++)
+      for (I h = 0; h < hidden; h++)
+        a[s * hidden + h] = b[h * scalars + s] = static_cast<T>(weight[s * hidden + h]);
+    for (I h = 0; h < hidden; h++) c[h] = static_cast<T>(last[h]);
+  }
+};
+
+struct Layer {
+  const Kernels *kernels;
+  I width_in, width_message, width_pre, width_out, num_weights;
+  std::vector<Product> up, own, mix;     // up and own act on the features before the layer
+  std::vector<GateBlock> gate;
+  std::unique_ptr<Readout> readout;
+  RadialFunctions radial;
+
+  Buffer<T> x;        // [rows, width_in], multiplied by `up`
+  Buffer<T> pre;      // [own atoms, width_pre]; on the way back their gradients
+
+  Layer(Reader &in, const ActivationScales &scales, I intervals)
+  {
+    kernels = &KERNELS[in.integer()];
+    width_in = in.integer();
+    width_message = in.integer();
+    width_pre = in.integer();
+    width_out = in.integer();
+    num_weights = in.integer();
+    for (auto *list : {&up, &own, &mix})
+      for (I n = in.integer(); n > 0; n--) list->emplace_back(in);
+    for (I n = in.integer(); n > 0; n--) gate.emplace_back(in, scales);
+    if (in.integer()) readout = std::make_unique<Readout>(in);
+    radial.read(in, num_weights, intervals);
+  }
+
+  I bytes() const { return x.bytes() + pre.bytes() + radial.bytes(); }
+};
+
+// Ziegler, Biersack and Littmark (1985), see eqcalc.nn.reference; half to each atom of a pair
+struct CoreRepulsion {
+  I num_species = 0;
+  std::vector<double> charges, screening, cutoff;     // [species, species]; empty: none
+
+  void read(Reader &in, I species)
+  {
+    num_species = species;
+    if (!in.integer()) return;
+    charges = in.numbers(species * species);
+    screening = in.numbers(species * species);
+    cutoff = in.numbers(species * species);
+  }
+
+  // energy and its slope at r
+  bool at(I a, I b, double r, double &energy, double &slope) const
+  {
+    const I ab = a * num_species + b;
+    if (charges.empty() || r >= cutoff[ab]) return false;
+    constexpr double C[4] = {0.18175, 0.50986, 0.28022, 0.02817};
+    constexpr double K[4] = {3.19980, 0.94229, 0.40290, 0.20162};
+    const double x = r / screening[ab], y = r / cutoff[ab];
+    double phi = 0.0, phi_slope = 0.0;
+    for (int n = 0; n < 4; n++) {
+      const double term = C[n] * std::exp(-K[n] * x);
+      phi += term;
+      phi_slope -= K[n] * term / screening[ab];
+    }
+    const double y5 = y * y * y * y * y;
+    const double u = 1.0 + y5 * y * (-28.0 + y * (48.0 - 21.0 * y));
+    const double u_slope = y5 * (-168.0 + y * (336.0 - 168.0 * y)) / cutoff[ab];
+    const double q = 0.5 * charges[ab] / r;
+    energy = q * phi * u;
+    slope = q * (phi_slope * u + phi * u_slope - phi * u / r);
+    return true;
+  }
+};
+
+class Network {
+ public:
+  explicit Network(Reader in)
+  {
+    if (in.integer() != LAYOUT_VERSION) throw std::runtime_error("made by another eqcalc");
+    const I num_layers = in.integer();
+    num_species_ = in.integer();
+    cutoff_ = in.number();
+    scales_.silu = static_cast<T>(in.number());
+    scales_.tanh = static_cast<T>(in.number());
+    scales_.sigmoid = static_cast<T>(in.number());
+    basis_.read(in, cutoff_);
+    for (I k = 0; k < num_layers; k++) layers_.emplace_back(in, scales_, basis_.intervals());
+    scale_ = in.numbers(num_species_);
+    shift_ = in.numbers(num_species_);
+    core_.read(in, num_species_);
+    const I width = layers_[0].width_in;
+    const auto embedding = in.numbers(num_species_ * width);
+    if (!in.done()) throw std::runtime_error("the network's description is too long");
+
+    // the first layer's features depend on the species only
+    T *x = layers_[0].x.get(num_species_ * width);
+    T *pre = first_pre_.get(num_species_ * layers_[0].width_pre);
+    std::fill_n(x, num_species_ * width, T(0));
+    std::fill_n(pre, num_species_ * layers_[0].width_pre, T(0));
+    Buffer<T> row;
+    for (int s = 0; s < num_species_; s++) {
+      T *from = row.get(width), *to = x + s * width, *to_pre = pre + s * layers_[0].width_pre;
+      for (I c = 0; c < width; c++) from[c] = static_cast<T>(embedding[s * width + c]);
+      for (Product &p : layers_[0].up) p.forward(1, &s, &from, &to);
+      for (Product &p : layers_[0].own) p.forward(1, &s, &from, &to_pre);
+    }
+  }
+
+  I num_layers() const { return static_cast<I>(layers_.size()); }
+  I width(I layer) const { return layers_[layer].width_in; }
+
+  I bytes() const
+  {
+    I sum = edges_.bytes() + dx_.bytes() + dx_next_.bytes() + basis_.bytes();
+    for (const Layer &layer : layers_) sum += layer.bytes();
+    for (const Scratch &s : scratch_) sum += s.bytes();
+    return sum;
+  }
+
+  void evaluate(const eqcalc_graph &graph, const eqcalc_exchange *exchange, int threads,
+                double *energies, double *gradient)
+  {
+    threads_ = std::max(1, threads);
+    if (static_cast<int>(scratch_.size()) < threads_) scratch_.resize(threads_);
+    place_edges(graph);
+    basis_.begin(edges_, threads_);
+    add_references(graph, energies, gradient);
+    for (I k = 0; k < num_layers(); k++) {
+      if (k > 0 && exchange)
+        exchange->forward(exchange->context, layers_[k].x.data(),
+                          static_cast<int>(layers_[k].width_in));
+      forward(k, graph, energies);
+    }
+    edges_.clear_gradient(threads_);
+    for (I k = num_layers() - 1; k >= 0; k--) {
+      backward(k, graph);
+      if (k > 0 && exchange)
+        exchange->reverse(exchange->context, dx_.data(), static_cast<int>(layers_[k].width_in));
+    }
+    add_edge_gradients(graph, gradient);
+  }
+
+ private:
+  // of one thread
+  struct Scratch {
+    Buffer<T> messages, features, gradients, hidden;     // rows of a block
+    Buffer<T> dx;                                // [rows, width]: gradients of neighbours' x
+    I first_row = 0, end_row = 0;                // that this thread's centres refer to
+
+    I bytes() const
+    {
+      return messages.bytes() + features.bytes() + gradients.bytes() + hidden.bytes() + dx.bytes();
+    }
+  };
+
+  I num_species_;
+  double cutoff_;
+  ActivationScales scales_;
+  std::vector<Layer> layers_;
+  RadialBasis basis_;
+  std::vector<double> scale_, shift_;
+  CoreRepulsion core_;
+  Buffer<T> first_pre_;            // [species, width_pre of layer 0]
+  int threads_ = 1;
+  Edges edges_;
+  std::vector<I> first_edge_;      // [own + 1]
+  std::vector<int> node_species_;
+  std::vector<I> share_;           // first centre of each thread
+  std::vector<Scratch> scratch_;
+  Buffer<T> dx_, dx_next_;         // gradients of x of the layer in work, and of the one above
+
+  void place_edges(const eqcalc_graph &graph)
+  {
+    first_edge_.assign(graph.num_local + 1, 0);
+    for (I e = 0; e < graph.num_edges; e++) first_edge_[graph.edge_dst[e] + 1]++;
+    for (I i = 0; i < graph.num_local; i++) first_edge_[i + 1] += first_edge_[i];
+    node_species_.assign(graph.species, graph.species + graph.num_nodes);
+    edges_.begin(graph.num_local, first_edge_.data());
+    share_ = shares(threads_, graph.num_local, first_edge_.back() + 8 * graph.num_local,
+                    [&](I i) { return first_edge_[i + 1] + 8 * (i + 1); });
+#pragma omp parallel num_threads(threads_)
+    {
+      const int t = omp_get_thread_num();
+      I lowest = graph.num_nodes, highest = -1;
+      for (I i = share_[t]; i < share_[t + 1]; i++) {
+        edges_.place(i, first_edge_[i], graph.edge_src, graph.edge_vec, node_species_.data());
+        for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
+          lowest = std::min(lowest, graph.edge_src[e]);
+          highest = std::max(highest, graph.edge_src[e]);
+        }
+      }
+      scratch_[t].first_row = lowest;
+      scratch_[t].end_row = highest + 1;
+    }
+  }
+
+  // shift and core repulsion; the gradient begins with that of the latter
+  void add_references(const eqcalc_graph &graph, double *energies, double *gradient) const
+  {
+#pragma omp parallel for num_threads(threads_) schedule(static)
+    for (I i = 0; i < graph.num_local; i++) {
+      const int a = node_species_[i];
+      energies[i] = shift_[a];
+      for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
+        const double *v = graph.edge_vec + 3 * e;
+        const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+        double energy, slope = 0.0;
+        if (core_.at(a, node_species_[graph.edge_src[e]], r, energy, slope))
+          energies[i] += energy;
+        for (int d = 0; d < 3; d++) gradient[3 * e + d] = slope * v[d] / r;
+      }
+    }
+  }
+
+  static void rows_of(T *data, I width, I first, int count, T **rows)
+  {
+    for (int b = 0; b < count; b++) rows[b] = data + (first + b) * width;
+  }
+
+  void forward(I k, const eqcalc_graph &graph, double *energies)
+  {
+    Layer &layer = layers_[k];
+    Layer *next = k + 1 < num_layers() ? &layers_[k + 1] : nullptr;
+    T *pre = layer.pre.get(graph.num_local * layer.width_pre);
+    T *x_next = next ? next->x.get(graph.num_rows * next->width_in) : nullptr;
+    T *pre_next = next ? next->pre.get(graph.num_local * next->width_pre) : nullptr;
+    for (int t = 0; t < threads_; t++) {
+      scratch_[t].messages.get(BLOCK * layer.width_message);
+      scratch_[t].features.get(BLOCK * layer.width_out);
+      scratch_[t].gradients.get(BLOCK * layer.width_out);
+    }
+    const Radial radial = layer.radial.weights(basis_, edges_, threads_, false);
+    const int *rows = edges_.rows(k == 0);
+#pragma omp parallel num_threads(threads_)
+    {
+      const int t = omp_get_thread_num();
+      Scratch &mine = scratch_[t];
+      T *m[BLOCK], *p[BLOCK], *x[BLOCK], *to_x[BLOCK], *to_pre[BLOCK];
+      rows_of(mine.messages.data(), layer.width_message, 0, BLOCK, m);
+      rows_of(mine.features.data(), layer.width_out, 0, BLOCK, x);
+      for (I first = share_[t]; first < share_[t + 1]; first += BLOCK) {
+        const int count = static_cast<int>(std::min<I>(BLOCK, share_[t + 1] - first));
+        const int *species = node_species_.data() + first;
+        rows_of(pre, layer.width_pre, first, count, p);
+        std::fill_n(m[0], count * layer.width_message, T(0));
+        std::fill_n(x[0], count * layer.width_out, T(0));
+        for (int b = 0; b < count; b++) {
+          layer.kernels->forward(radial, edges_.of(first + b), rows, layer.x.data(), m[b]);
+          if (k == 0)
+            std::copy_n(first_pre_.data() + species[b] * layer.width_pre, layer.width_pre, p[b]);
+        }
+        for (Product &product : layer.mix) product.forward(count, species, m, p);
+        for (int b = 0; b < count; b++)
+          for (const GateBlock &block : layer.gate) block.forward(p[b], x[b]);
+        if (layer.readout) {
+          T *h[BLOCK];
+          hidden(*layer.readout, count, x, mine.hidden, h);
+          for (int b = 0; b < count; b++) {
+            double sum = 0.0;
+            for (I c = 0; c < layer.readout->hidden; c += L) {
+              const V a = load(h[b] + c);
+              const V terms = load(layer.readout->out.data() + c) * scales_.silu * a * sigmoid(a);
+              for (int lane = 0; lane < L; lane++) sum += terms[lane];
+            }
+            energies[first + b] += scale_[species[b]] * sum;
+          }
+        }
+        if (next) {
+          rows_of(x_next, next->width_in, first, count, to_x);
+          rows_of(pre_next, next->width_pre, first, count, to_pre);
+          std::fill_n(to_x[0], count * next->width_in, T(0));
+          std::fill_n(to_pre[0], count * next->width_pre, T(0));
+          for (Product &product : next->up) product.forward(count, species, x, to_x);
+          for (Product &product : next->own) product.forward(count, species, x, to_pre);
+        }
+      }
+    }
+  }
+
+  // h = in^T x, before the activation
+  static void hidden(Readout &readout, int count, T *const *x, Buffer<T> &memory, T **h)
+  {
+    rows_of(memory.get(BLOCK * readout.hidden), readout.hidden, 0, count, h);
+    std::fill_n(memory.data(), count * readout.hidden, T(0));
+    product(count, static_cast<int>(readout.scalars), x, readout.in.data(),
+            static_cast<int>(readout.hidden), h);
+  }
+
+  // gradient of the energies in the features after the layer, from its own readout
+  void readout_gradient(Layer &layer, int count, const int *species, T *const *p, T *const *x,
+                        Buffer<T> &memory, T *const *dx)
+  {
+    Readout &readout = *layer.readout;
+    for (int b = 0; b < count; b++)
+      for (const GateBlock &block : layer.gate) block.forward(p[b], x[b]);
+    T *h[BLOCK];
+    hidden(readout, count, x, memory, h);
+    for (int b = 0; b < count; b++)
+      for (I c = 0; c < readout.hidden; c += L) {
+        const V a = load(h[b] + c), s = sigmoid(a);
+        const V slope = scales_.silu * (s + a * s * (T(1) - s));
+        store(h[b] + c, static_cast<T>(scale_[species[b]]) * load(readout.out.data() + c) * slope);
+      }
+    product(count, static_cast<int>(readout.hidden), h, readout.in_turned.data(),
+            static_cast<int>(readout.scalars), dx);
+  }
+
+  void backward(I k, const eqcalc_graph &graph)
+  {
+    Layer &layer = layers_[k];
+    Layer *next = k + 1 < num_layers() ? &layers_[k + 1] : nullptr;
+    T *pre = layer.pre.data();
+    T *pre_next = next ? next->pre.data() : nullptr;
+    std::swap(dx_, dx_next_);     // what was computed for the layer above
+    T *dx_next = dx_next_.data();
+    const I num_rows = k > 0 ? graph.num_rows : 0;
+    T *dx = dx_.get(num_rows * layer.width_in);
+    for (int t = 0; t < threads_; t++) {
+      scratch_[t].messages.get(BLOCK * layer.width_message);
+      scratch_[t].features.get(BLOCK * layer.width_out);
+      scratch_[t].gradients.get(BLOCK * layer.width_out);
+      if (t > 0) scratch_[t].dx.get(num_rows * layer.width_in);
+    }
+    const Radial radial = layer.radial.weights(basis_, edges_, threads_, true);
+    const int *rows = edges_.rows(k == 0);
+#pragma omp parallel num_threads(threads_)
+    {
+      const int t = omp_get_thread_num();
+      Scratch &mine = scratch_[t];
+      T *to = k == 0 ? nullptr : (t == 0 ? dx : mine.dx.data());
+      if (k > 0 && t == 0)
+        std::fill_n(to, num_rows * layer.width_in, T(0));
+      else if (k > 0 && mine.first_row < mine.end_row)
+        std::fill_n(to + mine.first_row * layer.width_in,
+                    (mine.end_row - mine.first_row) * layer.width_in, T(0));
+
+      T *dm[BLOCK], *p[BLOCK], *x[BLOCK], *g[BLOCK], *from_x[BLOCK], *from_pre[BLOCK];
+      rows_of(mine.messages.data(), layer.width_message, 0, BLOCK, dm);
+      rows_of(mine.features.data(), layer.width_out, 0, BLOCK, x);
+      rows_of(mine.gradients.data(), layer.width_out, 0, BLOCK, g);
+      for (I first = share_[t]; first < share_[t + 1]; first += BLOCK) {
+        const int count = static_cast<int>(std::min<I>(BLOCK, share_[t + 1] - first));
+        const int *species = node_species_.data() + first;
+        rows_of(pre, layer.width_pre, first, count, p);
+        std::fill_n(g[0], count * layer.width_out, T(0));
+        if (layer.readout) readout_gradient(layer, count, species, p, x, mine.hidden, g);
+        if (next) {
+          rows_of(dx_next, next->width_in, first, count, from_x);
+          rows_of(pre_next, next->width_pre, first, count, from_pre);
+          for (Product &product : next->up) product.backward(count, species, from_x, g);
+          for (Product &product : next->own) product.backward(count, species, from_pre, g);
+        }
+        for (int b = 0; b < count; b++)
+          for (const GateBlock &block : layer.gate) block.backward(p[b], g[b]);
+        std::fill_n(dm[0], count * layer.width_message, T(0));
+        for (Product &product : layer.mix) product.backward(count, species, p, dm);
+        for (int b = 0; b < count; b++)
+          layer.kernels->backward(radial, edges_.of(first + b), rows, layer.x.data(), dm[b], to,
+                                  edges_.gradient());
+      }
+#pragma omp barrier
+      if (k > 0 && threads_ > 1) {
+        const I begin = num_rows * t / threads_, end = num_rows * (t + 1) / threads_;
+        for (int other = 1; other < threads_; other++) {
+          const Scratch &theirs = scratch_[other];
+          const I low = std::max(begin, theirs.first_row) * layer.width_in;
+          const I high = std::min(end, theirs.end_row) * layer.width_in;
+          const T *from = scratch_[other].dx.data();
+          for (I c = low; c < high; c += L) store(dx + c, load(dx + c) + load(from + c));
+        }
+      }
+    }
+  }
+
+  void add_edge_gradients(const eqcalc_graph &graph, double *gradient)
+  {
+    const double slope = basis_.slope_scale();
+#pragma omp parallel for num_threads(threads_) schedule(static)
+    for (I i = 0; i < graph.num_local; i++)
+      edges_.add_gradient(i, slope, gradient + 3 * first_edge_[i]);
+  }
+};
+
+int failed(const std::exception &error, char *text, I size)
+{
+  std::snprintf(text, size, "%s", error.what());
+  return 1;
+}
+
+}    // namespace
+
+extern "C" {
+
+int eqcalc_interface_version() { return EQCALC_INTERFACE_VERSION; }
+
+int eqcalc_open(const char *network, I bytes, void **engine, char *error, I size)
+{
+  try {
+    *engine = new Network(Reader(network, bytes));
+    return 0;
+  } catch (const std::bad_alloc &) {
+    return failed(std::runtime_error("out of memory"), error, size);
+  } catch (const std::exception &e) {
+    return failed(e, error, size);
+  }
+}
+
+void eqcalc_close(void *engine) { delete static_cast<Network *>(engine); }
+
+int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchange *exchange,
+                    int threads, double *energies, double *gradient, char *error, I size)
+{
+  try {
+    static_cast<Network *>(engine)->evaluate(*graph, exchange, threads, energies, gradient);
+    return 0;
+  } catch (const std::bad_alloc &) {
+    return failed(std::runtime_error("out of memory: use fewer atoms per process"), error, size);
+  } catch (const std::exception &e) {
+    return failed(e, error, size);
+  }
+}
+
+int eqcalc_exchange_widths(void *engine, int *widths, int count)
+{
+  const auto &network = *static_cast<Network *>(engine);
+  const int layers = static_cast<int>(network.num_layers());
+  for (int k = 1; k < layers && k <= count; k++) widths[k - 1] = static_cast<int>(network.width(k));
+  return layers - 1;
+}
+
+I eqcalc_memory(void *engine) { return static_cast<Network *>(engine)->bytes(); }
+
+void eqcalc_forces(I num_atoms, I num_edges, const I *edge_src, const I *edge_dst,
+                   const double *edge_vec, const double *gradient, double *forces, double *virials)
+{
+  std::fill_n(forces, 3 * num_atoms, 0.0);
+  if (virials) std::fill_n(virials, 9 * num_atoms, 0.0);
+  for (I e = 0; e < num_edges; e++) {
+    const double *g = gradient + 3 * e, *v = edge_vec + 3 * e;
+    double *fi = forces + 3 * edge_dst[e], *fj = forces + 3 * edge_src[e];
+    for (int a = 0; a < 3; a++) {
+      fi[a] += g[a];
+      fj[a] -= g[a];
+    }
+    if (!virials) continue;
+    double *w = virials + 9 * edge_src[e];
+    for (int a = 0; a < 3; a++)
+      for (int b = 0; b < 3; b++) w[3 * a + b] -= v[a] * g[b];
+  }
+}
+
+I eqcalc_select(I num_pairs, const I *src, const I *dst, const double *shifts,
+                const double *positions, double cutoff, I *edge_src, I *edge_dst, double *edge_vec)
+{
+  const double cutoff_sq = cutoff * cutoff;
+  I count = 0;
+  for (I p = 0; p < num_pairs; p++) {
+    const double *a = positions + 3 * dst[p], *b = positions + 3 * src[p], *s = shifts + 3 * p;
+    const double x = b[0] - a[0] + s[0], y = b[1] - a[1] + s[1], z = b[2] - a[2] + s[2];
+    if (!(x * x + y * y + z * z < cutoff_sq)) continue;
+    edge_src[count] = src[p];
+    edge_dst[count] = dst[p];
+    edge_vec[3 * count] = x;
+    edge_vec[3 * count + 1] = y;
+    edge_vec[3 * count + 2] = z;
+    count++;
+  }
+  return count;
+}
+}

@@ -1,0 +1,211 @@
+// Radial weights from the network itself, once per undirected pair, with their slopes:
+//
+//     b_n(r) = prefactor sin(q_n r) / r u(r / cutoff),   w = W_k silu(... silu(W_0 b))
+
+namespace {
+
+struct Radial {
+  const T *values, *slopes;
+  I stride;
+  const int *pair;
+
+  struct Cursor {
+    const T *values, *slopes;
+
+    V value(I weight) const { return load(values + weight); }
+    void value_and_slope(I weight, V &value, V &slope) const
+    {
+      value = load(values + weight);
+      slope = load(slopes + weight);
+    }
+  };
+  Cursor at(I slot) const { return {values + pair[slot] * stride, slopes + pair[slot] * stride}; }
+};
+
+class RadialBasis {
+ public:
+  void read(Reader &in, double cutoff)
+  {
+    cutoff_ = cutoff;
+    prefactor_ = in.number();
+    power_ = in.number();
+    silu_ = static_cast<T>(in.number());
+    orders_ = in.numbers(in.integer());
+    width_ = (static_cast<I>(orders_.size()) + PADDING - 1) / PADDING * PADDING;
+  }
+
+  void begin(const Edges &edges, int threads)
+  {
+    find_pairs(edges);
+    T *values = values_.get(num_pairs() * width_), *slopes = slopes_.get(num_pairs() * width_);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (I p = 0; p < num_pairs(); p++) {
+      const double r = distance_[p], x = r / cutoff_, n = power_;
+      const double power = std::pow(x, n - 1.0);
+      const double a = (n + 1.0) * (n + 2.0) / 2.0, b = n * (n + 2.0), c = n * (n + 1.0) / 2.0;
+      const bool inside = x < 1.0;
+      const double u = inside ? 1.0 + power * x * (-a + x * (b - c * x)) : 0.0;
+      const double du =
+          inside ? power * (-a * n + x * (b * (n + 1.0) - c * (n + 2.0) * x)) / cutoff_ : 0.0;
+      std::fill_n(values + p * width_, width_, T(0));
+      std::fill_n(slopes + p * width_, width_, T(0));
+      for (std::size_t k = 0; k < orders_.size(); k++) {
+        const double s = prefactor_ * std::sin(orders_[k] * r) / r;
+        const double ds = prefactor_ * orders_[k] * std::cos(orders_[k] * r) / r - s / r;
+        values[p * width_ + k] = static_cast<T>(s * u);
+        slopes[p * width_ + k] = static_cast<T>(ds * u + s * du);
+      }
+    }
+  }
+
+  double slope_scale() const { return 1.0; }
+  I intervals() const { return 0; }
+  I width() const { return width_; }
+  I num_pairs() const { return static_cast<I>(distance_.size()); }
+  const int *pair() const { return pair_.get(); }
+  const T *values() const { return values_.get(); }
+  const T *slopes() const { return slopes_.get(); }
+  T silu() const { return silu_; }
+
+  // of the layer in work
+  Buffer<T> weights, weight_slopes;
+
+  I bytes() const
+  {
+    return weights.bytes() + weight_slopes.bytes() + pair_.bytes() + values_.bytes() +
+        slopes_.bytes() + static_cast<I>(distance_.capacity() * sizeof(double));
+  }
+
+ private:
+  double cutoff_ = 0.0, prefactor_ = 0.0, power_ = 0.0;
+  T silu_ = 0;
+  std::vector<double> orders_;
+  I width_ = 0;
+  std::vector<double> distance_;     // of pairs
+  Buffer<int> pair_;                 // of slots
+  Buffer<T> values_, slopes_;        // [pairs, width]
+
+  // An edge and its reverse share a pair; an edge of a ghost may have no reverse.
+  void find_pairs(const Edges &edges)
+  {
+    int *pair = pair_.get(edges.num_slots() + 1);
+    std::fill_n(pair, edges.num_slots(), -1);
+    distance_.clear();
+    const int *row = edges.rows(false);
+    const double *r = edges.distances();
+    for (I i = 0; i < edges.num_centres(); i++) {
+      const Centre centre = edges.of(i);
+      for (I e = centre.slot; e < centre.slot + centre.count; e++) {
+        if (pair[e] >= 0) continue;
+        pair[e] = static_cast<int>(distance_.size());
+        distance_.push_back(r[e]);
+        const I j = row[e];
+        if (j >= edges.num_centres()) continue;
+        const Centre other = edges.of(j);
+        const T *u = edges.directions(e);
+        for (I f = other.slot; f < other.slot + other.count; f++) {
+          if (row[f] != i || pair[f] >= 0 || std::abs(r[f] - r[e]) > 1e-9) continue;
+          const T *v = edges.directions(f);
+          const T apart = std::abs(u[0] + v[0]) + std::abs(u[L] + v[L]) + std::abs(u[2 * L] + v[2 * L]);
+          if (apart > T(1e-5)) continue;
+          pair[f] = pair[e];
+          break;
+        }
+      }
+    }
+    // spare lanes read the first pair
+    for (I e = 0; e < edges.num_slots(); e++) pair[e] = std::max(pair[e], 0);
+  }
+};
+
+class RadialFunctions {
+ public:
+  void read(Reader &in, I num_weights, I)
+  {
+    num_weights_ = num_weights;
+    const I count = in.integer();
+    for (I n = 0; n < count; n++) {
+      Matrix m;
+      m.inputs = in.integer();
+      m.outputs = in.integer();
+      T *w = m.values.get(m.inputs * m.outputs);
+      for (I k = 0; k < m.inputs * m.outputs; k++) w[k] = static_cast<T>(in.number());
+      matrices_.push_back(std::move(m));
+    }
+  }
+
+  Radial weights(RadialBasis &basis, const Edges &, int threads, bool with_slopes)
+  {
+    const I pairs = basis.num_pairs();
+    T *values = basis.weights.get(pairs * num_weights_);
+    T *slopes = with_slopes ? basis.weight_slopes.get(pairs * num_weights_) : values;
+    I widest = 0;
+    for (const Matrix &m : matrices_) widest = std::max(widest, std::max(m.inputs, m.outputs));
+    if (static_cast<int>(scratch_.size()) < threads) scratch_.resize(threads);
+    for (int t = 0; t < threads; t++) scratch_[t].get(4 * PAIRS * widest);
+#pragma omp parallel num_threads(threads)
+    {
+      T *memory = scratch_[omp_get_thread_num()].data();
+#pragma omp for schedule(static)
+      for (I first = 0; first < pairs; first += PAIRS) {
+        const int count = static_cast<int>(std::min<I>(PAIRS, pairs - first));
+        block(basis, first, count, with_slopes, memory, widest, values + first * num_weights_,
+              slopes + first * num_weights_);
+      }
+    }
+    return {values, slopes, num_weights_, basis.pair()};
+  }
+
+  I bytes() const { return 0; }
+
+ private:
+  static constexpr int PAIRS = 24;
+  struct Matrix {
+    I inputs, outputs;
+    Buffer<T> values;
+  };
+  std::vector<Matrix> matrices_;
+  std::vector<Buffer<T>> scratch_;
+  I num_weights_ = 0;
+
+  void block(const RadialBasis &basis, I first, int count, bool with_slopes, T *memory, I widest,
+             T *values, T *slopes)
+  {
+    const T *in = basis.values() + first * basis.width();
+    const T *in_slope = basis.slopes() + first * basis.width();
+    const I size = PAIRS * widest;
+    for (std::size_t n = 0; n < matrices_.size(); n++) {
+      Matrix &m = matrices_[n];
+      const bool last = n + 1 == matrices_.size();
+      T *out = last ? values : memory + (n % 2) * 2 * size;
+      T *out_slope = last ? slopes : out + size;
+      multiply(count, m, in, out);
+      if (with_slopes) multiply(count, m, in_slope, out_slope);
+      if (!last) {
+        for (I c = 0; c < count * m.outputs; c += L) {
+          const V x = load(out + c), s = sigmoid(x);
+          if (with_slopes)
+            store(out_slope + c,
+                  load(out_slope + c) * basis.silu() * (s + x * s * (T(1) - s)));
+          store(out + c, basis.silu() * x * s);
+        }
+      }
+      in = out;
+      in_slope = out_slope;
+    }
+  }
+
+  static void multiply(int count, Matrix &m, const T *in, T *out)
+  {
+    const T *x[PAIRS];
+    T *y[PAIRS];
+    for (int p = 0; p < count; p++) {
+      x[p] = in + p * m.inputs;
+      y[p] = out + p * m.outputs;
+    }
+    std::fill_n(out, count * m.outputs, T(0));
+    product(count, static_cast<int>(m.inputs), x, m.values.data(), static_cast<int>(m.outputs), y);
+  }
+};
+
+}    // namespace

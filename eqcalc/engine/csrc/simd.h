@@ -1,0 +1,195 @@
+// Vectors of the machine's width, products of small matrices, elementary functions.
+// `T` is the scalar of the whole library.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <omp.h>
+
+namespace {
+
+using I = std::int64_t;
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, GEMM_ROWS = 8, GEMM_VECTORS = 3;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, GEMM_ROWS = 4, GEMM_VECTORS = 2;
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, GEMM_ROWS = 6, GEMM_VECTORS = 4;
+#else
+constexpr int VECTOR_BYTES = 16, GEMM_ROWS = 3, GEMM_VECTORS = 3;
+#endif
+constexpr int L = VECTOR_BYTES / sizeof(T);     // lanes
+constexpr int PADDING = 64 / sizeof(T);         // widths of rows are multiples of it
+
+typedef T V __attribute__((vector_size(VECTOR_BYTES)));
+using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+typedef Bits VI __attribute__((vector_size(VECTOR_BYTES)));
+
+inline V load(const T *p) { return *reinterpret_cast<const V *>(p); }
+inline void store(T *p, V v) { *reinterpret_cast<V *>(p) = v; }
+inline V all(T x) { return V{} + x; }
+
+// neighbouring lanes added: sums of pairs of a, then of b
+template <int... N> inline V pair_sums(V a, V b, std::integer_sequence<int, N...>)
+{
+  return __builtin_shufflevector(a, b, (2 * N)...) + __builtin_shufflevector(a, b, (2 * N + 1)...);
+}
+
+// lane n of the result is the sum of the lanes of row n
+inline V row_sums(const T *rows)
+{
+  V sums[L];
+  for (int n = 0; n < L; n++) sums[n] = load(rows + n * L);
+#pragma GCC unroll 8
+  for (int count = L; count > 1; count /= 2)
+#pragma GCC unroll 16
+    for (int n = 0; n < count / 2; n++) 
+      sums[n] = pair_sums(sums[2 * n], sums[2 * n + 1], std::make_integer_sequence<int, L>());
+  return sums[0];
+}
+
+// memory that grows, never shrinks, and begins at a cache line
+template <class U> class Buffer {
+ public:
+  U *get(I count)
+  {
+    if (count > capacity_) {
+      capacity_ = count + count / 8 + 64;
+      const std::size_t bytes = (capacity_ * sizeof(U) + 63) / 64 * 64;
+      void *memory = std::aligned_alloc(64, bytes);
+      if (!memory) throw std::bad_alloc();
+      data_.reset(static_cast<U *>(memory));
+    }
+    return data_.get();
+  }
+  U *data() { return data_.get(); }
+  U *get() const { return data_.get(); }
+  I bytes() const { return capacity_ * sizeof(U); }
+
+ private:
+  struct Free {
+    void operator()(U *p) const { std::free(p); }
+  };
+  std::unique_ptr<U, Free> data_;
+  I capacity_ = 0;
+};
+
+// ---- y += x w for a list of rows; w [inputs, outputs], outputs a multiple of PADDING
+
+template <int R, int N>
+inline void product_tile(int inputs, const T *const *x, const T *w, int outputs, T *const *y, int at)
+{
+  V sum[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) sum[r][n] = load(y[r] + at + n * L);
+  const T *row = w + at;
+  for (int k = 0; k < inputs; k++, row += outputs) {
+    V b[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) b[n] = load(row + n * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const T a = x[r][k];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; n++) sum[r][n] += a * b[n];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) store(y[r] + at + n * L, sum[r][n]);
+}
+
+template <int R>
+inline void product_rows(int inputs, const T *const *x, const T *w, int outputs, T *const *y)
+{
+  int at = 0;
+  for (; at + GEMM_VECTORS * L <= outputs; at += GEMM_VECTORS * L)
+    product_tile<R, GEMM_VECTORS>(inputs, x, w, outputs, y, at);
+  if (GEMM_VECTORS > 2)
+    for (; at + 2 * L <= outputs; at += 2 * L)
+      product_tile<R, 2>(inputs, x, w, outputs, y, at);
+  for (; at < outputs; at += L) product_tile<R, 1>(inputs, x, w, outputs, y, at);
+}
+
+template <int R>
+inline void product_rest(int rows, int inputs, const T *const *x, const T *w, int outputs,
+                         T *const *y)
+{
+  if constexpr (R > 0) {
+    if (rows == R)
+      product_rows<R>(inputs, x, w, outputs, y);
+    else
+      product_rest<R - 1>(rows, inputs, x, w, outputs, y);
+  }
+}
+
+inline void product(int rows, int inputs, const T *const *x, const T *w, int outputs, T *const *y)
+{
+  int r = 0;
+  for (; r + GEMM_ROWS <= rows; r += GEMM_ROWS)
+    product_rows<GEMM_ROWS>(inputs, x + r, w, outputs, y + r);
+  product_rest<GEMM_ROWS - 1>(rows - r, inputs, x + r, w, outputs, y + r);
+}
+
+// ---- elementary functions, a few units in the last place
+
+inline V exponential(V x)
+{
+  constexpr bool SINGLE = sizeof(T) == 4;
+  constexpr T LARGEST = SINGLE ? T(87) : T(708);
+  constexpr T HIGH = SINGLE ? T(0.693359375) : T(6.93145751953125e-1);
+  constexpr T LOW = SINGLE ? T(-2.12194440e-4) : T(1.42860682030941723212e-6);
+  constexpr int BITS = SINGLE ? 23 : 52, BIAS = SINGLE ? 127 : 1023;
+  x = x > LARGEST ? all(LARGEST) : x;
+  x = x < -LARGEST ? all(-LARGEST) : x;
+  const V scaled = x * T(1.44269504088896340736) + (x < 0 ? all(T(-0.5)) : all(T(0.5)));
+  const VI power = __builtin_convertvector(scaled, VI);     // rounds towards zero
+  const V n = __builtin_convertvector(power, V);
+  const V r = (x - n * HIGH) - n * LOW;
+  constexpr int TERMS = SINGLE ? 7 : 13;
+  constexpr double INVERSE_FACTORIALS[14] = {
+      1., 1., 1. / 2, 1. / 6, 1. / 24, 1. / 120, 1. / 720, 1. / 5040, 1. / 40320, 1. / 362880,
+      1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.};
+  V sum = all(T(INVERSE_FACTORIALS[TERMS]));
+#pragma GCC unroll 16
+  for (int k = TERMS - 1; k >= 0; k--) sum = sum * r + T(INVERSE_FACTORIALS[k]);
+  const VI bits = (power + BIAS) << BITS;
+  V factor;
+  std::memcpy(&factor, &bits, sizeof(factor));
+  return sum * factor;
+}
+
+inline V sigmoid(V x) { return T(1) / (T(1) + exponential(-x)); }
+
+// ---- one unit of work for each thread
+
+// First index of each thread's share of `count` items, weights of which end at `ends`.
+template <class Ends> std::vector<I> shares(int threads, I count, I total, const Ends &end_of)
+{
+  std::vector<I> first(threads + 1, count);
+  first[0] = 0;
+  I k = 0;
+  for (int t = 1; t < threads; t++) {
+    while (k < count && end_of(k) * threads <= total * t) k++;
+    first[t] = k;
+  }
+  return first;
+}
+
+}    // namespace

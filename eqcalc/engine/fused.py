@@ -1,0 +1,242 @@
+"""The fused engine: a potential file on generated C++ instead of TorchScript, on the CPU.
+
+`fuse` reads a plan out of the file, samples its radial functions, generates and compiles the
+kernels (once per model kind and machine) and hands over the numbers. The same library and the same
+bytes serve `pair_style equivariant`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqcalc import export
+from eqcalc.engine import plan as plans
+from eqcalc.engine.build import compile_library
+from eqcalc.engine.kernels import LAYOUT_VERSION, library_source
+from eqcalc.errors import InputError
+
+SCALARS = {torch.float32: "float", torch.float64: "double"}
+
+#: degree of the radial tables and their relative error, by scalar
+TABLES = {"float": (5, 1e-6), "double": (7, 1e-9)}
+
+
+class _Writer:
+    """Numbers in the order in which csrc/engine.h reads them."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def integers(self, *values: int) -> None:
+        self.parts.append(struct.pack(f"{len(values)}q", *values))
+
+    def numbers(self, values: Any) -> None:
+        self.parts.append(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+
+    def products(self, products: list[plans.Product]) -> None:
+        self.integers(len(products))
+        for p in products:
+            self.integers(p.at_in, p.stride_in, p.dim, p.at_out, p.stride_out, len(p.matrices))
+            self.numbers(p.matrices)
+
+
+def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:
+    """The network's description for `eqcalc_open`."""
+    out = _Writer()
+    out.integers(LAYOUT_VERSION, len(plan.layers), plan.num_species)
+    out.numbers([plan.cutoff, *plan.activation_scales])
+    if radial == "table":
+        out.integers(len(plan.layers[0].table))
+    else:
+        out.numbers([plan.prefactor, plan.envelope_power, plan.activation_scales[0]])
+        out.integers(len(plan.orders))
+        out.numbers(plan.orders)
+    for layer, kernel in zip(plan.layers, kernels, strict=True):
+        out.integers(
+            kernel,
+            layer.width_in,
+            layer.convolution.width_out,
+            layer.width_pre,
+            layer.width_out,
+            layer.convolution.num_weights,
+        )
+        for products in (layer.up, layer.own, layer.mix):
+            out.products(products)
+        out.integers(len(layer.gate))
+        for g in layer.gate:
+            out.integers(g.kind, g.at_in, g.dim, g.mul, g.gate, g.at_out)
+        out.integers(int(layer.readout_in is not None))
+        if layer.readout_in is not None:
+            out.integers(*layer.readout_in.shape)
+            out.numbers(layer.readout_in)
+            out.numbers(layer.readout_out)
+        if radial == "table":
+            out.numbers(layer.table)
+        else:
+            out.integers(len(layer.radial_network))
+            for matrix in layer.radial_network:
+                out.integers(*matrix.shape)
+                out.numbers(matrix)
+    out.numbers(plan.scale)
+    out.numbers(plan.shift)
+    out.integers(int(bool(plan.core)))
+    if plan.core:
+        for name in ("charges", "screening", "pair_cutoff"):
+            out.numbers(plan.core[name])
+    out.numbers(plan.embedding)
+    return b"".join(out.parts)
+
+
+class _Graph(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("num_local", "num_nodes", "num_rows", "num_edges")),
+        *((name, ctypes.c_void_p) for name in ("species", "edge_src", "edge_dst", "edge_vec")),
+    )
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+class Library:
+    """The compiled engine of one kind of network."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._library = ctypes.CDLL(str(path))
+        self._library.eqcalc_forces.restype = None
+        self._library.eqcalc_close.restype = None
+        self._library.eqcalc_select.restype = ctypes.c_int64
+        self._library.eqcalc_memory.restype = ctypes.c_int64
+
+    def checked(self, name: str, *arguments: Any) -> None:
+        """Calls a function that ends with a place for an error message."""
+        error = ctypes.create_string_buffer(400)
+        if getattr(self._library, name)(*arguments, error, ctypes.c_int64(len(error))):
+            raise InputError(f"The fused engine stopped: {error.value.decode()}.")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+
+class FusedPotential:
+    """A potential file on the fused engine; used like `export.PotentialFile`.
+
+    Attributes:
+        metadata, cutoff, atomic_numbers, symbols, dtype: of the file, and the precision chosen.
+        table_error: relative error of the radial tables; 0 in exact mode.
+        table_bytes: their size.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, potential: export.PotentialFile, library: Library, network: bytes, dtype: torch.dtype
+    ) -> None:
+        self.path = potential.path
+        self.metadata = potential.metadata
+        self.cutoff = potential.cutoff
+        self.atomic_numbers = potential.atomic_numbers
+        self.symbols = potential.symbols
+        self.dtype = dtype
+        self.library = library
+        self._handle = ctypes.c_void_p()
+        library.checked(
+            "eqcalc_open", network, ctypes.c_int64(len(network)), ctypes.byref(self._handle)
+        )
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.library.eqcalc_close(self._handle)
+
+    species_of = export.PotentialFile.species_of
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the engine holds now."""
+        return self.library.eqcalc_memory(self._handle)
+
+    def run(
+        self,
+        species: np.ndarray,
+        edge_vec: np.ndarray,
+        edge_src: np.ndarray,
+        edge_dst: np.ndarray,
+        threads: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Energies [N] eV and gradient [E, 3] eV/Å of contiguous int64 and float64 arrays."""
+        graph = _Graph(len(species), len(species), len(species), len(edge_src))
+        graph.species, graph.edge_src = species.ctypes.data, edge_src.ctypes.data
+        graph.edge_dst, graph.edge_vec = edge_dst.ctypes.data, edge_vec.ctypes.data
+        energies, gradient = np.empty(len(species)), np.empty((len(edge_src), 3))
+        self.library.checked(
+            "eqcalc_evaluate",
+            self._handle,
+            ctypes.byref(graph),
+            None,
+            ctypes.c_int(threads),
+            _pointer(energies),
+            _pointer(gradient),
+        )
+        return energies, gradient
+
+    def evaluate(
+        self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
+    ) -> export.Evaluation:
+        """As `export.PotentialFile.evaluate`, on as many threads as torch has."""
+        arrays = [
+            np.ascontiguousarray(t.detach().numpy(), dtype=d)
+            for t, d in ((species, "i8"), (edge_vec, "f8"), (edge_src, "i8"), (edge_dst, "i8"))
+        ]
+        energies, gradient = self.run(*arrays, torch.get_num_threads())
+        return export.Evaluation(torch.from_numpy(energies), torch.from_numpy(gradient))
+
+
+def fuse(
+    model: str | os.PathLike, *, dtype: str | torch.dtype | None = None, radial: str = "table"
+) -> FusedPotential:
+    """Opens a potential file on the fused engine and checks it against its reference structure.
+
+    Args:
+        model: a path, or the name of a bundled model.
+        dtype: float32 or float64; None takes the file's own.
+        radial: "table" (splines through the radial functions) or "network" (exact).
+
+    Raises:
+        NotCovered: the engine does not know this architecture.
+        InputError: no compiler; a bad file; numbers that differ from those in the file.
+    """
+    potential = export.load(model, dtype=torch.float64)
+    chosen = export.precision(dtype, potential.metadata)
+    library, network = prepare(potential, chosen, radial)
+    fused = FusedPotential(potential, library, network, chosen)
+    difference = export.deviation(potential.module, fused.evaluate)
+    if not max(difference.values()) <= export.TOLERANCE[chosen]:
+        figures = ", ".join(f"{k} {v:.1e}" for k, v in difference.items())
+        raise InputError(
+            f"The fused engine does not reproduce the reference structure of {fused.path.name} "
+            f"(deviations {figures} in eV and Å): use engine='torch', and please report it."
+        )
+    return fused
+
+
+def prepare(
+    potential: export.PotentialFile, dtype: torch.dtype, radial: str
+) -> tuple[Library, bytes]:
+    """The compiled library and the network's description, of a file opened in float64."""
+    scalar = SCALARS[dtype]
+    plan = plans.read(potential.module, potential.metadata.get("architecture"), scalar)
+    degree, tolerance = TABLES[scalar]
+    if radial == "table":
+        plans.tabulate(potential.module, plan, degree=degree, tolerance=tolerance)
+    source, kernels = library_source(plan, radial, degree)
+    library = Library(compile_library(source))
+    return library, network_bytes(plan, kernels, radial)

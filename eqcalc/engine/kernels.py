@@ -1,0 +1,319 @@
+r"""C++ of the fused engine: the convolutions of a plan, unrolled, for inference.
+
+For the edges e = (i <- j) of one centre i, and all paths p, channels c
+
+    forward   m_{m3 c}  = sum_e R_pc(r_e) sum_{m1} G_{m1 m3}(e) x_{m1 c}[j]
+              G_{m1 m3} = sum_{m2} C_{m1 m2 m3} Y_{m2}
+    backward  given g = dE/dm_i:
+              dE/dx_{m1 c}[j] += R_pc u_{m1 c},  u_{m1 c} = sum_{m3} G_{m1 m3} g_{m3 c}
+              dE/dr_e         += sum_{p c} R'_pc sum_{m1} x_{m1 c} u_{m1 c}
+              dE/dY_{m2}      += sum_{p c} sum_{m1 m3} C_{m1 m2 m3} R_pc x_{m1 c} g_{m3 c}
+
+A vector holds channels, and m_i stays in the first-level cache. What does not depend on channels
+(G) is computed for as many edges at once as a vector has lanes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from functools import cache
+from importlib import resources
+
+import numpy as np
+
+from eqcalc.engine.plan import ConvolutionPlan, Path, Plan
+
+#: changes with the order of the numbers that C++ reads
+LAYOUT_VERSION = 1
+
+Terms = tuple[tuple[int, float], ...]
+
+
+@cache
+def _header(name: str) -> str:
+    text = (resources.files("eqcalc.engine") / "csrc" / name).read_text(encoding="utf-8")
+    return text
+
+
+def _number(x: float) -> str:
+    return f"T({x!r})"
+
+
+def _times(factor: str, x: str) -> str:
+    return {"1": x, "-1": f"-{x}"}.get(factor, f"{factor} * {x}")
+
+
+def _sum(terms: list[str]) -> str:
+    text = terms[0]
+    for term in terms[1:]:
+        text += f" - {term[1:]}" if term.startswith("-") else f" + {term}"
+    return text
+
+
+class _Couplings:
+    """The different G of a convolution, computed once per group of edges."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._known: dict[Terms, int] = {}
+
+    def scalar(self, terms: Terms) -> str:
+        """What stands for sum_{m2} C Y_{m2} of one edge: a factor, "1" or "-1" left as they are."""
+        if terms[0][0] == 0:
+            value = terms[0][1]
+            return {1.0: "1", -1.0: "-1"}.get(round(value, 14), _number(value))
+        if len(terms) == 1 and abs(abs(terms[0][1]) - 1.0) < 1e-12:
+            sign = "-" if terms[0][1] < 0 else ""
+            return f"{sign}y[{terms[0][0] - 1} * L + lane]"
+        sign = "-" if terms[0][1] < 0 else ""
+        key = tuple((m2, -c if sign else c) for m2, c in terms)
+        if key not in self._known:
+            index = self._known[key] = len(self._known)
+            value = _sum([f"{_number(c)} * load(y + {m2 - 1} * L)" for m2, c in key])
+            self.lines.append(f"store(couplings + {index} * L, {value});")
+        return f"{sign}couplings[{self._known[key]} * L + lane]"
+
+    @property
+    def count(self) -> int:
+        return max(1, len(self._known))
+
+
+def _pairs(path: Path) -> dict[tuple[int, int], Terms]:
+    """{(m1, m3): ((m2, C), ...)}."""
+    pairs = defaultdict(list)
+    for m1, m2, m3, c in path.terms:
+        pairs[m1, m3].append((m2, c))
+    return {key: tuple(sorted(terms)) for key, terms in pairs.items()}
+
+
+def _blocks(plan: ConvolutionPlan) -> list[list[Path]]:
+    """Paths that read the same block of features."""
+    blocks = defaultdict(list)
+    for path in plan.paths:
+        blocks[path.x].append(path)
+    return list(blocks.values())
+
+
+def _forward_path(path: Path, couplings: _Couplings) -> list[str]:
+    pairs = {key: couplings.scalar(terms) for key, terms in _pairs(path).items()}
+    lines = [f"{{ const V w = radial.value({path.weight} + c);"]
+    first = path.d1 <= path.d3  # multiply by the radial weight where there are fewer rows
+    if first:
+        lines += [f"const V z{m} = w * x{m};" for m in range(path.d1)]
+    for m3 in range(path.d3):
+        terms = [
+            _times(g, f"{'z' if first else 'x'}{m1}") for (m1, n3), g in pairs.items() if n3 == m3
+        ]
+        if terms:
+            at = f"out + {path.out + m3 * path.stride} + c"
+            value = _sum(terms) if first else f"w * ({_sum(terms)})"
+            lines.append(f"store({at}, load({at}) + ({value}));")
+    return [*lines, "}"]
+
+
+def _direction_terms(path: Path) -> list[str]:
+    """s_{m2} += sum C z_{m1} g_{m3}, with the fewer products of the two orders."""
+    by_g, by_z = defaultdict(list), defaultdict(list)
+    for m1, m2, m3, c in path.terms:
+        if m2 > 0:
+            by_g[m2, m3].append((f"z{m1}", c))
+            by_z[m2, m1].append((f"g{m3}", c))
+    outer, name = (by_g, "g") if len(by_g) <= len(by_z) else (by_z, "z")
+    lines = []
+    for (m2, m), terms in outer.items():
+        inner = _sum([_times(_unit(c), x) for x, c in terms])
+        lines.append(f"s{m2} += ({inner}) * {name}{m};")
+    return lines
+
+
+def _unit(c: float) -> str:
+    return {1.0: "1", -1.0: "-1"}.get(round(c, 14), _number(c))
+
+
+def _backward_path(path: Path, couplings: _Couplings, *, features: bool) -> list[str]:
+    pairs = {key: couplings.scalar(terms) for key, terms in _pairs(path).items()}
+    lines = [f"{{ V w, dw; radial.value_and_slope({path.weight} + c, w, dw);"]
+    lines += [f"const V g{m} = load(g + {path.out + m * path.stride} + c);" for m in range(path.d3)]
+    used = sorted({m1 for m1, _ in pairs})
+    for m1 in used:
+        terms = [_times(s, f"g{m3}") for (n1, m3), s in pairs.items() if n1 == m1]
+        lines.append(f"const V u{m1} = {_sum(terms)};")
+        if features:
+            lines.append(f"d{m1} += w * u{m1};")
+    lines.append(f"sr += dw * ({_sum([f'x{m} * u{m}' for m in used])});")
+    directions = _direction_terms(path)
+    if directions:
+        lines += [f"const V z{m} = w * x{m};" for m in used]
+    return [*lines, *directions, "}"]
+
+
+def _loop(block: list[Path], body: list[str], *, features: bool) -> str:
+    """Over the channels of one block of features."""
+    x, d1, mul = block[0].x, block[0].d1, block[0].mul
+    read = [f"const V x{m} = load(xj + {x + m * mul} + c);" for m in range(d1)]
+    write = []
+    if features:
+        read += [f"V d{m} = load(dxj + {x + m * mul} + c);" for m in range(d1)]
+        write = [f"store(dxj + {x + m * mul} + c, d{m});" for m in range(d1)]
+    lines = "\n        ".join([*read, *body, *write])
+    return f"      for (int c = 0; c < {mul}; c += L) {{\n        {lines}\n      }}"
+
+
+_FORWARD = """
+void forward_{name}(const Radial &radials, const Centre &centre, const int *rows, const T *x, T *out)
+{{
+  alignas(64) T couplings[{couplings} * L];
+  for (int first = 0; first < centre.count; first += L) {{
+    const T *y = centre.y + first * NUM_Y;
+    {prepare}
+    const int lanes = std::min(L, centre.count - first);
+    const I slot = centre.slot + first;
+    for (int lane = 0; lane < lanes; lane++) {{
+      const T *__restrict xj = x + static_cast<I>(rows[slot + lane]) * {width};
+      const Radial::Cursor radial = radials.at(slot + lane);
+{loops}
+    }}
+  }}
+}}
+"""
+
+_BACKWARD = """
+void backward_{name}(const Radial &radials, const Centre &centre, const int *rows, const T *x,
+                     const T *__restrict g, T *dx, const EdgeGradient &gradient)
+{{
+  alignas(64) T couplings[{couplings} * L], sums[(NUM_Y + 1) * L * L];
+  for (int first = 0; first < centre.count; first += L) {{
+    const T *y = centre.y + first * NUM_Y;
+    {prepare}
+    const int lanes = std::min(L, centre.count - first);
+    const I slot = centre.slot + first;
+    for (int lane = 0; lane < lanes; lane++) {{
+      const T *__restrict xj = x + static_cast<I>(rows[slot + lane]) * {width};
+      {dx}
+      const Radial::Cursor radial = radials.at(slot + lane);
+      V sr = {{}}{declare};
+{loops}
+      {keep}
+    }}
+    for (int lane = lanes; lane < L; lane++)
+      for (int m = 0; m <= NUM_Y; m++) store(sums + (m * L + lane) * L, V{{}});
+    T *dy = gradient.y + slot * NUM_Y;
+    for (int m = 0; m < NUM_Y; m++)
+      store(dy + m * L, load(dy + m * L) + row_sums(sums + m * L * L));
+    store(gradient.r + slot, load(gradient.r + slot) + row_sums(sums + NUM_Y * L * L));
+  }}
+}}
+"""
+
+
+def _kernels(plan: ConvolutionPlan, name: str, num_y: int, *, features: bool) -> str:
+    forward, backward = _Couplings(), _Couplings()
+    forward_loops, backward_loops = [], []
+    for block in _blocks(plan):
+        body = [line for path in block for line in _forward_path(path, forward)]
+        forward_loops.append(_loop(block, body, features=False))
+        body = [
+            line for path in block for line in _backward_path(path, backward, features=features)
+        ]
+        backward_loops.append(_loop(block, body, features=features))
+    keep = [f"store(sums + ({m} * L + lane) * L, s{m + 1});" for m in range(num_y)]
+    keep.append(f"store(sums + ({num_y} * L + lane) * L, sr);")
+    dx = f"T *__restrict dxj = dx + static_cast<I>(rows[slot + lane]) * {plan.width_in};"
+    return _FORWARD.format(
+        name=name,
+        couplings=forward.count,
+        prepare="\n    ".join(forward.lines),
+        width=plan.width_in,
+        loops="\n".join(forward_loops),
+    ) + _BACKWARD.format(
+        name=name,
+        couplings=backward.count,
+        prepare="\n    ".join(backward.lines),
+        width=plan.width_in,
+        dx=dx if features else "",
+        declare="".join(f", s{m} = {{}}" for m in range(1, num_y + 1)),
+        loops="\n".join(backward_loops),
+        keep="\n      ".join(keep),
+    )
+
+
+def _harmonics(plan: Plan) -> str:
+    """Y_{l+1} = coupling of Y_1 and Y_l, and the same backwards (see eqcalc.nn.angular)."""
+    if plan.l_max == 0:
+        return (
+            "inline void harmonics(const T *, T *) {}\n"
+            "inline void harmonics_gradient(const T *, const T *, const T *, T *du)\n"
+            "{ std::fill_n(du, 3 * L, T(0)); }\n"
+        )
+    root = _number(math.sqrt(3.0))
+    up = [f"const V y{m} = {root} * load(u + {m - 1} * L);" for m in range(1, 4)]
+    down: list[str] = []
+    for l, coupling in enumerate(plan.harmonics, start=1):  # noqa: E741
+        low, high = l * l, (l + 1) ** 2
+        back = defaultdict(list)
+        for m in range(coupling.shape[2]):
+            terms = []
+            for k, n in np.argwhere(np.abs(coupling[:, :, m]) > 1e-12):
+                c = _number(float(coupling[k, n, m]))
+                terms.append(f"{c} * y{k + 1} * y{low + n}")
+                back[low + n].append(f"{c} * y{k + 1} * d{high + m}")
+                back[int(k) + 1].append(f"{c} * y{low + n} * d{high + m}")
+            up.append(f"const V y{high + m} = {_sum(terms)};")
+        # the highest degree first
+        down = [f"d{m} += {_sum(terms)};" for m, terms in back.items()] + down
+    count = (plan.l_max + 1) ** 2 - 1
+    keep = [f"store(y + {m - 1} * L, y{m});" for m in range(1, count + 1)]
+    # all but the highest degree serve the way back
+    read = [
+        f"[[maybe_unused]] const V y{m} = load(y + {m - 1} * L);"
+        for m in range(1, plan.l_max**2 if plan.l_max > 1 else 4)
+    ]
+    read += [f"V d{m} = load(dy + {m - 1} * L);" for m in range(1, count + 1)]
+    out = [f"store(du + {m - 1} * L, {root} * d{m});" for m in range(1, 4)]
+    return (
+        "inline void harmonics(const T *u, T *y)\n{\n  "
+        + "\n  ".join([*up, *keep])
+        + "\n}\ninline void harmonics_gradient([[maybe_unused]] const T *u, const T *y, "
+        "const T *dy, T *du)\n{\n  " + "\n  ".join([*read, *down, *out]) + "\n}\n"
+    )
+
+
+def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]]:
+    """The engine's translation unit, and which kernels each layer takes.
+
+    Args:
+        plan: of the network.
+        radial: "table" or "network".
+        degree: of the table's polynomials.
+    """
+    num_y = (plan.l_max + 1) ** 2 - 1
+    different: dict[tuple[ConvolutionPlan, bool], int] = {}
+    kernels = [
+        different.setdefault((layer.convolution, k > 0), len(different))
+        for k, layer in enumerate(plan.layers)
+    ]
+    code = [
+        _kernels(convolution, str(n), num_y, features=features)
+        for (convolution, features), n in different.items()
+    ]
+    table = ", ".join(f"{{forward_{n}, backward_{n}}}" for n in different.values())
+    most = max(p.dim for layer in plan.layers for p in (*layer.up, *layer.own, *layer.mix))
+    parts = [
+        f"using T = {plan.scalar};\n",
+        _header("interface.h"),
+        _header("simd.h"),
+        f"namespace {{\nconstexpr int NUM_Y = {num_y}, DEGREE = {degree}, MOST_ROWS = {most};\n"
+        f"constexpr I LAYOUT_VERSION = {LAYOUT_VERSION};\n" + _harmonics(plan) + "}\n",
+        _header("edges.h"),
+        _header("reader.h"),
+        _header(f"radial_{radial}.h"),
+        "namespace {\nstruct Kernels {\n"
+        "  void (*forward)(const Radial &, const Centre &, const int *, const T *, T *);\n"
+        "  void (*backward)(const Radial &, const Centre &, const int *, const T *, const T *,\n"
+        "                   T *, const EdgeGradient &);\n};\n"
+        + "".join(code)
+        + f"const Kernels KERNELS[] = {{{table}}};\n}}\n",
+        _header("engine.h"),
+    ]
+    return "\n".join(parts), kernels

@@ -1,0 +1,412 @@
+"""What the fused engine needs to know of a potential, read out of its file.
+
+Rows of features are padded: every run of channels that the network treats alike (the channels of an
+irrep, of one path in a message, of the gates of one irrep) is filled up with zeros to whole cache
+lines, so that no kernel has a remainder. A `Layout` says where a column of the file's rows is then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.interpolate import make_interp_spline
+
+from eqcalc.nn import activations
+
+#: numbers of 64 bytes
+PADDING = {"float": 16, "double": 8}
+#: length (Å) that makes an error of a slope comparable with one of a value
+RADIAL_SCALE = 0.2
+MAX_INTERVALS = 1024
+
+
+class NotCovered(Exception):  # noqa: N818 - not an error: the torch engine takes over
+    """The model is of a kind that the fused engine does not know."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows made of blocks [2l + 1, channels], the channels in separately padded runs.
+
+    blocks: (2l + 1, channels of each run) of each block.
+    """
+
+    blocks: tuple[tuple[int, tuple[int, ...]], ...]
+    padding: int
+
+    def padded(self, runs: Sequence[int]) -> list[int]:
+        return [-(-n // self.padding) * self.padding for n in runs]
+
+    def stride(self, block: int) -> int:
+        """Padded channels of a block."""
+        return sum(self.padded(self.blocks[block][1]))
+
+    def offset(self, block: int) -> int:
+        """First padded column of a block."""
+        return sum(dim * sum(self.padded(runs)) for dim, runs in self.blocks[:block])
+
+    @property
+    def width(self) -> int:
+        return self.offset(len(self.blocks))
+
+    def channels(self, block: int) -> np.ndarray:
+        """Padded place of each channel of a block, relative to a row [stride]."""
+        runs = self.blocks[block][1]
+        starts = [0, *accumulate(self.padded(runs))]
+        return np.concatenate(
+            [np.arange(n) + at for n, at in zip(runs, starts, strict=False)] or [np.zeros(0, int)]
+        ).astype(int)
+
+    def block_at(self, column: int) -> int:
+        """The block that begins at an unpadded column."""
+        starts = [0, *accumulate(dim * sum(runs) for dim, runs in self.blocks)]
+        return starts.index(column)
+
+
+@dataclass(frozen=True)
+class Path:
+    """One coupling in padded rows.
+
+    x, d1: first column and 2 l1 + 1 of the input; out, d3, stride: first column, 2 l3 + 1 and
+    padded channels of the output; weight: first radial weight; mul: padded channels;
+    terms: (m1, place in Y, m3, coefficient).
+    """
+
+    x: int
+    d1: int
+    out: int
+    d3: int
+    stride: int
+    weight: int
+    mul: int
+    terms: tuple[tuple[int, int, int, float], ...]
+
+
+@dataclass(frozen=True)
+class ConvolutionPlan:
+    """Equal plans share their kernels."""
+
+    width_in: int
+    width_out: int
+    num_weights: int
+    paths: tuple[Path, ...]
+
+
+@dataclass
+class Product:
+    """Rows [dim, stride_in] times a matrix per species [inputs, outputs], onto rows of the output."""
+
+    at_in: int
+    stride_in: int
+    dim: int
+    at_out: int
+    stride_out: int
+    matrices: np.ndarray  # [species or 1, inputs, outputs], padded
+
+
+@dataclass
+class GateBlock:
+    """kind 0: SiLU, 1: tanh, 2: gated; places in padded rows."""
+
+    kind: int
+    at_in: int
+    dim: int
+    mul: int
+    gate: int
+    at_out: int
+
+
+@dataclass
+class LayerPlan:
+    """One message-passing layer."""
+
+    convolution: ConvolutionPlan
+    weight_places: np.ndarray  # of each radial weight of the file among the padded ones
+    width_in: int
+    width_pre: int
+    width_out: int
+    up: list[Product]
+    own: list[Product]
+    mix: list[Product]
+    gate: list[GateBlock]
+    readout_in: np.ndarray | None  # [padded scalars, padded hidden]
+    readout_out: np.ndarray | None  # [padded hidden]
+    radial_network: list[np.ndarray]
+    table: np.ndarray | None = None  # [intervals, degree + 1, padded weights]
+
+
+@dataclass
+class Plan:
+    """A whole network; numbers in float64."""
+
+    scalar: str
+    cutoff: float
+    num_species: int
+    l_max: int
+    harmonics: list[np.ndarray]  # couplings Y_1 x Y_l -> Y_{l+1}: [3, 2l + 1, 2l + 3]
+    embedding: np.ndarray  # [species, width of layer 0]
+    layers: list[LayerPlan]
+    activation_scales: tuple[float, float, float]
+    orders: np.ndarray
+    prefactor: float
+    envelope_power: int
+    scale: np.ndarray
+    shift: np.ndarray
+    core: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().to(torch.float64).cpu().numpy()
+
+
+def _children(module: Any) -> list[Any]:
+    return [getattr(module, name) for name, _ in module.named_children()]
+
+
+def _products(linear: Any, inputs: Layout, outputs: Layout, factor: float) -> list[Product]:
+    """The blocks of a (species) linear map between padded rows."""
+    products = []
+    for block, (at, dim, mul_in, mul_out, first) in enumerate(linear._blocks):
+        if mul_in == 0:
+            continue
+        source = inputs.block_at(at)
+        weight = _array(linear.weight)[:, first : first + mul_in * mul_out]
+        padded = np.zeros((weight.shape[0], inputs.stride(source), outputs.stride(block)))
+        rows, columns = inputs.channels(source), outputs.channels(block)
+        padded[:, rows[:, None], columns[None, :]] = (
+            weight.reshape(-1, mul_in, mul_out) * factor / math.sqrt(mul_in)
+        )
+        products.append(
+            Product(
+                inputs.offset(source),
+                inputs.stride(source),
+                dim,
+                outputs.offset(block),
+                outputs.stride(block),
+                padded,
+            )
+        )
+    return products
+
+
+def _convolution(module: Any, inputs: Layout) -> tuple[ConvolutionPlan, np.ndarray, Layout]:
+    """Kernel plan, places of the radial weights, layout of the messages."""
+    padding = inputs.padding
+    buffers = dict(module.named_buffers())
+    outputs = Layout(
+        tuple(
+            (pieces[0][2], tuple(module._blocks[block][2] for block, _, _ in pieces))
+            for pieces in module._pieces
+        ),
+        padding,
+    )
+    places = {}  # (block, first row) -> first column, stride
+    for k, pieces in enumerate(module._pieces):
+        starts = [0, *accumulate(outputs.padded(outputs.blocks[k][1]))]
+        for (block, row, _), start in zip(pieces, starts, strict=False):
+            places[block, row] = outputs.offset(k) + start, outputs.stride(k)
+
+    paths = []
+    weight_places: list[np.ndarray] = []
+    weight = 0
+    for block, (at, dim, mul, _, num_paths, rows) in enumerate(module._blocks):
+        coupling = _array(buffers[f"coupling_{block}"]).reshape(-1, rows, dim)
+        owner = buffers[f"weight_of_row_{block}"].cpu().numpy()
+        source = inputs.block_at(at)
+        for n in range(num_paths):
+            mine = np.flatnonzero(owner == n)
+            part = coupling[:, mine]
+            terms = tuple(
+                (int(m1), int(y), int(m3), float(part[y, m3, m1]))
+                for y, m3, m1 in np.argwhere(np.abs(part) > 1e-12)
+            )
+            out, stride = places[block, int(mine[0])]
+            padded = inputs.stride(source)
+            paths.append(
+                Path(inputs.offset(source), dim, out, len(mine), stride, weight, padded, terms)
+            )
+            weight_places.append(weight + np.arange(mul))
+            weight += padded
+    plan = ConvolutionPlan(inputs.width, outputs.width, weight, tuple(paths))
+    return plan, np.concatenate(weight_places), outputs
+
+
+def _gate(module: Any, padding: int) -> tuple[Layout, Layout, list[GateBlock]]:
+    """Layouts before and after, and what happens to each block."""
+    blocks = module._blocks
+    gates = tuple(mul for _, _, mul, _, kind in blocks if kind == 2)
+    before = Layout(
+        tuple((dim, (mul, *gates) if kind == 0 else (mul,)) for _, dim, mul, _, kind in blocks),
+        padding,
+    )
+    after = Layout(tuple((dim, (mul,)) for _, dim, mul, _, _ in blocks), padding)
+    even = next(k for k, block in enumerate(blocks) if block[4] == 0)
+    starts = [0, *accumulate(before.padded(before.blocks[even][1]))]
+    gate_places = iter(before.offset(even) + start for start in starts[1:])
+    plan = []
+    for k, (_, dim, _, _, kind) in enumerate(blocks):
+        gate = next(gate_places) if kind == 2 else 0
+        mul = after.stride(k)
+        plan.append(GateBlock(kind, before.offset(k), dim, mul, gate, after.offset(k)))
+    return before, after, plan
+
+
+def _padded_network(
+    matrices: list[np.ndarray], places: np.ndarray, num_weights: int, padding: int
+) -> list[np.ndarray]:
+    """Zeros fill up the hidden features, and the radial weights go to their `places`."""
+    padded = []
+    for n, matrix in enumerate(matrices):
+        last = n + 1 == len(matrices)
+        rows, columns = (-(-size // padding) * padding for size in matrix.shape)
+        filled = np.zeros((rows, num_weights if last else columns))
+        filled[: len(matrix), places if last else slice(matrix.shape[1])] = matrix
+        padded.append(filled)
+    return padded
+
+
+def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
+    convolution, places, messages = _convolution(module.convolution, inputs)
+    before, after, gate = _gate(module.gate, inputs.padding)
+    readout_in = readout_out = None
+    if module.has_readout:
+        weight, out = _array(module.readout_in), _array(module.readout_out)
+        scalars, hidden = after.stride(0), after.padded([len(out)])[0]
+        readout_in = np.zeros((scalars, hidden))
+        readout_in[: weight.shape[0], : len(out)] = weight / math.sqrt(weight.shape[0])
+        readout_out = np.zeros(hidden)
+        readout_out[: len(out)] = out / math.sqrt(len(out))
+    network = [
+        _array(w) / math.sqrt(w.shape[0]) for w in module.radial_network.weights.parameters()
+    ]
+    plan = LayerPlan(
+        convolution=convolution,
+        weight_places=places,
+        width_in=inputs.width,
+        width_pre=before.width,
+        width_out=after.width,
+        up=_products(module.linear_up.linear, inputs, inputs, 1.0),
+        own=_products(module.self_connection, inputs, before, 1.0),
+        mix=_products(module.linear_mix.linear, messages, before, float(module.message_norm)),
+        gate=gate,
+        readout_in=readout_in,
+        readout_out=readout_out,
+        radial_network=_padded_network(network, places, convolution.num_weights, inputs.padding),
+    )
+    return plan, after
+
+
+def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
+    """The plan of a scripted `eqcalc.models.nequip.NequIP` in float64."""
+    padding = PADDING[scalar]
+    weight = _array(module.species_embedding)
+    layout = Layout(((1, (weight.shape[1],)),), padding)
+    embedding = np.zeros((len(weight), layout.width))
+    embedding[:, layout.channels(0)] = weight
+    layers = []
+    for child in _children(module.layers):
+        plan, layout = _layer(child, layout)
+        layers.append(plan)
+    one = torch.ones((), dtype=torch.float64)
+    plain = {"silu": torch.nn.functional.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+    scales = tuple(float(getattr(activations, n)(one) / f(one)) for n, f in plain.items())
+    reference = module.reference_energy
+    core = {}
+    if reference.core_repulsion:
+        core = {name: _array(buffer) for name, buffer in reference.repulsion.named_buffers()}
+    l_max = int(module.spherical_harmonics.l_max)
+    steps = _children(module.spherical_harmonics.steps)
+    return Plan(
+        scalar=scalar,
+        cutoff=float(module.cutoff),
+        num_species=len(module.atomic_numbers),
+        l_max=l_max,
+        harmonics=[_array(s.coupling).reshape(3, -1, s.coupling.shape[1]) for s in steps],
+        embedding=embedding,
+        layers=layers,
+        activation_scales=scales,
+        orders=_array(module.radial_basis.orders),
+        prefactor=float(module.radial_basis.prefactor),
+        envelope_power=int(module.radial_basis.power),
+        scale=_array(reference.scale),
+        shift=_array(reference.shift),
+        core=core,
+    )
+
+
+#: by the architecture that the file's metadata names
+READERS = {"NequIP": read_nequip}
+
+
+def read(module: torch.jit.ScriptModule, architecture: str | None, scalar: str) -> Plan:
+    """The plan of a potential in float64; `scalar` is that of the engine, "float" or "double".
+
+    Raises:
+        NotCovered: no reader for this architecture, or the file is not what it expects.
+    """
+    if architecture not in READERS:
+        raise NotCovered(f"its architecture is {architecture or 'not named'}")
+    try:
+        return READERS[architecture](module, scalar)
+    except (AttributeError, ValueError, KeyError) as error:
+        raise NotCovered(f"it is not a {architecture} as this eqcalc writes it ({error})") from None
+
+
+def _sample(module: torch.jit.ScriptModule, layer: int, distances: np.ndarray) -> np.ndarray:
+    """Radial weights, even functions of the distance; [len(distances), weights]."""
+    positive = np.maximum(np.abs(distances), 1e-6)
+    with torch.no_grad():
+        return _array(module.radial(layer, torch.from_numpy(positive)))
+
+
+def _spline_table(
+    sample: Callable[[np.ndarray], np.ndarray], cutoff: float, intervals: int, degree: int
+) -> tuple[np.ndarray, float]:
+    """Coefficients [intervals, degree + 1, weights] of powers of t = 0..1, and the error."""
+    step = cutoff / intervals
+    left = np.arange(intervals) * step
+    knots = np.arange(-8, intervals + 1) * step
+    spline = make_interp_spline(knots, sample(knots), k=degree)
+    table = np.stack(
+        [spline(left, nu=d) * step**d / math.factorial(d) for d in range(degree + 1)], axis=1
+    )
+    middle, h = left + 0.5 * step, 0.02 * step
+    powers = 0.5 ** np.arange(degree + 1)
+    value = np.einsum("kdw,d->kw", table, powers)
+    slope = np.einsum("kdw,d->kw", table[:, 1:], powers[:-1] * np.arange(1, degree + 1)) / step
+    one, two = (sample(middle + n * h) - sample(middle - n * h) for n in (1, 2))
+    exact, exact_slope = sample(middle), (8.0 * one - two) / (12.0 * h)
+    size = np.abs(exact).max()
+    error = max(np.abs(value - exact).max(), np.abs(slope - exact_slope).max() * RADIAL_SCALE)
+    return table, float(error / size)
+
+
+def tabulate(
+    module: torch.jit.ScriptModule, plan: Plan, *, degree: int, tolerance: float
+) -> list[float]:
+    """Splines through the radial weights of each layer; returns their errors.
+
+    Interpolating splines of odd degree on equal intervals of [0, cutoff], with all derivatives
+    but the last continuous. Intervals are halved until value and slope (in units of 1 / 0.2 Å)
+    half-way between knots are right to `tolerance`, relative to the largest weight of the layer.
+    """
+    intervals = 32
+    while True:
+        made = [
+            _spline_table(partial(_sample, module, k), plan.cutoff, intervals, degree)
+            for k in range(len(plan.layers))
+        ]
+        if max(error for _, error in made) < tolerance or intervals >= MAX_INTERVALS:
+            break
+        intervals *= 2
+    for layer, (table, _) in zip(plan.layers, made, strict=True):
+        layer.table = np.zeros((intervals, degree + 1, layer.convolution.num_weights))
+        layer.table[:, :, layer.weight_places] = table
+    return [error for _, error in made]
