@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.calculators.calculator import (
     Calculator,
@@ -18,25 +16,10 @@ from ase.calculators.calculator import (
 )
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from eqcalc import derivatives, export
+from eqcalc import export
+from eqcalc.engine.backends import open_backend
 from eqcalc.errors import InputError
 from eqcalc.neighbors import VerletList
-
-#: atoms nearer than this (Å) are taken for one atom given twice
-OVERLAP = 0.01
-
-
-@contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    """torch's thread count for one block; None leaves it alone."""
-    before = torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        yield
-    finally:
-        if threads is not None:
-            torch.set_num_threads(before)
 
 
 class EquivariantCalculator(Calculator):
@@ -48,8 +31,11 @@ class EquivariantCalculator(Calculator):
         dtype: "float32" or "float64"; None takes the file's own. Edge vectors are formed, and
             energies summed, in float64 either way; take "float64" for tight relaxations, phonons
             and long NVE runs.
+        engine: "fused" (generated C++, radial functions from tables that are exact to about 1e-10
+            eV in float64), "exact" (the same without tables), "torch" (the file's own TorchScript,
+            any device); None takes "fused" on the CPU, or "torch" where that cannot be had.
         skin: Å, by which the neighbour list reaches beyond the cutoff so that it can be reused.
-        threads: torch threads during a calculation; None leaves torch's own number.
+        threads: of the engine during a calculation; None takes as many as torch has.
 
     Properties: energy and free_energy (eV), energies [N] (eV), forces [N, 3] (eV/Å), and for
     structures periodic in three directions stress [6] (eV/Å^3, ASE's sign and order) and stresses
@@ -77,6 +63,7 @@ class EquivariantCalculator(Calculator):
         *,
         device: str | None = None,
         dtype: str | None = None,
+        engine: str | None = None,
         skin: float = 0.5,
         threads: int | None = None,
     ) -> None:
@@ -89,22 +76,22 @@ class EquivariantCalculator(Calculator):
             "model": str(export.resolve(model)),
             "device": device,
             "dtype": dtype,
+            "engine": engine,
             "skin": skin,
             "threads": threads,
         }
         self._load()
 
     def _load(self) -> None:
-        options = self._made_with
-        self.potential = export.load(
-            options["model"], device=options["device"], dtype=options["dtype"]
-        )
-        self.neighbors = VerletList(self.potential.cutoff, options["skin"])
+        options = {name: value for name, value in self._made_with.items() if name != "skin"}
+        self.backend = open_backend(**options)
+        self.potential = self.backend.potential
+        self.neighbors = VerletList(self.potential.cutoff, self._made_with["skin"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles and deep copies carry the options and results, and open the file again."""
         state = self.__dict__.copy()
-        del state["potential"], state["neighbors"]
+        del state["backend"], state["potential"], state["neighbors"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -134,41 +121,21 @@ class EquivariantCalculator(Calculator):
                 "Stress needs a volume: the structure is not periodic in all three directions "
                 f"(pbc = {atoms.pbc.tolist()})."
             )
-        potential = self.potential
-        species = torch.from_numpy(potential.species_of(atoms.numbers)).to(potential.device)
-        pairs, vectors = self.neighbors.update(atoms)
-        _refuse_overlap(pairs.edge_dst, pairs.edge_src, vectors)
-        edge_vec = torch.from_numpy(vectors).to(potential.device)
-        edge_src = torch.from_numpy(pairs.edge_src).to(potential.device)
-        edge_dst = torch.from_numpy(pairs.edge_dst).to(potential.device)
-        with _torch_threads(self._made_with["threads"]):
-            got = potential.evaluate(species, edge_vec, edge_src, edge_dst)
-            forces = derivatives.forces(got.gradient, edge_src, edge_dst, len(atoms))
+        species = self.potential.species_of(atoms.numbers)
+        pairs = self.neighbors.candidates(atoms)
+        got = self.backend.compute(species, atoms.positions, atoms.cell.array, pairs)
         energy = float(got.energies.sum())
         self.results = {
             "energy": energy,
             "free_energy": energy,
-            "energies": got.energies.cpu().numpy(),
-            "forces": forces.cpu().numpy(),
+            "energies": got.energies,
+            "forces": got.forces,
         }
         if periodic:
-            virials = derivatives.atomic_virials(got.gradient, edge_vec, edge_src, len(atoms))
-            stresses = -virials.cpu().numpy() / atoms.get_volume()
+            stresses = -got.virials / atoms.get_volume()
             stresses = 0.5 * (stresses + stresses.transpose(0, 2, 1))
             self.results["stresses"] = np.stack(
                 [stresses[:, i, j] for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))],
                 axis=1,
             )
             self.results["stress"] = full_3x3_to_voigt_6_stress(stresses.sum(axis=0))
-
-
-def _refuse_overlap(edge_dst: np.ndarray, edge_src: np.ndarray, vectors: np.ndarray) -> None:
-    if not len(vectors):
-        return
-    squares = np.einsum("ij,ij->i", vectors, vectors)
-    nearest = int(squares.argmin())
-    if squares[nearest] < OVERLAP**2:
-        raise InputError(
-            f"Atoms {edge_dst[nearest]} and {edge_src[nearest]} are {squares[nearest] ** 0.5:.2g} Å"
-            " apart: they overlap; check the structure for atoms given twice."
-        )

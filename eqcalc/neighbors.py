@@ -31,6 +31,16 @@ class NeighborList(NamedTuple):
         """r_ij [E, 3] Å for positions [N, 3] Å and cell vectors as rows [3, 3] Å."""
         return positions[self.edge_src] - positions[self.edge_dst] + self.cell_shift @ cell
 
+    def within(
+        self, cutoff: float, positions: np.ndarray, cell: np.ndarray
+    ) -> tuple[NeighborList, np.ndarray]:
+        """The pairs closer than `cutoff` (Å), and their vectors [E, 3] Å."""
+        vectors = self.vectors(positions, cell)
+        near = np.einsum("ij,ij->i", vectors, vectors) < cutoff**2
+        if near.all():
+            return self, vectors
+        return NeighborList(*(column[near] for column in self)), vectors[near]
+
 
 def check_structure(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
     """Raises InputError for positions or cells no neighbour list can be made of."""
@@ -135,8 +145,8 @@ class VerletList:
         largest = np.sqrt((beyond**2).sum(axis=1).max(initial=0.0))
         return bool((self.cutoff + self.skin) * smallest - 2.0 * largest >= self.cutoff)
 
-    def update(self, atoms: Atoms) -> tuple[NeighborList, np.ndarray]:
-        """The pairs within the cutoff now, and their vectors [E, 3] Å."""
+    def candidates(self, atoms: Atoms) -> NeighborList:
+        """All pairs within the cutoff now, and some beyond it; the same object while it lasts."""
         positions, pbc = atoms.get_positions(), np.array(atoms.pbc, dtype=bool)
         cell = np.array(atoms.cell.array, dtype=np.float64)
         check_structure(positions, cell, pbc)
@@ -144,8 +154,8 @@ class VerletList:
             self._list = neighbor_list(positions, cell, pbc, self.cutoff + self.skin)
             self._positions, self._cell, self._pbc = positions.copy(), cell, pbc
             self.num_builds += 1
-        vectors = self._list.vectors(positions, cell)
-        near = np.einsum("ij,ij->i", vectors, vectors) < self.cutoff**2
-        if near.all():
-            return self._list, vectors
-        return NeighborList(*(column[near] for column in self._list)), vectors[near]
+        return self._list
+
+    def update(self, atoms: Atoms) -> tuple[NeighborList, np.ndarray]:
+        """The pairs within the cutoff now, and their vectors [E, 3] Å."""
+        return self.candidates(atoms).within(self.cutoff, atoms.positions, atoms.cell.array)

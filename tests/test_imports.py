@@ -20,12 +20,14 @@ ALLOWED = {
     "nn": {"errors"},
     "models": {"contract", "errors", "nn"},
     "export": {"contract", "derivatives", "errors"},
-    "engine": {"contract", "errors", "nn", "toolchain"},
+    "engine": {
+        *("contract", "derivatives", "errors", "export", "neighbors", "nn", "toolchain"),
+    },
     "data": {"errors", "graph", "neighbors"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "models"),
     },
-    "calculator": {"derivatives", "errors", "export", "neighbors"},
+    "calculator": {"engine", "errors", "export", "neighbors"},
     "lammps": {"errors", "export", "neighbors", "toolchain"},
     "checks": {"calculator", "errors", "lammps"},
 }

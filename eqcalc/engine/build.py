@@ -29,6 +29,10 @@ def _machine() -> str:
         return platform.processor() or platform.machine()
 
 
+class EngineUnavailable(InputError):  # noqa: N818 - a state, which the torch engine gets round
+    """Generated kernels cannot be had here; torch alone can do the work, slowly."""
+
+
 @lru_cache
 def compile_library(source: str) -> Path:
     """The library made of `source`, from the cache if it was made before.
@@ -36,11 +40,11 @@ def compile_library(source: str) -> Path:
     Safe when many processes start at once: each compiles into a folder of its own and renames.
 
     Raises:
-        InputError: no compiler, or it fails.
+        EngineUnavailable: no compiler, or it fails.
     """
     compiler = find_compiler()
     if compiler is None:
-        raise InputError(
+        raise EngineUnavailable(
             "There is no C++ compiler: install g++ (Debian: apt install g++), or set CXX."
         )
     path, version = compiler
@@ -60,6 +64,8 @@ def compile_library(source: str) -> Path:
                 check=False,
             )
             if run.returncode:
-                raise InputError(f"{path} cannot compile eqcalc's kernels: {run.stderr[-600:]}")
+                raise EngineUnavailable(
+                    f"{path} cannot compile eqcalc's kernels: {run.stderr[-600:]}"
+                )
             os.replace(made, library)
     return library

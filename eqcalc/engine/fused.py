@@ -10,8 +10,9 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from eqcalc import export
 from eqcalc.engine import plan as plans
-from eqcalc.engine.build import compile_library
+from eqcalc.engine.build import EngineUnavailable, compile_library
 from eqcalc.engine.kernels import LAYOUT_VERSION, library_source
 from eqcalc.errors import InputError
 
@@ -106,6 +107,14 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+class EdgeArrays(NamedTuple):
+    """Contiguous: src, dst [E] int64, vec [E, 3] Å float64; see eqcalc.graph."""
+
+    src: np.ndarray
+    dst: np.ndarray
+    vec: np.ndarray
+
+
 class Library:
     """The compiled engine of one kind of network."""
 
@@ -132,8 +141,6 @@ class FusedPotential:
 
     Attributes:
         metadata, cutoff, atomic_numbers, symbols, dtype: of the file, and the precision chosen.
-        table_error: relative error of the radial tables; 0 in exact mode.
-        table_bytes: their size.
     """
 
     device = torch.device("cpu")
@@ -164,19 +171,12 @@ class FusedPotential:
         """Bytes that the engine holds now."""
         return self.library.eqcalc_memory(self._handle)
 
-    def run(
-        self,
-        species: np.ndarray,
-        edge_vec: np.ndarray,
-        edge_src: np.ndarray,
-        edge_dst: np.ndarray,
-        threads: int = 1,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Energies [N] eV and gradient [E, 3] eV/Å of contiguous int64 and float64 arrays."""
-        graph = _Graph(len(species), len(species), len(species), len(edge_src))
-        graph.species, graph.edge_src = species.ctypes.data, edge_src.ctypes.data
-        graph.edge_dst, graph.edge_vec = edge_dst.ctypes.data, edge_vec.ctypes.data
-        energies, gradient = np.empty(len(species)), np.empty((len(edge_src), 3))
+    def run(self, species: np.ndarray, edges: EdgeArrays, threads: int) -> tuple[Any, Any]:
+        """Energies [N] eV and gradient [E, 3] eV/Å."""
+        graph = _Graph(len(species), len(species), len(species), len(edges.src))
+        graph.species, graph.edge_src = species.ctypes.data, edges.src.ctypes.data
+        graph.edge_dst, graph.edge_vec = edges.dst.ctypes.data, edges.vec.ctypes.data
+        energies, gradient = np.empty(len(species)), np.empty((len(edges.src), 3))
         self.library.checked(
             "eqcalc_evaluate",
             self._handle,
@@ -188,15 +188,43 @@ class FusedPotential:
         )
         return energies, gradient
 
+    def select(
+        self, pairs: Sequence[np.ndarray], shifts: np.ndarray, positions: np.ndarray
+    ) -> EdgeArrays:
+        """The pairs (dst, src) of a list that are within the cutoff at these positions [N, 3] Å.
+
+        shifts: [P, 3] Å, what periodicity adds to r_src - r_dst.
+        """
+        dst, src = pairs
+        arrays = EdgeArrays(np.empty_like(src), np.empty_like(dst), np.empty((len(src), 3)))
+        count = self.library.eqcalc_select(
+            ctypes.c_int64(len(src)),
+            *map(_pointer, (src, dst, shifts, positions)),
+            ctypes.c_double(self.cutoff),
+            *map(_pointer, arrays),
+        )
+        return EdgeArrays(*(array[:count] for array in arrays))
+
+    def forces(
+        self, num_atoms: int, edges: EdgeArrays, gradient: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Forces [N, 3] eV/Å and atomic virials [N, 3, 3] eV, as in eqcalc.derivatives."""
+        forces, virials = np.empty((num_atoms, 3)), np.empty((num_atoms, 3, 3))
+        self.library.eqcalc_forces(
+            ctypes.c_int64(num_atoms),
+            ctypes.c_int64(len(edges.src)),
+            *map(_pointer, (edges.src, edges.dst, edges.vec, gradient, forces, virials)),
+        )
+        return forces, virials
+
     def evaluate(
         self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
     ) -> export.Evaluation:
         """As `export.PotentialFile.evaluate`, on as many threads as torch has."""
-        arrays = [
-            np.ascontiguousarray(t.detach().numpy(), dtype=d)
-            for t, d in ((species, "i8"), (edge_vec, "f8"), (edge_src, "i8"), (edge_dst, "i8"))
-        ]
-        energies, gradient = self.run(*arrays, torch.get_num_threads())
+        indices = [np.ascontiguousarray(t.numpy()) for t in (species, edge_src, edge_dst)]
+        vectors = np.ascontiguousarray(edge_vec.detach().numpy(), dtype=np.float64)
+        edges = EdgeArrays(*indices[1:], vectors)
+        energies, gradient = self.run(indices[0], edges, torch.get_num_threads())
         return export.Evaluation(torch.from_numpy(energies), torch.from_numpy(gradient))
 
 
@@ -211,8 +239,9 @@ def fuse(
         radial: "table" (splines through the radial functions) or "network" (exact).
 
     Raises:
-        NotCovered: the engine does not know this architecture.
-        InputError: no compiler; a bad file; numbers that differ from those in the file.
+        EngineUnavailable: an architecture that the engine does not know; no compiler; numbers that
+            differ from those in the file.
+        InputError: a bad file.
     """
     potential = export.load(model, dtype=torch.float64)
     chosen = export.precision(dtype, potential.metadata)
@@ -221,7 +250,7 @@ def fuse(
     difference = export.deviation(potential.module, fused.evaluate)
     if not max(difference.values()) <= export.TOLERANCE[chosen]:
         figures = ", ".join(f"{k} {v:.1e}" for k, v in difference.items())
-        raise InputError(
+        raise EngineUnavailable(
             f"The fused engine does not reproduce the reference structure of {fused.path.name} "
             f"(deviations {figures} in eV and Å): use engine='torch', and please report it."
         )

@@ -32,8 +32,7 @@ Terms = tuple[tuple[int, float], ...]
 
 @cache
 def _header(name: str) -> str:
-    text = (resources.files("eqcalc.engine") / "csrc" / name).read_text(encoding="utf-8")
-    return text
+    return (resources.files("eqcalc.engine") / "csrc" / name).read_text(encoding="utf-8")
 
 
 def _number(x: float) -> str:
@@ -161,7 +160,8 @@ def _loop(block: list[Path], body: list[str], *, features: bool) -> str:
 
 
 _FORWARD = """
-void forward_{name}(const Radial &radials, const Centre &centre, const int *rows, const T *x, T *out)
+void forward_{name}(const Radial &radials, const Centre &centre, const int *rows, const T *x,
+                    T *out)
 {{
   alignas(64) T couplings[{couplings} * L];
   for (int first = 0; first < centre.count; first += L) {{

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.interpolate import make_interp_spline
 
-from eqcalc.nn import activations
+from eqcalc.engine.build import EngineUnavailable
 
 #: numbers of 64 bytes
 PADDING = {"float": 16, "double": 8}
@@ -27,7 +27,7 @@ RADIAL_SCALE = 0.2
 MAX_INTERVALS = 1024
 
 
-class NotCovered(Exception):  # noqa: N818 - not an error: the torch engine takes over
+class NotCovered(EngineUnavailable):
     """The model is of a kind that the fused engine does not know."""
 
 
@@ -101,7 +101,7 @@ class ConvolutionPlan:
 
 @dataclass
 class Product:
-    """Rows [dim, stride_in] times a matrix per species [inputs, outputs], onto rows of the output."""
+    """Rows [dim, stride_in] times a matrix per species, added to rows of the output."""
 
     at_in: int
     stride_in: int
@@ -303,6 +303,23 @@ def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
     return plan, after
 
 
+def _activation_scales(layers: list[Any]) -> tuple[float, float, float]:
+    """What SiLU, tanh and the sigmoid of gates are multiplied by, measured on the file's gates."""
+    one = torch.ones((), dtype=torch.float64)
+    plain = [torch.nn.functional.silu(one), torch.tanh(one), torch.sigmoid(one)]
+    scales = [1.0, 1.0, 1.0]
+    for layer in layers:
+        blocks = layer.gate._blocks
+        width = max(at + dim * mul for at, dim, mul, _, _ in blocks)
+        width = max([width, *(gate + mul for _, _, mul, gate, kind in blocks if kind == 2)])
+        out = layer.gate(torch.ones(1, width, dtype=torch.float64))[0]
+        column = 0
+        for _, dim, mul, _, kind in blocks:
+            scales[kind] = float(out[column] / plain[kind])
+            column += dim * mul
+    return scales[0], scales[1], scales[2]
+
+
 def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
     """The plan of a scripted `eqcalc.models.nequip.NequIP` in float64."""
     padding = PADDING[scalar]
@@ -314,9 +331,6 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
     for child in _children(module.layers):
         plan, layout = _layer(child, layout)
         layers.append(plan)
-    one = torch.ones((), dtype=torch.float64)
-    plain = {"silu": torch.nn.functional.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
-    scales = tuple(float(getattr(activations, n)(one) / f(one)) for n, f in plain.items())
     reference = module.reference_energy
     core = {}
     if reference.core_repulsion:
@@ -331,7 +345,7 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
         harmonics=[_array(s.coupling).reshape(3, -1, s.coupling.shape[1]) for s in steps],
         embedding=embedding,
         layers=layers,
-        activation_scales=scales,
+        activation_scales=_activation_scales(_children(module.layers)),
         orders=_array(module.radial_basis.orders),
         prefactor=float(module.radial_basis.prefactor),
         envelope_power=int(module.radial_basis.power),
@@ -352,11 +366,13 @@ def read(module: torch.jit.ScriptModule, architecture: str | None, scalar: str) 
         NotCovered: no reader for this architecture, or the file is not what it expects.
     """
     if architecture not in READERS:
-        raise NotCovered(f"its architecture is {architecture or 'not named'}")
+        raise NotCovered(f"The fused engine does not know the architecture {architecture}.")
     try:
         return READERS[architecture](module, scalar)
     except (AttributeError, ValueError, KeyError) as error:
-        raise NotCovered(f"it is not a {architecture} as this eqcalc writes it ({error})") from None
+        raise NotCovered(
+            f"The fused engine knows {architecture}, but not as this file has it ({error})."
+        ) from None
 
 
 def _sample(module: torch.jit.ScriptModule, layer: int, distances: np.ndarray) -> np.ndarray:
