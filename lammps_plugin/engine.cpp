@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 #include "engine.h"
+#include "reference.h"
 
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/jit/runtime/profiling_graph_executor_impl.h>
@@ -28,10 +29,6 @@ namespace {
 constexpr int64_t FORMAT_VERSION = 1;
 constexpr const char *METADATA_FILE = "eqcalc.json";
 constexpr const char *FLOAT64_PREFIX = "reference_";     // submodules that stay float64
-
-// allowed deviation from the reference structure, eV per atom and eV/Å
-constexpr double TOLERANCE_DOUBLE = 1e-8;
-constexpr double TOLERANCE_SINGLE = 2e-3;
 
 // torch's message without its stack traces
 std::string first_line(const std::string &text)
@@ -174,8 +171,8 @@ class TorchEngine final : public Engine {
   {
     char text[160];
     std::snprintf(text, sizeof(text),
-                  "cutoff %g, %zu layers, %s precision on %s, reference structure reproduced "
-                  "to %.1e",
+                  "cutoff %g, %zu layers, %s precision, engine torch on %s, reference structure "
+                  "reproduced to %.1e",
                   cutoff_, layers_.size(), single() ? "single" : "double", device_.str().c_str(),
                   deviation_);
     return text;
@@ -476,56 +473,27 @@ class TorchEngine final : public Engine {
     return {tensor.data_ptr(), static_cast<int>(tensor.size(1)), single()};
   }
 
-  // The structure inside the file, evaluated again by the path that will be used.
+  // the structure inside the file, evaluated again by the path that will be used
   void check_reference()
   {
-    struct Nothing : RowExchange {     // no ghosts, nothing to exchange
-      void forward(const Rows &) override {}
-      void reverse(const Rows &) override {}
-    } nothing;
-
-    const auto reference = module_.attr("reference_structure").toModule();
-    const auto column = [&](const char *name, torch::ScalarType type) {
-      return reference.attr(name).toTensor().to(torch::kCPU, type).contiguous();
+    const auto stored = module_.attr("reference_structure").toModule();
+    const auto integers = [&](const char *name) {
+      const Tensor t = stored.attr(name).toTensor().to(torch::kCPU, torch::kInt64).contiguous();
+      return std::vector<int64_t>(t.data_ptr<int64_t>(), t.data_ptr<int64_t>() + t.numel());
     };
-    const Tensor species = column("species", torch::kInt64);
-    const Tensor edge_src = column("edge_src", torch::kInt64);
-    const Tensor edge_dst = column("edge_dst", torch::kInt64);
-    const Tensor edge_vec = column("edge_vec", torch::kFloat64);
-    Graph graph;
-    graph.num_local = graph.num_nodes = graph.num_rows = species.size(0);
-    graph.species = species.const_data_ptr<int64_t>();
-    graph.num_edges = edge_src.size(0);
-    graph.edge_src = edge_src.const_data_ptr<int64_t>();
-    graph.edge_dst = edge_dst.const_data_ptr<int64_t>();
-    graph.edge_vec = edge_vec.const_data_ptr<double>();
-
-    Tensor energies = torch::empty({graph.num_local}, torch::kFloat64);
-    Tensor gradient = torch::empty({graph.num_edges, 3}, torch::kFloat64);
-    evaluate(graph, options_.with_exchange ? &nothing : nullptr, energies.data_ptr<double>(),
-             gradient.data_ptr<double>());
-
-    const auto forces = torch::zeros({graph.num_local, 3}, torch::kFloat64)
-                            .index_add(0, edge_dst, gradient)
-                            .index_add(0, edge_src, -gradient);
-    const auto outer = edge_vec.t().matmul(gradient);
-    const auto strain = 0.5 * (outer + outer.t());
-    const auto largest = [&](const Tensor &got, const char *name) {
-      const Tensor difference = (got - column(name, torch::kFloat64)).abs();
-      return difference.numel() ? difference.max().item<double>() : 0.0;
+    const auto numbers = [&](const char *name) {
+      const Tensor t = stored.attr(name).toTensor().to(torch::kCPU, torch::kFloat64).contiguous();
+      return std::vector<double>(t.data_ptr<double>(), t.data_ptr<double>() + t.numel());
     };
-    const double of_energies = largest(energies, "energies");
-    const double of_forces = largest(forces, "forces");
-    const double of_strain = largest(strain, "strain") / std::max<int64_t>(graph.num_local, 1);
-    const double allowed = single() ? TOLERANCE_SINGLE : TOLERANCE_DOUBLE;
-    deviation_ = std::max({of_energies, of_forces, of_strain});
-    if (of_energies <= allowed && of_forces <= allowed && of_strain <= allowed) return;
-    char figures[160];
-    std::snprintf(figures, sizeof(figures),
-                  "(deviations: energies %.1e, forces %.1e, strain %.1e in eV and Å; allowed %.0e)",
-                  of_energies, of_forces, of_strain, allowed);
-    throw EngineError(options_.path + " does not reproduce its own reference structure here " +
-                      figures + ": the file, torch or the device is faulty; export the model again");
+    ReferenceStructure reference;
+    reference.species = integers("species");
+    reference.edge_src = integers("edge_src");
+    reference.edge_dst = integers("edge_dst");
+    reference.edge_vec = numbers("edge_vec");
+    reference.energies = numbers("energies");
+    reference.forces = numbers("forces");
+    reference.strain = numbers("strain");
+    deviation_ = reference.check(*this, options_.path, options_.with_exchange);
   }
 };
 

@@ -7,6 +7,7 @@
 #include "pair_equivariant.h"
 
 #include "engine.h"
+#include "fused.h"
 
 #include "atom.h"
 #include "comm.h"
@@ -45,30 +46,34 @@ static constexpr int ROW_OF[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2};
 static constexpr int COLUMN_OF[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
 
 /* ----------------------------------------------------------------------
-   The engine's library lies beside the plugin. It is opened when a potential is, so that LAMMPS
-   starts without torch wherever no equivariant potential is used.
+   The library with torch lies beside the plugin. It is opened when a potential needs it, so that
+   LAMMPS starts without torch wherever that is not used.
 ------------------------------------------------------------------------- */
 
-struct PairEquivariant::Engine {
-  std::unique_ptr<eqcalc::Engine> potential;
+// a text of one process, on all
+static std::string from_first(std::string text, int process, MPI_Comm comm)
+{
+  int length = static_cast<int>(text.size());
+  MPI_Bcast(&length, 1, MPI_INT, process, comm);
+  text.resize(length);
+  MPI_Bcast(text.data(), length, MPI_CHAR, process, comm);
+  return text;
+}
 
-  explicit Engine(const eqcalc::EngineOptions &options) : potential(factory()(options)) {}
-
- private:
-  static eqcalc::EngineFactory *factory()
-  {
-    Dl_info plugin;
-    dladdr(reinterpret_cast<const void *>(&factory), &plugin);
-    std::string path = plugin.dli_fname;
-    path = path.substr(0, path.rfind('/') + 1) + "equivariantengine.so";
-    void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);     // stays open
-    void *symbol = library ? dlsym(library, eqcalc::ENGINE_FACTORY_NAME) : nullptr;
-    if (!symbol)
-      throw eqcalc::EngineError(std::string("the engine cannot be loaded (") + dlerror() +
-                                "): run 'eqcalc lammps doctor'");
-    return reinterpret_cast<eqcalc::EngineFactory *>(symbol);
-  }
-};
+static std::unique_ptr<eqcalc::Engine> open_torch(const eqcalc::EngineOptions &options)
+{
+  Dl_info plugin;
+  dladdr(reinterpret_cast<const void *>(&open_torch), &plugin);
+  std::string path = plugin.dli_fname;
+  path = path.substr(0, path.rfind('/') + 1) + "equivariantengine.so";
+  void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);     // stays open
+  void *symbol = library ? dlsym(library, eqcalc::ENGINE_FACTORY_NAME) : nullptr;
+  if (!symbol)
+    throw eqcalc::EngineError(std::string("the engine cannot be loaded (") + dlerror() +
+                              "): run 'eqcalc lammps doctor'");
+  const auto factory = reinterpret_cast<eqcalc::EngineFactory *>(symbol);
+  return std::unique_ptr<eqcalc::Engine>(factory(options));
+}
 
 /* ---------------------------------------------------------------------- */
 
@@ -151,16 +156,18 @@ void PairEquivariant::allocate()
 void PairEquivariant::settings(int narg, char **arg)
 {
   precision.clear();
+  engine_name.clear();
   device = "cpu";
   threads = 0;
   timing = false;
 
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string key = arg[iarg];
-    if (key != "precision" && key != "device" && key != "threads" && key != "timing")
+    if (key != "precision" && key != "engine" && key != "device" && key != "threads" &&
+        key != "timing")
       error->all(FLERR,
                  "Pair style equivariant does not know the keyword '{}'; it knows precision, "
-                 "device, threads and timing",
+                 "engine, device, threads and timing",
                  key);
     if (iarg + 1 == narg) error->all(FLERR, "Pair style equivariant: '{}' needs a value", key);
     const std::string value = arg[iarg + 1];
@@ -169,6 +176,11 @@ void PairEquivariant::settings(int narg, char **arg)
         error->all(FLERR, "Pair style equivariant: precision must be single or double, not '{}'",
                    value);
       precision = value;
+    } else if (key == "engine") {
+      if (value != "fused" && value != "exact" && value != "torch")
+        error->all(FLERR,
+                   "Pair style equivariant: engine must be fused, exact or torch, not '{}'", value);
+      engine_name = value;
     } else if (key == "device") {
       device = value;
     } else if (key == "threads") {
@@ -179,6 +191,10 @@ void PairEquivariant::settings(int narg, char **arg)
       timing = utils::logical(FLERR, value, false, lmp) != 0;
     }
   }
+
+  if (device != "cpu" && (engine_name == "fused" || engine_name == "exact"))
+    error->all(FLERR, "Pair style equivariant: engine {} runs on device cpu, not {}", engine_name,
+               device);
 
   // a potential opened with other settings is void
   engine.reset();
@@ -208,16 +224,8 @@ void PairEquivariant::coeff(int narg, char **arg)
   options.threads = threads;
   options.rank_on_machine = (device == "cpu") ? 0 : rank_on_machine();
   options.with_exchange = comm->nprocs > 1;
-  problem.clear();
-  engine.reset();
-  try {
-    engine = std::make_unique<Engine>(options);
-  } catch (const std::exception &e) {
-    problem = e.what();
-  }
-  stop_together();
-
-  const auto &model = *engine->potential;
+  open_engine(options);
+  const auto &model = *engine;
   cutoff = model.cutoff();
 
   // types of the run -> species of the model
@@ -260,6 +268,67 @@ void PairEquivariant::coeff(int narg, char **arg)
 }
 
 /* ----------------------------------------------------------------------
+   The generated kernels, or torch where they cannot be had or are not wanted: the same engine on
+   all processes.
+------------------------------------------------------------------------- */
+
+void PairEquivariant::open_engine(eqcalc::EngineOptions &options)
+{
+  problem.clear();
+  engine.reset();
+  std::string reason;     // why not the generated kernels
+  if (engine_name != "torch" && device == "cpu") {
+    reason = open_fused(options, engine_name == "exact" ? "network" : "table");
+    if (reason.empty()) return;
+    if (!engine_name.empty()) {
+      problem = reason;
+      stop_together();
+    }
+  }
+  try {
+    engine = open_torch(options);
+  } catch (const std::exception &e) {
+    problem = e.what();
+  }
+  stop_together();
+  if (!reason.empty() && comm->me == 0)
+    error->warning(FLERR, "Pair style equivariant runs on torch, which is many times slower: {}",
+                   reason);
+}
+
+/* ----------------------------------------------------------------------
+   One process of each machine has Python prepare the file. Empty, or on all processes the sentence
+   of the first that has not got the kernels.
+------------------------------------------------------------------------- */
+
+std::string PairEquivariant::open_fused(eqcalc::EngineOptions options, const std::string &radial)
+{
+  MPI_Comm machine;
+  int rank;
+  MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, comm->me, MPI_INFO_NULL, &machine);
+  MPI_Comm_rank(machine, &rank);
+  std::string answer;
+  if (rank == 0) answer = eqcalc::prepare_fused(options.path, precision, radial);
+  answer = from_first(answer, 0, machine);
+  MPI_Comm_free(&machine);
+
+  std::string reason;
+  if (options.threads == 0) options.threads = comm->nthreads;
+  try {
+    const auto space = answer.find(' ');
+    if (answer.substr(0, space) != "ready") throw eqcalc::EngineError(answer.substr(space + 1));
+    engine = eqcalc::open_fused(answer.substr(space + 1), options, radial);
+  } catch (const std::exception &e) {
+    reason = e.what();
+  }
+  int mine = reason.empty() ? comm->nprocs : comm->me, first;
+  MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world);
+  if (first == comm->nprocs) return "";
+  engine.reset();
+  return from_first(reason, first, world);
+}
+
+/* ----------------------------------------------------------------------
    Stop all processes with the sentence of the first that has one. Where each stopped on its own,
    the first might end the others before they have printed theirs.
 ------------------------------------------------------------------------- */
@@ -269,11 +338,7 @@ void PairEquivariant::stop_together()
   int mine = problem.empty() ? comm->nprocs : comm->me, first;
   MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world);
   if (first == comm->nprocs) return;
-  std::string sentence = problem;
-  int length = static_cast<int>(sentence.size());
-  MPI_Bcast(&length, 1, MPI_INT, first, world);
-  sentence.resize(length);
-  MPI_Bcast(sentence.data(), length, MPI_CHAR, first, world);
+  const std::string sentence = from_first(problem, first, world);
   problem.clear();
   error->all(FLERR, "Pair style equivariant: {}", sentence);
 }
@@ -381,7 +446,7 @@ void PairEquivariant::compute(int eflag, int vflag)
 
   Exchange exchange(*this);
   try {
-    engine->potential->evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
+    engine->evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
                                 gradient.data());
   } catch (const eqcalc::EngineError &e) {
     error->one(FLERR, "Pair style equivariant: {}", e.what());

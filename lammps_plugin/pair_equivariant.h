@@ -14,10 +14,15 @@
 #include <string>
 #include <vector>
 
+namespace eqcalc {
+class Engine;
+struct EngineOptions;
+}    // namespace eqcalc
+
 namespace LAMMPS_NS {
 
-// pair_style equivariant [precision single|double] [device cpu|cuda|cuda:N|auto] [threads N]
-//                        [timing yes|no]
+// pair_style equivariant [precision single|double] [engine fused|exact|torch]
+//                        [device cpu|cuda|cuda:N|auto] [threads N] [timing yes|no]
 // pair_coeff * * model.pth El1 El2 ...      one element, or NULL, for each atom type
 
 class PairEquivariant : public Pair {
@@ -39,12 +44,11 @@ class PairEquivariant : public Pair {
   void unpack_reverse_comm(int, int *, double *) override;
 
  private:
-  struct Engine;       // the potential, in a library of its own
   struct Exchange;     // lets it talk to other processes
-  std::unique_ptr<Engine> engine;
+  std::unique_ptr<eqcalc::Engine> engine;
 
   // keywords of pair_style
-  std::string precision, device;
+  std::string precision, device, engine_name;
   int threads;
   bool timing;
 
@@ -85,6 +89,8 @@ class PairEquivariant : public Pair {
   void allocate();
   void stop_together();
   int rank_on_machine() const;
+  void open_engine(eqcalc::EngineOptions &);
+  std::string open_fused(eqcalc::EngineOptions, const std::string &);
   void number_rows();
   void build_edges();
   void number_ghosts();

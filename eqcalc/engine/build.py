@@ -20,7 +20,7 @@ FLAGS = [
 ]
 
 
-def _machine() -> str:
+def machine() -> str:
     """What `-march=native` depends on: the processor's feature flags."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -48,7 +48,7 @@ def compile_library(source: str) -> Path:
             "There is no C++ compiler: install g++ (Debian: apt install g++), or set CXX."
         )
     path, version = compiler
-    key = "\n".join([source, version, _machine(), *FLAGS])
+    key = "\n".join([source, version, machine(), *FLAGS])
     name = hashlib.sha256(key.encode()).hexdigest()[:20]
     folder = cache_folder("kernels")
     library = folder / f"{name}.so"

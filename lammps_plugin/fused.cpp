@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+#include "fused.h"
+
+#include "interface.h"
+#include "reference.h"
+
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+
+#include <dlfcn.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+extern char **environ;
+
+namespace eqcalc {
+
+std::string prepare_fused(const std::string &path, const std::string &precision,
+                          const std::string &radial)
+{
+  const std::string wanted = precision.empty() ? "file" : precision;
+  const char *const arguments[] = {EQCALC_PYTHON,  "-P",           "-m",
+                                   "eqcalc.engine.prepare",        path.c_str(),
+                                   wanted.c_str(), radial.c_str(), nullptr};
+  int ends[2];
+  if (pipe(ends) != 0) return "unavailable no pipe to Python";
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+  posix_spawn_file_actions_addclose(&actions, ends[0]);
+  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", 0, 0);
+  pid_t child;
+  const int failed = posix_spawn(&child, EQCALC_PYTHON, &actions, nullptr,
+                                 const_cast<char *const *>(arguments), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  close(ends[1]);
+  std::string answer;
+  if (!failed) {
+    char buffer[512];
+    for (ssize_t count; (count = read(ends[0], buffer, sizeof(buffer))) != 0;) {
+      if (count > 0)
+        answer.append(buffer, count);
+      else if (errno != EINTR)
+        break;
+    }
+    while (waitpid(child, nullptr, 0) < 0 && errno == EINTR) {}
+  }
+  close(ends[0]);
+  answer = answer.substr(0, answer.find('\n'));
+  for (const char *known : {"ready ", "unavailable ", "error "})
+    if (answer.rfind(known, 0) == 0) return answer;
+  return std::string("unavailable ") + EQCALC_PYTHON +
+      " could not prepare the kernels: run 'eqcalc lammps doctor'";
+}
+
+namespace {
+
+std::string content(const std::string &path)
+{
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw EngineError(path + " cannot be read");
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+ReferenceStructure read_reference(const std::string &path)
+{
+  const std::string bytes = content(path);
+  const char *at = bytes.data();
+  const auto take = [&](auto &values, std::size_t count) {
+    values.resize(count);
+    const std::size_t size = count * sizeof(values[0]);
+    if (at + size > bytes.data() + bytes.size()) throw EngineError(path + " is cut short");
+    std::memcpy(values.data(), at, size);
+    at += size;
+  };
+  std::vector<int64_t> counts;
+  take(counts, 2);
+  ReferenceStructure reference;
+  take(reference.species, counts[0]);
+  take(reference.edge_src, counts[1]);
+  take(reference.edge_dst, counts[1]);
+  take(reference.edge_vec, 3 * counts[1]);
+  take(reference.energies, counts[0]);
+  take(reference.forces, 3 * counts[0]);
+  take(reference.strain, 9);
+  return reference;
+}
+
+class FusedEngine final : public Engine {
+ public:
+  FusedEngine(const std::string &folder, const EngineOptions &options, const std::string &radial) :
+      path_(options.path), radial_(radial), threads_(std::max(1, options.threads))
+  {
+    std::istringstream lines(content(folder + "/engine.txt"));
+    std::string library;
+    for (std::string line; std::getline(lines, line);) {
+      const auto space = line.find(' ');
+      const std::string key = line.substr(0, space), value = line.substr(space + 1);
+      if (key == "library") library = value;
+      if (key == "cutoff") cutoff_ = std::stod(value);
+      if (key == "single") single_ = value == "1";
+      if (key == "numbers") {
+        std::istringstream numbers(value);
+        for (int z; numbers >> z;) atomic_numbers_.push_back(z);
+      }
+    }
+    void *handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);     // stays open
+    if (!handle) throw EngineError(library + " cannot be loaded: " + dlerror());
+    const auto find = [&](auto &function, const char *name) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, name));
+      if (!function) throw EngineError(library + " lacks " + name);
+    };
+    decltype(&eqcalc_interface_version) version;
+    decltype(&eqcalc_open) open;
+    decltype(&eqcalc_exchange_widths) widths;
+    find(version, "eqcalc_interface_version");
+    if (version() != EQCALC_INTERFACE_VERSION)
+      throw EngineError(library + " was made by another eqcalc: run 'eqcalc lammps build'");
+    find(open, "eqcalc_open");
+    find(widths, "eqcalc_exchange_widths");
+    find(close_, "eqcalc_close");
+    find(evaluate_, "eqcalc_evaluate");
+
+    const std::string network = content(folder + "/network.bin");
+    char error[400];
+    if (open(network.data(), static_cast<int64_t>(network.size()), &network_, error,
+             sizeof(error)))
+      throw EngineError(path_ + ": " + error);
+    exchange_widths_.resize(widths(network_, nullptr, 0));
+    widths(network_, exchange_widths_.data(), static_cast<int>(exchange_widths_.size()));
+    try {
+      deviation_ = read_reference(folder + "/reference.bin").check(*this, path_, options.with_exchange);
+    } catch (...) {
+      close_(network_);
+      throw;
+    }
+  }
+
+  ~FusedEngine() override { close_(network_); }
+  FusedEngine(const FusedEngine &) = delete;
+  FusedEngine &operator=(const FusedEngine &) = delete;
+
+  double cutoff() const override { return cutoff_; }
+  const std::vector<int> &atomic_numbers() const override { return atomic_numbers_; }
+  const std::vector<int> &exchange_widths() const override { return exchange_widths_; }
+  bool single() const override { return single_; }
+
+  std::string describe() const override
+  {
+    char text[240];
+    std::snprintf(text, sizeof(text),
+                  "cutoff %g, %zu layers, %s precision, engine %s, %d thread%s, reference structure "
+                  "reproduced to %.1e",
+                  cutoff_, exchange_widths_.size() + 1, single_ ? "single" : "double",
+                  radial_ == "table" ? "fused" : "exact", threads_, threads_ > 1 ? "s" : "",
+                  deviation_);
+    return text;
+  }
+
+  void evaluate(const Graph &graph, RowExchange *exchange, double *energies,
+                double *gradient) override
+  {
+    const eqcalc_graph rows = {graph.num_local, graph.num_nodes, graph.num_rows, graph.num_edges,
+                               graph.species,   graph.edge_src,  graph.edge_dst, graph.edge_vec};
+    struct Context {
+      RowExchange *exchange;
+      bool single;
+    } context = {exchange, single_};
+    const eqcalc_exchange callbacks = {
+        &context,
+        [](void *c, void *data, int width) {
+          auto *self = static_cast<Context *>(c);
+          self->exchange->forward({data, width, self->single});
+        },
+        [](void *c, void *data, int width) {
+          auto *self = static_cast<Context *>(c);
+          self->exchange->reverse({data, width, self->single});
+        }};
+    char error[400];
+    if (evaluate_(network_, &rows, exchange ? &callbacks : nullptr, threads_, energies, gradient,
+                  error, sizeof(error)))
+      throw EngineError(path_ + ": " + error);
+  }
+
+ private:
+  std::string path_, radial_;
+  int threads_;
+  double cutoff_ = 0.0, deviation_ = 0.0;
+  bool single_ = false;
+  std::vector<int> atomic_numbers_, exchange_widths_;
+  void *network_ = nullptr;
+  decltype(&eqcalc_close) close_ = nullptr;
+  decltype(&eqcalc_evaluate) evaluate_ = nullptr;
+};
+
+}    // namespace
+
+std::unique_ptr<Engine> open_fused(const std::string &folder, const EngineOptions &options,
+                                   const std::string &radial)
+{
+  return std::make_unique<FusedEngine>(folder, options, radial);
+}
+
+}    // namespace eqcalc
