@@ -94,9 +94,14 @@ def _blocks(plan: ConvolutionPlan) -> list[list[Path]]:
     return list(blocks.values())
 
 
+def _weight(path: Path) -> str:
+    """Place of the radial weights of channels c .. c + L - 1."""
+    return f"{path.weight} + c / PADDING * {path.weight_step} + c % PADDING"
+
+
 def _forward_path(path: Path, couplings: _Couplings) -> list[str]:
     pairs = {key: couplings.scalar(terms) for key, terms in _pairs(path).items()}
-    lines = [f"{{ const V w = radial.value({path.weight} + c);"]
+    lines = [f"{{ const V w = radial.value({_weight(path)});"]
     first = path.d1 <= path.d3  # multiply by the radial weight where there are fewer rows
     if first:
         lines += [f"const V z{m} = w * x{m};" for m in range(path.d1)]
@@ -132,15 +137,17 @@ def _unit(c: float) -> str:
 
 def _backward_path(path: Path, couplings: _Couplings, *, features: bool) -> list[str]:
     pairs = {key: couplings.scalar(terms) for key, terms in _pairs(path).items()}
-    lines = [f"{{ V w, dw; radial.value_and_slope({path.weight} + c, w, dw);"]
+    lines = [f"{{ V w, dw; radial.value_and_slope({_weight(path)}, w, dw);"]
     lines += [f"const V g{m} = load(g + {path.out + m * path.stride} + c);" for m in range(path.d3)]
     used = sorted({m1 for m1, _ in pairs})
     for m1 in used:
         terms = [_times(s, f"g{m3}") for (n1, m3), s in pairs.items() if n1 == m1]
         lines.append(f"const V u{m1} = {_sum(terms)};")
+        lines.append(f"V q = x{m1} * u{m1};" if m1 == used[0] else f"q += x{m1} * u{m1};")
         if features:
-            lines.append(f"d{m1} += w * u{m1};")
-    lines.append(f"sr += dw * ({_sum([f'x{m} * u{m}' for m in used])});")
+            at = f"dxj + {path.x + m1 * path.mul} + c"
+            lines.append(f"store({at}, load({at}) + w * u{m1});")
+    lines.append("sr += dw * q;")
     directions = _direction_terms(path)
     if directions:
         lines += [f"const V z{m} = w * x{m};" for m in used]
@@ -151,11 +158,7 @@ def _loop(block: list[Path], body: list[str], *, features: bool) -> str:
     """Over the channels of one block of features."""
     x, d1, mul = block[0].x, block[0].d1, block[0].mul
     read = [f"const V x{m} = load(xj + {x + m * mul} + c);" for m in range(d1)]
-    write = []
-    if features:
-        read += [f"V d{m} = load(dxj + {x + m * mul} + c);" for m in range(d1)]
-        write = [f"store(dxj + {x + m * mul} + c, d{m});" for m in range(d1)]
-    lines = "\n        ".join([*read, *body, *write])
+    lines = "\n        ".join([*read, *body])
     return f"      for (int c = 0; c < {mul}; c += L) {{\n        {lines}\n      }}"
 
 

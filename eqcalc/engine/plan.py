@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import covalent_radii
 from scipy.interpolate import make_interp_spline
 
 from eqcalc.engine.build import EngineUnavailable
@@ -24,7 +25,8 @@ from eqcalc.engine.build import EngineUnavailable
 PADDING = {"float": 16, "double": 8}
 #: length (Å) that makes an error of a slope comparable with one of a value
 RADIAL_SCALE = 0.2
-MAX_INTERVALS = 1024
+#: of a table: as few as will do, as a table should fit the second-level cache
+INTERVALS = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 
 
 class NotCovered(EngineUnavailable):
@@ -75,8 +77,9 @@ class Path:
     """One coupling in padded rows.
 
     x, d1: first column and 2 l1 + 1 of the input; out, d3, stride: first column, 2 l3 + 1 and
-    padded channels of the output; weight: first radial weight; mul: padded channels;
-    terms: (m1, place in Y, m3, coefficient).
+    padded channels of the output; mul: padded channels; terms: (m1, place in Y, m3, coefficient).
+    The radial weights are in the order in which a kernel reads them: a cache line of each path of
+    the block, then the next. weight: the first of this path; weight_step: from line to line.
     """
 
     x: int
@@ -85,6 +88,7 @@ class Path:
     d3: int
     stride: int
     weight: int
+    weight_step: int
     mul: int
     terms: tuple[tuple[int, int, int, float], ...]
 
@@ -124,11 +128,20 @@ class GateBlock:
 
 
 @dataclass
+class RadialWeights:
+    """places: of the file's radial weights among the padded ones; scales: what they are multiplied
+    by, so that most coefficients of a path are 1 or -1."""
+
+    places: np.ndarray
+    scales: np.ndarray
+
+
+@dataclass
 class LayerPlan:
     """One message-passing layer."""
 
     convolution: ConvolutionPlan
-    weight_places: np.ndarray  # of each radial weight of the file among the padded ones
+    weights: RadialWeights
     width_in: int
     width_pre: int
     width_out: int
@@ -196,8 +209,13 @@ def _products(linear: Any, inputs: Layout, outputs: Layout, factor: float) -> li
     return products
 
 
-def _convolution(module: Any, inputs: Layout) -> tuple[ConvolutionPlan, np.ndarray, Layout]:
-    """Kernel plan, places of the radial weights, layout of the messages."""
+def _clean(c: float) -> float:
+    """1 and -1 without rounding noise: kernels leave them out."""
+    return float(round(c)) if abs(abs(c) - 1.0) < 1e-12 else float(c)
+
+
+def _convolution(module: Any, inputs: Layout) -> tuple[ConvolutionPlan, RadialWeights, Layout]:
+    """Kernel plan, radial weights, layout of the messages."""
     padding = inputs.padding
     buffers = dict(module.named_buffers())
     outputs = Layout(
@@ -215,27 +233,33 @@ def _convolution(module: Any, inputs: Layout) -> tuple[ConvolutionPlan, np.ndarr
 
     paths = []
     weight_places: list[np.ndarray] = []
+    scales: list[np.ndarray] = []
     weight = 0
     for block, (at, dim, mul, _, num_paths, rows) in enumerate(module._blocks):
         coupling = _array(buffers[f"coupling_{block}"]).reshape(-1, rows, dim)
         owner = buffers[f"weight_of_row_{block}"].cpu().numpy()
         source = inputs.block_at(at)
+        padded = inputs.stride(source)
+        channels = np.arange(mul)
         for n in range(num_paths):
             mine = np.flatnonzero(owner == n)
             part = coupling[:, mine]
+            places_of_terms = np.argwhere(np.abs(part) > 1e-12)
+            sizes = np.abs(part[tuple(places_of_terms.T)])
+            scale = float(max(sizes, key=lambda size: np.isclose(sizes, size).sum()))
             terms = tuple(
-                (int(m1), int(y), int(m3), float(part[y, m3, m1]))
-                for y, m3, m1 in np.argwhere(np.abs(part) > 1e-12)
+                (int(m1), int(y), int(m3), _clean(part[y, m3, m1] / scale))
+                for y, m3, m1 in places_of_terms
             )
             out, stride = places[block, int(mine[0])]
-            padded = inputs.stride(source)
-            paths.append(
-                Path(inputs.offset(source), dim, out, len(mine), stride, weight, padded, terms)
-            )
-            weight_places.append(weight + np.arange(mul))
-            weight += padded
+            first, step = weight + n * padding, num_paths * padding
+            x = inputs.offset(source)
+            paths.append(Path(x, dim, out, len(mine), stride, first, step, padded, terms))
+            weight_places.append(first + channels // padding * step + channels % padding)
+            scales.append(np.full(mul, scale))
+        weight += num_paths * padded
     plan = ConvolutionPlan(inputs.width, outputs.width, weight, tuple(paths))
-    return plan, np.concatenate(weight_places), outputs
+    return plan, RadialWeights(np.concatenate(weight_places), np.concatenate(scales)), outputs
 
 
 def _gate(module: Any, padding: int) -> tuple[Layout, Layout, list[GateBlock]]:
@@ -259,21 +283,24 @@ def _gate(module: Any, padding: int) -> tuple[Layout, Layout, list[GateBlock]]:
 
 
 def _padded_network(
-    matrices: list[np.ndarray], places: np.ndarray, num_weights: int, padding: int
+    matrices: list[np.ndarray], weights: RadialWeights, num_weights: int, padding: int
 ) -> list[np.ndarray]:
-    """Zeros fill up the hidden features, and the radial weights go to their `places`."""
+    """Zeros fill up the hidden features, and the radial weights go to their places."""
     padded = []
     for n, matrix in enumerate(matrices):
         last = n + 1 == len(matrices)
         rows, columns = (-(-size // padding) * padding for size in matrix.shape)
         filled = np.zeros((rows, num_weights if last else columns))
-        filled[: len(matrix), places if last else slice(matrix.shape[1])] = matrix
+        if last:
+            filled[: len(matrix), weights.places] = matrix * weights.scales
+        else:
+            filled[: len(matrix), : matrix.shape[1]] = matrix
         padded.append(filled)
     return padded
 
 
 def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
-    convolution, places, messages = _convolution(module.convolution, inputs)
+    convolution, weights, messages = _convolution(module.convolution, inputs)
     before, after, gate = _gate(module.gate, inputs.padding)
     readout_in = readout_out = None
     if module.has_readout:
@@ -288,7 +315,7 @@ def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
     ]
     plan = LayerPlan(
         convolution=convolution,
-        weight_places=places,
+        weights=weights,
         width_in=inputs.width,
         width_pre=before.width,
         width_out=after.width,
@@ -298,7 +325,7 @@ def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
         gate=gate,
         readout_in=readout_in,
         readout_out=readout_out,
-        radial_network=_padded_network(network, places, convolution.num_weights, inputs.padding),
+        radial_network=_padded_network(network, weights, convolution.num_weights, inputs.padding),
     )
     return plan, after
 
@@ -383,7 +410,11 @@ def _sample(module: torch.jit.ScriptModule, layer: int, distances: np.ndarray) -
 
 
 def _spline_table(
-    sample: Callable[[np.ndarray], np.ndarray], cutoff: float, intervals: int, degree: int
+    sample: Callable[[np.ndarray], np.ndarray],
+    start: float,
+    cutoff: float,
+    intervals: int,
+    degree: int,
 ) -> tuple[np.ndarray, float]:
     """Coefficients [intervals, degree + 1, weights] of powers of t = 0..1, and the error."""
     step = cutoff / intervals
@@ -393,15 +424,13 @@ def _spline_table(
     table = np.stack(
         [spline(left, nu=d) * step**d / math.factorial(d) for d in range(degree + 1)], axis=1
     )
-    middle, h = left + 0.5 * step, 0.02 * step
-    powers = 0.5 ** np.arange(degree + 1)
-    value = np.einsum("kdw,d->kw", table, powers)
-    slope = np.einsum("kdw,d->kw", table[:, 1:], powers[:-1] * np.arange(1, degree + 1)) / step
-    one, two = (sample(middle + n * h) - sample(middle - n * h) for n in (1, 2))
-    exact, exact_slope = sample(middle), (8.0 * one - two) / (12.0 * h)
-    size = np.abs(exact).max()
-    error = max(np.abs(value - exact).max(), np.abs(slope - exact_slope).max() * RADIAL_SCALE)
-    return table, float(error / size)
+    r, h = left + 0.5 * step, 0.02 * step
+    r = r[r > start]
+    one, two = (sample(r + n * h) - sample(r - n * h) for n in (1, 2))
+    exact, exact_slope = sample(r), (8.0 * one - two) / (12.0 * h)
+    value, slope = spline(r) - exact, spline(r, nu=1) - exact_slope
+    error = max(np.abs(value).max(), np.abs(slope).max() * RADIAL_SCALE)
+    return table, float(error / np.abs(exact).max())
 
 
 def tabulate(
@@ -410,19 +439,19 @@ def tabulate(
     """Splines through the radial weights of each layer; returns their errors.
 
     Interpolating splines of odd degree on equal intervals of [0, cutoff], with all derivatives
-    but the last continuous. Intervals are halved until value and slope (in units of 1 / 0.2 Å)
-    half-way between knots are right to `tolerance`, relative to the largest weight of the layer.
+    but the last continuous. Intervals are made shorter until value and slope (in units of 1 /
+    0.2 Å) half-way between knots are right to `tolerance`, relative to the largest weight of the
+    layer, from half the shortest bond (covalent radii) on; nearer than that they are less exact.
     """
-    intervals = 32
-    while True:
+    start = min(covalent_radii[z] for z in module.atomic_numbers)
+    for intervals in INTERVALS:
         made = [
-            _spline_table(partial(_sample, module, k), plan.cutoff, intervals, degree)
+            _spline_table(partial(_sample, module, k), start, plan.cutoff, intervals, degree)
             for k in range(len(plan.layers))
         ]
-        if max(error for _, error in made) < tolerance or intervals >= MAX_INTERVALS:
+        if max(error for _, error in made) < tolerance:
             break
-        intervals *= 2
     for layer, (table, _) in zip(plan.layers, made, strict=True):
         layer.table = np.zeros((intervals, degree + 1, layer.convolution.num_weights))
-        layer.table[:, :, layer.weight_places] = table
+        layer.table[:, :, layer.weights.places] = table * layer.weights.scales
     return [error for _, error in made]
