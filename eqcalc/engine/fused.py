@@ -21,7 +21,7 @@ from torch import Tensor
 from eqcalc import export
 from eqcalc.engine import plan as plans
 from eqcalc.engine.build import EngineUnavailable, compile_library
-from eqcalc.engine.kernels import LAYOUT_VERSION, library_source
+from eqcalc.engine.kernels import LAYOUT_VERSION, compiler_flags, library_source
 from eqcalc.errors import InputError
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
@@ -267,5 +267,5 @@ def prepare(
     if radial == "table":
         plans.tabulate(potential.module, plan, degree=degree, tolerance=tolerance)
     source, kernels = library_source(plan, radial, degree)
-    library = Library(compile_library(source))
+    library = Library(compile_library(source, *compiler_flags(plan)))
     return library, network_bytes(plan, kernels, radial)

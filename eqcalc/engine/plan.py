@@ -130,7 +130,8 @@ class GateBlock:
 @dataclass
 class RadialWeights:
     """places: of the file's radial weights among the padded ones; scales: what they are multiplied
-    by, so that most coefficients of a path are 1 or -1."""
+    by, so that most coefficients of a path are 1 or -1.
+    """
 
     places: np.ndarray
     scales: np.ndarray

@@ -38,7 +38,11 @@ def stops(path, ranks=1):
 @pytest.mark.parametrize(
     ("style", "coefficients", "sentence"),
     [
-        ("precison double", "O Si", "'precison'; it knows precision, engine, device, threads and timing"),
+        (
+            "precison double",
+            "O Si",
+            "'precison'; it knows precision, engine, device, threads and timing",
+        ),
         ("precision half", "O Si", "precision must be single or double, not 'half'"),
         ("precision", "O Si", "'precision' needs a value"),
         ("threads 0", "O Si", "threads must be at least 1, not 0"),

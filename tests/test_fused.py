@@ -1,0 +1,267 @@
+"""The fused engine against the TorchScript that it is made from."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from conftest import untrained
+
+from eqcalc import EquivariantCalculator, export
+from eqcalc.engine import backends, build, fused, plan
+from eqcalc.errors import InputError
+from eqcalc.neighbors import VerletList, neighbor_list
+
+KINDS = {
+    "scalars": {"channels": (9,), "layers": 2},
+    "odd channels": {"channels": (7, 3), "layers": 3},
+    "l_max 2": {"channels": (8, 6, 20), "layers": 2},
+    "l_max 2 parity": {"channels": (4, 3, 2), "parity": True, "layers": 3},
+    "l_max 3": {"channels": (5, 4, 3, 2), "layers": 2},
+    "l_max 4": {"channels": (3, 3, 2, 2, 2), "layers": 2},
+    "one layer": {"channels": (8, 6, 4), "layers": 1},
+    "three elements": {"channels": (8, 6, 4), "layers": 2, "elements": (8, 14, 1)},
+}
+
+
+def melt() -> Atoms:
+    atoms = bulk("Si", cubic=True).repeat(2)
+    atoms.numbers[::3] = 8
+    atoms.rattle(0.35, seed=4)
+    return atoms
+
+
+SYSTEMS = {
+    "crystal": lambda: bulk("Si", cubic=True),
+    "melt": melt,
+    "one atom": lambda: bulk("Si"),
+    "skewed cell": lambda: Atoms(
+        "SiO",
+        positions=[[0, 0, 0], [1.2, 1.0, 0.9]],
+        cell=[[2.6, 0, 0], [1.9, 2.2, 0], [-0.8, 1.1, 2.4]],
+        pbc=True,
+    ),
+    "molecule": lambda: Atoms(
+        "SiO2Si", positions=[[0, 0, 0], [1.6, 0.1, 0], [-0.3, 1.7, 0.2], [0.1, -0.4, 2.2]]
+    ),
+    "atoms apart": lambda: Atoms("SiOSi", positions=[[0, 0, 0], [0, 0, 1.7], [0, 9.0, 0]]),
+    "an atom": lambda: Atoms("O"),
+    "no atoms": Atoms,
+}
+
+
+def graph(potential, atoms: Atoms) -> list[torch.Tensor]:
+    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, potential.cutoff)
+    vectors = pairs.vectors(atoms.positions, atoms.cell.array)
+    arrays = potential.species_of(atoms.numbers), vectors, pairs.edge_src, pairs.edge_dst
+    return [torch.from_numpy(a) for a in arrays]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request, tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("kind") / "model.pth", **KINDS[request.param])
+
+
+@pytest.mark.parametrize("radial", ["table", "network"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_is_the_network_of_the_file(kind, dtype, radial):
+    reference = export.load(kind, dtype="float64")
+    engine = fused.fuse(kind, dtype=dtype, radial=radial)
+    allowed = {("float64", "table"): 1e-9, ("float64", "network"): 1e-12}.get((dtype, radial), 2e-6)
+    for name, make in SYSTEMS.items():
+        args = graph(reference, make())
+        expected, got = reference.evaluate(*args), engine.evaluate(*args)
+        size = max(1.0, float(expected.gradient.abs().max()) if len(expected.gradient) else 1.0)
+        assert (got.energies - expected.energies).abs().sum() < allowed * size * 10, name
+        if len(expected.gradient):
+            assert (got.gradient - expected.gradient).abs().max() < allowed * size, name
+
+
+@pytest.mark.parametrize("engine", ["fused", "exact"])
+def test_calculator_agrees_with_torch(potential_path, engine, crystal):
+    values = {}
+    for name in (engine, "torch"):
+        atoms = crystal.copy()
+        atoms.calc = EquivariantCalculator(potential_path, dtype="float64", engine=name)
+        assert atoms.calc.backend.name == name
+        values[name] = [
+            atoms.get_potential_energies(),
+            atoms.get_forces(),
+            atoms.get_stress(),
+            atoms.get_stresses(),
+        ]
+    for got, expected in zip(*values.values(), strict=True):
+        assert got == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("engine", ["fused", "exact"])
+def test_forces_and_stress_are_its_own_derivatives(parity_path, engine):
+    atoms = melt()
+    atoms.calc = EquivariantCalculator(parity_path, dtype="float64", engine=engine)
+    forces, stress = atoms.get_forces(), atoms.get_stress(voigt=False)
+    h = 1e-4
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        direction = rng.normal(size=forces.shape)
+        direction /= np.linalg.norm(direction)
+        energies = []
+        for n in (-2, -1, 1, 2):
+            moved = atoms.copy()
+            moved.calc = atoms.calc
+            moved.positions += n * h * direction
+            energies.append(moved.get_potential_energy())
+        slope = (energies[0] - 8 * energies[1] + 8 * energies[2] - energies[3]) / (12 * h)
+        assert -(forces * direction).sum() == pytest.approx(slope, abs=1e-7)
+
+        strain = rng.normal(size=(3, 3))
+        strain /= np.linalg.norm(strain)
+        energies = []
+        for n in (-2, -1, 1, 2):
+            strained = atoms.copy()
+            strained.calc = atoms.calc
+            strained.set_cell(atoms.cell @ (np.eye(3) + n * h * strain), scale_atoms=True)
+            energies.append(strained.get_potential_energy())
+        slope = (energies[0] - 8 * energies[1] + 8 * energies[2] - energies[3]) / (12 * h)
+        expected = (stress * strain).sum() * atoms.get_volume()
+        assert expected == pytest.approx(slope, abs=1e-6)
+
+
+@pytest.mark.parametrize("degree", [5, 7])
+def test_tables_are_smooth_at_the_knots(potential_path, degree):
+    potential = export.load(potential_path, dtype="float64")
+    read = plan.read(potential.module, "NequIP", "double")
+    plan.tabulate(potential.module, read, degree=degree, tolerance=1e-6)
+    powers = np.arange(degree + 1)
+    for layer in read.layers:
+        table = layer.table  # [intervals, degree + 1, weights], powers of t = 0 .. 1
+        for order in range(3):  # value, slope and curvature in t
+            factor = np.prod([powers - n for n in range(order)], axis=0) * np.ones(degree + 1)
+            end = np.einsum("kdw,d->kw", table, factor)[:-1]
+            begin = (table[:, order] * factor[order])[1:]
+            assert np.abs(end - begin).max() < 1e-11 * np.abs(table[:, 0]).max()
+
+
+def test_table_meets_its_tolerance(potential_path):
+    """Between the knots too, not only where the builder looked."""
+    potential = export.load(potential_path, dtype="float64")
+    read = plan.read(potential.module, "NequIP", "double")
+    errors = plan.tabulate(potential.module, read, degree=7, tolerance=1e-9)
+    assert max(errors) < 1e-9
+    r = np.random.default_rng(0).uniform(1.0, potential.cutoff, 2000)
+    for k, layer in enumerate(read.layers):
+        x = r / potential.cutoff * len(layer.table)
+        interval = x.astype(int)
+        t = (x - interval)[:, None]
+        values = sum(layer.table[interval, d] * t**d for d in range(8))
+        exact = potential.module.radial(k, torch.from_numpy(r)).detach().numpy()
+        got = values[:, layer.weights.places] / layer.weights.scales
+        assert np.abs(got - exact).max() < 3e-9 * np.abs(exact).max()
+
+
+def test_threads_change_nothing_but_rounding(potential_path):
+    engine = fused.fuse(potential_path, dtype="float64")
+    atoms = melt().repeat((1, 1, 2))
+    species, vec, src, dst = (a.numpy() for a in graph(engine, atoms))
+    edges = fused.EdgeArrays(src, dst, vec)
+    one = engine.run(species, edges, 1)
+    for threads in (2, 3, 7):
+        got, again = engine.run(species, edges, threads), engine.run(species, edges, threads)
+        for a, b, c in zip(one, got, again, strict=True):
+            assert np.abs(a - b).max() < 1e-11
+            assert np.array_equal(b, c)  # the same to the last bit
+
+
+def test_sizes_may_change_from_call_to_call(potential_path):
+    engine = fused.fuse(potential_path, dtype="float64")
+    first = None
+    for name in ("crystal", "melt", "an atom", "no atoms", "molecule", "crystal"):
+        got = engine.evaluate(*graph(engine, SYSTEMS[name]()))
+        if name == "crystal":
+            first = got if first is None else first
+            assert torch.equal(got.energies, first.energies)
+
+
+def test_selected_pairs_are_those_of_a_new_list(potential_path):
+    engine = fused.fuse(potential_path)
+    atoms = melt()
+    verlet = VerletList(engine.cutoff, 0.8)
+    pairs = verlet.candidates(atoms)
+    atoms.positions += 0.05
+    assert verlet.candidates(atoms) is pairs
+    shifts = pairs.cell_shift @ atoms.cell.array
+    got = engine.select((pairs.edge_dst, pairs.edge_src), shifts, atoms.positions)
+    expected, vectors = pairs.within(engine.cutoff, atoms.positions, atoms.cell.array)
+    assert len(got.src) < len(pairs.edge_src)
+    assert np.array_equal(got.src, expected.edge_src)
+    assert np.array_equal(got.dst, expected.edge_dst)
+    assert np.abs(got.vec - vectors).max() < 1e-14
+
+
+def test_memory_of_a_thousand_atoms():
+    """The bundled model, tables included."""
+    engine = fused.fuse("si")
+    atoms = bulk("Si", cubic=True).repeat(5)
+    atoms.rattle(0.05, seed=0)
+    engine.evaluate(*graph(engine, atoms))
+    assert engine.memory < 100e6
+
+
+def test_without_a_compiler_torch_takes_over(potential_path, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "find_compiler", lambda: None)
+    build.compile_library.cache_clear()
+    with pytest.warns(UserWarning, match=r"Running on torch.*no C\+\+ compiler: install g\+\+"):
+        assert EquivariantCalculator(potential_path).backend.name == "torch"
+    with pytest.raises(InputError, match=r"no C\+\+ compiler"):
+        EquivariantCalculator(potential_path, engine="fused")
+    build.compile_library.cache_clear()
+
+
+def test_other_architectures_run_on_torch(potential_path, monkeypatch):
+    monkeypatch.setattr(plan, "READERS", {})
+    with pytest.warns(UserWarning, match="does not know the architecture NequIP"):
+        assert EquivariantCalculator(potential_path).backend.name == "torch"
+
+
+def test_wrong_numbers_are_noticed(potential_path, monkeypatch):
+    tabulate = plan.tabulate
+
+    def wrong(module, read, **options):
+        errors = tabulate(module, read, **options)
+        read.layers[0].table *= 1.001
+        return errors
+
+    monkeypatch.setattr(plan, "tabulate", wrong)
+    with pytest.raises(build.EngineUnavailable, match="does not reproduce the reference structure"):
+        fused.fuse(potential_path, dtype="float64")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"engine": "fast"}, "There is no engine 'fast'; there are 'fused'"),
+        ({"engine": "fused", "device": "cuda"}, "runs on the CPU"),
+    ],
+)
+def test_engines_that_cannot_be(potential_path, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        backends.open_backend(potential_path, **options)
+
+
+def test_many_processes_may_start_at_once(potential_path, tmp_path):
+    code = (
+        f"from eqcalc.engine.fused import fuse; print(fuse({str(potential_path)!r}).library.path)"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    outputs = {process.communicate()[0] for process in started}
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len(outputs) == 1
+    assert len(list((tmp_path / "eqcalc" / "kernels").iterdir())) == 1
