@@ -29,4 +29,4 @@ def model(tmp_path_factory) -> Path:
         network, species, *edges(atoms, config.cutoff)
     )
     path = tmp_path_factory.mktemp("a folder") / "two elements.pth"
-    return export.save(network, path, {"architecture": "nequip"})
+    return export.save(network, path, {"architecture": "NequIP"})
