@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 #include <dlfcn.h>
 
@@ -212,6 +213,8 @@ void PairEquivariant::coeff(int narg, char **arg)
   engine.reset();
   try {
     engine = std::make_unique<Engine>(options);
+  } catch (const std::bad_alloc &) {
+    problem = "out of memory while opening " + options.path;
   } catch (const std::exception &e) {
     problem = e.what();
   }
@@ -353,7 +356,22 @@ double PairEquivariant::init_one(int, int)
 void PairEquivariant::compute(int eflag, int vflag)
 {
   ev_init(eflag, vflag);
+  try {
+    evaluate();
+  } catch (const eqcalc::EngineError &e) {
+    error->one(FLERR, "Pair style equivariant: {}", e.what());
+  } catch (const std::bad_alloc &) {
+    error->one(FLERR,
+               "Pair style equivariant: out of memory with {} atoms and {} ghosts on this process: "
+               "use more machines, or fewer atoms",
+               atom->nlocal, atom->nghost);
+  }
+}
 
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::evaluate()
+{
   double start = platform::walltime();
   const auto elapsed = [&start] {
     const double begin = start;
@@ -380,12 +398,8 @@ void PairEquivariant::compute(int eflag, int vflag)
   seconds[EDGES] += elapsed();
 
   Exchange exchange(*this);
-  try {
-    engine->potential->evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
-                                gradient.data());
-  } catch (const eqcalc::EngineError &e) {
-    error->one(FLERR, "Pair style equivariant: {}", e.what());
-  }
+  engine->potential->evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
+                              gradient.data());
   seconds[EXCHANGE] += exchange.seconds;
   seconds[MODEL] += elapsed() - exchange.seconds;
 

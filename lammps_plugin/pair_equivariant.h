@@ -85,6 +85,7 @@ class PairEquivariant : public Pair {
   void allocate();
   void stop_together();
   int rank_on_machine() const;
+  void evaluate();
   void number_rows();
   void build_edges();
   void number_ghosts();
