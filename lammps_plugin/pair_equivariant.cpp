@@ -45,6 +45,11 @@ static constexpr int NUM_SYMBOLS = sizeof(SYMBOLS) / sizeof(SYMBOLS[0]);
 static constexpr int ROW_OF[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2};
 static constexpr int COLUMN_OF[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
 
+// the group that comm_modify restricts ghosts to; LAMMPS tells its own communication only
+struct BorderGroup : Comm {
+  static int of(const Comm &comm) { return comm.*(&BorderGroup::bordergroup); }
+};
+
 /* ----------------------------------------------------------------------
    The engine's library lies beside the plugin. It is opened when a potential is, so that LAMMPS
    starts without torch wherever no equivariant potential is used.
@@ -320,6 +325,10 @@ void PairEquivariant::init_style()
     error->all(FLERR,
                "Pair style equivariant does not support neigh_modify include: the network needs "
                "all neighbors of an atom");
+  if (BorderGroup::of(*comm))
+    error->all(FLERR,
+               "Pair style equivariant does not support comm_modify group: the network needs all "
+               "neighbors of an atom");
   if (atom->molecular != Atom::ATOMIC)
     for (int k = 1; k < 4; k++)
       if (force->special_lj[k] != 1.0)

@@ -113,6 +113,11 @@ def test_truncated_file(model, tmp_path):
             ("group g type 1", "atom_modify first g", "neigh_modify include g", "run 0"),
             "does not support neigh_modify include",
         ),
+        (
+            (),
+            ("group g type 1", "atom_modify first g", "comm_modify group g", "run 0"),
+            "does not support comm_modify group",
+        ),
     ],
 )
 def test_refused(before, after, sentence, model, tmp_path):
