@@ -98,6 +98,43 @@ def test_balancing_during_a_run(quick_model, tmp_path):
     assert_exact(got, by_python(quick_model, last_frame(tmp_path / "dump.out", atoms)))
 
 
+@pytest.mark.parametrize(
+    "moves",
+    [
+        "fix swap all atom/swap 1 5 29 6000 ke no types 1 2",
+        "fix grow all gcmc 5 3 0 2 1234 6000 -0.5 0.1 full_energy",
+    ],
+)
+def test_monte_carlo(moves, quick_model, tmp_path):
+    """Atoms change their type, come and go between steps."""
+    atoms = silica_like()
+    before = ("atom_modify map array",)
+    after = dumped((*HOT, moves, "run 20"), 20)
+    got, _, _ = by_lammps(script(atoms, tmp_path, pair(quick_model), before=before, after=after), 2)
+    last = last_frame(tmp_path / "dump.out", atoms)
+    assert (
+        last.get_chemical_formula() != atoms.get_chemical_formula()
+        or (last.numbers != atoms.numbers).any()
+    )
+    assert_exact(got, by_python(quick_model, last))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rerun(ranks, quick_model, tmp_path):
+    """Frames read back give the energies of the run that wrote them."""
+    after = (
+        *HOT,
+        "thermo 5",
+        "dump frames all custom 5 frames.dump id type x y z",
+        "dump_modify frames sort id format float %.17g",
+        "run 20",
+        "rerun frames.dump dump x y z",
+    )
+    output = run_lmp(script(silica_like(), tmp_path, pair(quick_model), after=after), ranks=ranks)
+    run, rerun = (read_thermo("Step " + table)["PotEng"] for table in output.split("Step ")[1:])
+    np.testing.assert_allclose(rerun, run, rtol=1e-12)
+
+
 @pytest.mark.parametrize("style", ["rigid/nve/small", "rigid"])
 def test_rigid_molecules(style, quick_model, tmp_path):
     """Energy is conserved, molecules keep their shape, forces are those of Python."""
