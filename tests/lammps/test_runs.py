@@ -94,7 +94,7 @@ def test_balancing_during_a_run(quick_model, tmp_path):
     got, _, _ = by_lammps(path, ranks=4)
     owner = owners(tmp_path / "owners.out")
     assert (owner[0] != owner[-1]).sum() > 10
-    assert np.bincount(owner[-1]).max() <= 10  # of 32 atoms
+    assert np.bincount(owner[-1]).max() <= 12  # of 32 atoms on 4 ranks
     assert_exact(got, by_python(quick_model, last_frame(tmp_path / "dump.out", atoms)))
 
 
