@@ -174,6 +174,16 @@ def test_prefix_without_lammps(lacking, tmp_path):
         build(tmp_path)
 
 
+def test_prefix_whose_library_does_not_load(tmp_path, monkeypatch):
+    """The loader's own reason, and what to do."""
+    for name in ("lib/liblammps.so", "include/lammps/pair.h"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"file too short\): .* into LD_LIBRARY_PATH"):
+        build(tmp_path)
+
+
 def test_inside_python(tmp_path, model):
     """LAMMPS's Python module beside torch in one process: same numbers, torch left as it was."""
     path = script(silica_like(1), tmp_path, pair(model, "threads 1"))

@@ -55,7 +55,6 @@ def test_one_rank(system, model, tmp_path):
         ("silica_like", 8, "newton on"),
         ("triclinic", 8, "newton off"),
         ("slab", 8, "comm_style tiled"),
-        ("corner", 8, "newton on"),
     ],
 )
 def test_other_ranks(system, ranks, before, model, tmp_path):
