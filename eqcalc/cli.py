@@ -238,7 +238,10 @@ def lammps_build(
     """Compile the pair style, unless that has been done for this LAMMPS, torch and compiler."""
     from eqcalc.lammps import build
 
-    typer.echo(f"Plugin: {build(lammps, clean=clean)}")
+    folder = build(lammps, clean=clean)
+    typer.echo(f"Plugin: {folder}")
+    if lammps is not None:
+        typer.echo(f"Your LAMMPS finds it with LAMMPS_PLUGIN_PATH={folder}")
 
 
 @lammps_app.command("doctor")

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <unordered_map>
 #include <utility>
 
@@ -213,8 +214,12 @@ class TorchEngine final : public Engine {
       return call();
     } catch (const EngineError &) {
       throw;
+    } catch (const std::bad_alloc &) {
+      throw;
     } catch (const std::exception &error) {
-      throw EngineError(options_.path + ": torch failed in " + what + ": " + message_of(error));
+      const std::string message = message_of(error);
+      if (message.find("allocate memory") != std::string::npos) throw std::bad_alloc();
+      throw EngineError(options_.path + ": torch failed in " + what + ": " + message);
     }
   }
 
@@ -504,6 +509,8 @@ extern "C" EQCALC_PUBLIC Engine *eqcalc_create_engine(const EngineOptions &optio
   try {
     return new TorchEngine(options);
   } catch (const EngineError &) {
+    throw;
+  } catch (const std::bad_alloc &) {
     throw;
   } catch (const std::exception &error) {
     throw EngineError(options.path + ": torch failed: " + message_of(error));

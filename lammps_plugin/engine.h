@@ -73,6 +73,7 @@ class Engine {
   virtual std::string describe() const = 0;                         // for a log file
 
   // energies [num_local] eV, gradient [num_edges, 3] eV/Å. Without exchange there are no ghosts.
+  // Throws EngineError, or std::bad_alloc where memory is short.
   virtual void evaluate(const Graph &, RowExchange *exchange, double *energies,
                         double *gradient) = 0;
 };

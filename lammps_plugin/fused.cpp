@@ -5,9 +5,11 @@
 #include "interface.h"
 #include "reference.h"
 
+#include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <new>
 #include <sstream>
 
 #include <dlfcn.h>
@@ -181,9 +183,10 @@ class FusedEngine final : public Engine {
           self->exchange->reverse({data, width, self->single});
         }};
     char error[400];
-    if (evaluate_(network_, &rows, exchange ? &callbacks : nullptr, threads_, energies, gradient,
-                  error, sizeof(error)))
-      throw EngineError(path_ + ": " + error);
+    const int failed = evaluate_(network_, &rows, exchange ? &callbacks : nullptr, threads_,
+                                 energies, gradient, error, sizeof(error));
+    if (failed == EQCALC_OUT_OF_MEMORY) throw std::bad_alloc();
+    if (failed) throw EngineError(path_ + ": " + error);
   }
 
  private:

@@ -24,6 +24,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 #include <dlfcn.h>
 
@@ -44,6 +45,11 @@ static constexpr int NUM_SYMBOLS = sizeof(SYMBOLS) / sizeof(SYMBOLS[0]);
 // components of a 3x3 tensor in the order of cvatom; the first six name the symmetric ones
 static constexpr int ROW_OF[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2};
 static constexpr int COLUMN_OF[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
+
+// the group that comm_modify restricts ghosts to; LAMMPS tells its own communication only
+struct BorderGroup : Comm {
+  static int of(const Comm &comm) { return comm.*(&BorderGroup::bordergroup); }
+};
 
 /* ----------------------------------------------------------------------
    The library with torch lies beside the plugin. It is opened when a potential needs it, so that
@@ -287,6 +293,8 @@ void PairEquivariant::open_engine(eqcalc::EngineOptions &options)
   }
   try {
     engine = open_torch(options);
+  } catch (const std::bad_alloc &) {
+    problem = "out of memory while opening " + options.path;
   } catch (const std::exception &e) {
     problem = e.what();
   }
@@ -382,6 +390,10 @@ void PairEquivariant::init_style()
     error->all(FLERR,
                "Pair style equivariant does not support neigh_modify include: the network needs "
                "all neighbors of an atom");
+  if (BorderGroup::of(*comm))
+    error->all(FLERR,
+               "Pair style equivariant does not support comm_modify group: the network needs all "
+               "neighbors of an atom");
   if (atom->molecular != Atom::ATOMIC)
     for (int k = 1; k < 4; k++)
       if (force->special_lj[k] != 1.0)
@@ -418,7 +430,22 @@ double PairEquivariant::init_one(int, int)
 void PairEquivariant::compute(int eflag, int vflag)
 {
   ev_init(eflag, vflag);
+  try {
+    evaluate();
+  } catch (const eqcalc::EngineError &e) {
+    error->one(FLERR, "Pair style equivariant: {}", e.what());
+  } catch (const std::bad_alloc &) {
+    error->one(FLERR,
+               "Pair style equivariant: out of memory with {} atoms and {} ghosts on this process: "
+               "use more machines, or fewer atoms",
+               atom->nlocal, atom->nghost);
+  }
+}
 
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::evaluate()
+{
   double start = platform::walltime();
   const auto elapsed = [&start] {
     const double begin = start;
@@ -445,12 +472,8 @@ void PairEquivariant::compute(int eflag, int vflag)
   seconds[EDGES] += elapsed();
 
   Exchange exchange(*this);
-  try {
-    engine->evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
-                                gradient.data());
-  } catch (const eqcalc::EngineError &e) {
-    error->one(FLERR, "Pair style equivariant: {}", e.what());
-  }
+  engine->evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
+                   gradient.data());
   seconds[EXCHANGE] += exchange.seconds;
   seconds[MODEL] += elapsed() - exchange.seconds;
 

@@ -91,6 +91,7 @@ class PairEquivariant : public Pair {
   int rank_on_machine() const;
   void open_engine(eqcalc::EngineOptions &);
   std::string open_fused(eqcalc::EngineOptions, const std::string &);
+  void evaluate();
   void number_rows();
   void build_edges();
   void number_ghosts();

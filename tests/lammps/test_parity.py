@@ -52,6 +52,9 @@ def test_one_rank(system, model, tmp_path):
         ("needle", 3, "newton on"),
         ("corner", 4, "newton on"),
         ("corner", 3, "newton off"),
+        ("silica_like", 8, "newton on"),
+        ("triclinic", 8, "newton off"),
+        ("slab", 8, "comm_style tiled"),
     ],
 )
 def test_other_ranks(system, ranks, before, model, tmp_path):
@@ -174,3 +177,19 @@ def test_overlay(ranks, model, tmp_path):
     np.testing.assert_allclose(got.forces, expected.forces + repulsion.forces, atol=1e-9)
     np.testing.assert_allclose(got.energies, expected.energies + repulsion.energies, atol=1e-9)
     np.testing.assert_allclose(got.virial, expected.virial + repulsion.virial, atol=1e-8)
+
+
+def test_scaled(model, quick_model, tmp_path):
+    """hybrid/scaled mixes two potentials, as thermodynamic integration does: 0.7 A + 0.3 B."""
+    atoms = silica_like()
+    lines = [
+        "pair_style hybrid/scaled 0.7 equivariant 0.3 equivariant",
+        f'pair_coeff * * equivariant 1 "{model}" O Si',
+        f'pair_coeff * * equivariant 2 "{quick_model}" O Si',
+    ]
+    got, thermo, _ = by_lammps(script(atoms, tmp_path, lines), 2)
+    a, b = by_python(model, atoms), by_python(quick_model, atoms)
+    assert thermo["PotEng"][-1] == pytest.approx(0.7 * a.energy + 0.3 * b.energy, rel=1e-12)
+    for name in ("energies", "forces", "virial"):
+        expected = 0.7 * getattr(a, name) + 0.3 * getattr(b, name)
+        np.testing.assert_allclose(getattr(got, name), expected, rtol=0, atol=1e-9, err_msg=name)

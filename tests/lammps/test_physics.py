@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from parity import BAR, by_lammps, pair, script, silica_like, tensor
+from ase import units
+from parity import BAR, by_lammps, by_python, pair, script, silica_like, tensor
 
 from eqcalc.lammps import read_thermo, run_lmp, write_input
 
@@ -124,6 +125,41 @@ def test_heat_flux(model, tmp_path):
     flux = np.einsum("iab,ib->a", got.atomic_virials, velocities)
     flux += ((got.energies + kinetic)[:, None] * velocities).sum(0)
     said = np.array([thermo[f"c_flux[{k}]"][-1] for k in (1, 2, 3)])
+    np.testing.assert_allclose(said, flux, rtol=1e-7)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_heat_flux_carries_the_energy(ranks, one_layer, tmp_path):
+    """J V = d/dt sum_i r_i (E_i + K_i), by differences in Python along the motion of a cluster.
+
+    True for one layer: there an atom's energy depends on its own neighbours only.
+    """
+    atoms = silica_like(1)
+    atoms.pbc = False
+    velocities = np.random.default_rng(0).normal(size=(len(atoms), 3))  # Å/ps
+    kinetic = 0.5 * atoms.get_masses() * (velocities**2).sum(1) * (1000 * units.fs) ** -2
+    step = 1e-5  # ps
+
+    def moment(time: float) -> np.ndarray:
+        moved = atoms.copy()
+        moved.positions += time * velocities
+        return by_python(one_layer, moved).energies @ moved.positions
+
+    now = by_python(one_layer, atoms)
+    flux = (moment(step) - moment(-step)) / (2 * step)
+    flux += kinetic @ velocities + (now.forces * velocities).sum(1) @ atoms.positions
+
+    atoms.set_velocities(velocities / (1000 * units.fs))
+    after = (
+        "compute kinetic all ke/atom",
+        "compute flux all heat/flux kinetic energies full",
+        "thermo_style custom step c_flux[*]",
+        "thermo_modify format float %.16g",
+        "run 0",
+    )
+    path = script(atoms, tmp_path, pair(one_layer), after=after)
+    thermo = read_thermo(run_lmp(path, ranks=ranks))
+    said = [thermo[f"c_flux[{k}]"][-1] for k in (1, 2, 3)]
     np.testing.assert_allclose(said, flux, rtol=1e-7)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ase import units
@@ -47,6 +51,15 @@ def test_velocities_and_pressure(model, tmp_path):
     kinetic = 2.0 / 3.0 * atoms.get_kinetic_energy()
     expected = (virial + kinetic) / atoms.get_volume() / (1e5 * units.Pascal)
     assert thermo["Press"][0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_example_on_several_ranks(quick_model):
+    example = Path(__file__).parents[2] / "examples" / "lammps_ranks.py"
+    options = ["--model", str(quick_model), "--ranks", "1", "3", "--repeat", "1", "--steps", "3"]
+    command = [sys.executable, str(example), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Same energies and forces as in ASE." in done.stdout
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -561,7 +561,8 @@ int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchan
     static_cast<Network *>(engine)->evaluate(*graph, exchange, threads, energies, gradient);
     return 0;
   } catch (const std::bad_alloc &) {
-    return failed(std::runtime_error("out of memory: use fewer atoms per process"), error, size);
+    failed(std::runtime_error("out of memory: use fewer atoms per process"), error, size);
+    return EQCALC_OUT_OF_MEMORY;
   } catch (const std::exception &e) {
     return failed(e, error, size);
   }

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #define EQCALC_INTERFACE_VERSION 1
+#define EQCALC_OUT_OF_MEMORY 2
 
 extern "C" {
 
