@@ -33,7 +33,7 @@ class EquivariantCalculator(Calculator):
             and long NVE runs.
         engine: "fused" (generated C++, radial functions from tables that are exact to about 1e-10
             eV in float64), "exact" (the same without tables), "torch" (the file's own TorchScript,
-            any device); None takes "fused" on the CPU, or "torch" where that cannot be had.
+            any device); "auto" takes "fused" on the CPU, or "torch" where that cannot be had.
         skin: Å, by which the neighbour list reaches beyond the cutoff so that it can be reused.
         threads: of the engine during a calculation; None takes as many as torch has.
 
@@ -63,7 +63,7 @@ class EquivariantCalculator(Calculator):
         *,
         device: str | None = None,
         dtype: str | None = None,
-        engine: str | None = None,
+        engine: str = "auto",
         skin: float = 0.5,
         threads: int | None = None,
     ) -> None:

@@ -243,7 +243,7 @@ def test_wrong_numbers_are_noticed(potential_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"engine": "fast"}, "There is no engine 'fast'; there are 'fused'"),
+        ({"engine": "fast"}, "There is no engine 'fast'; there are 'auto' and 'fused'"),
         ({"engine": "fused", "device": "cuda"}, "runs on the CPU"),
     ],
 )

@@ -130,29 +130,29 @@ class FusedBackend:
 def open_backend(
     model: str | os.PathLike,
     *,
-    engine: str | None = None,
+    engine: str = "auto",
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
 ) -> Backend:
-    """Opens a potential file on an engine (see ENGINES); None takes the fastest there is.
+    """Opens a potential file on an engine (see ENGINES); "auto" takes the fastest there is.
 
     Raises:
         InputError: an unknown engine; a bad file; an engine that was named but cannot be had.
     """
-    if engine is not None and engine not in ENGINES:
+    if engine != "auto" and engine not in ENGINES:
         known = "; ".join(f"'{name}' ({what})" for name, what in ENGINES.items())
-        raise InputError(f"There is no engine '{engine}'; there are {known}.")
+        raise InputError(f"There is no engine '{engine}'; there are 'auto' and {known}.")
     on_cpu = torch.device(device or "cpu").type == "cpu"
     if engine in ("fused", "exact") and not on_cpu:
         raise InputError(f"engine='{engine}' runs on the CPU: leave it out for device='{device}'.")
     if engine != "torch" and on_cpu:
-        name = engine or "fused"
+        name = "fused" if engine == "auto" else engine
         try:
             potential = fuse(model, dtype=dtype, radial="table" if name == "fused" else "network")
             return FusedBackend(name, potential, threads)
         except EngineUnavailable as reason:
-            if engine is not None:
+            if engine != "auto":
                 raise
             warnings.warn(f"Running on torch, which is many times slower: {reason}", stacklevel=3)
     return TorchBackend(export.load(model, device=device, dtype=dtype), threads)
