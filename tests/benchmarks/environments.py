@@ -29,7 +29,7 @@ class Peer:
 PEERS = {
     "nequip": Peer("NequIP 0.19.1 AOTInductor", "row_nequip.py", "nequip", "0.19.1"),
     "mace": Peer("MACE 0.3.16", "row_mace.py", "mace-torch", "0.3.16"),
-    "sevenn": Peer("SevenNet 0.13.0 TorchScript", "row_sevenn.py", "sevenn", "0.13.0"),
+    "sevenn": Peer("SevenNet 0.13.0", "row_sevenn.py", "sevenn", "0.13.0"),
     "e3nn": Peer("e3nn by hand, TorchScript", "scripted_e3nn.py"),
 }
 
@@ -46,21 +46,28 @@ def _installed(python: Path, package: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def found_python(name: str, folder: Path) -> Path | None:
+    """The interpreter of a peer's environment if that has the right versions."""
+    peer = PEERS[name]
+    if peer.package is None:
+        return Path(sys.executable)
+    python = folder.resolve() / name / "bin" / "python"
+    found = (_installed(python, peer.package) or "").split()
+    wanted = [peer.version, TORCH.partition("==")[2]]
+    return python if [v.partition("+")[0] for v in found] == wanted else None
+
+
 def python_of(name: str, folder: Path) -> Path:
-    """The interpreter of a peer's environment, which is made if it is not there.
+    """The same; the environment is made if it is not there.
 
     Raises:
         UnavailableError: it cannot be installed.
     """
+    if python := found_python(name, folder):
+        return python
     peer = PEERS[name]
-    if peer.package is None:
-        return Path(sys.executable)
     home = folder.resolve() / name
     python = home / "bin" / "python"
-    wanted = (peer.version, TORCH.partition("==")[2])
-    found = _installed(python, peer.package)
-    if found and tuple(v.partition("+")[0] for v in found.split()) == wanted:
-        return python
     print(f"{peer.label}: making its environment in {home}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     pip = [python, "-m", "pip", "install", "--quiet"]

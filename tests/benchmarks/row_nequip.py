@@ -10,6 +10,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -124,8 +125,33 @@ def build(network: dict, options: dict) -> Prepare:
     return prepare
 
 
+def dynamics(network: dict, folder: Path, structure: Path, steps: int) -> float:
+    """Steps per second of NVE at 300 K in ASE with NequIP's calculator."""
+    from ase import units
+    from ase.io import read
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+    from ase.md.verlet import VelocityVerlet
+    from nequip.integrations.ase import NequIPCalculator
+
+    torch.set_num_threads(1)
+    atoms = read(structure)
+    path = compiled(network, folder)
+    atoms.calc = NequIPCalculator.from_compiled_model(path, device="cpu")
+    rng = np.random.default_rng(1)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=300.0, rng=rng)
+    run = VelocityVerlet(atoms, timestep=units.fs)
+    run.run(2)
+    start = time.perf_counter()
+    run.run(steps)
+    return steps / (time.perf_counter() - start)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "--checkpoint":
         write_checkpoint(json.loads(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    elif sys.argv[1] == "--md":
+        where, structure, steps = sys.argv[3:6]
+        rate = dynamics(json.loads(sys.argv[2]), Path(where), Path(structure), int(steps))
+        print(rate)
     else:
         serve(build)

@@ -1,4 +1,4 @@
-"""SevenNet at the same size: TorchScript as `sevenn get_model` deploys it for LAMMPS.
+"""SevenNet at the same size, as its calculator for ASE runs it (its TorchScript is not faster).
 
 Without parity, as its published potentials: 15 paths of all SO(3) couplings where ours has 11.
 """
@@ -19,7 +19,6 @@ def irreps(channels: list[int]) -> str:
 def make_model(network: dict) -> torch.nn.Module:
     import sevenn._keys as key
     from ase.data import atomic_numbers
-    from e3nn.util.jit import script
     from sevenn._const import DEFAULT_E3_EQUIVARIANT_MODEL_CONFIG
     from sevenn.model_build import build_E3_equivariant_model
 
@@ -42,13 +41,11 @@ def make_model(network: dict) -> torch.nn.Module:
         key.TYPE_MAP: {atomic_numbers[s]: k for k, s in enumerate(network["symbols"])},
     }
     model = build_E3_equivariant_model(config)
-    model.delete_module_by_key("force_output")
-    model.eval_type_map = False
     model.set_is_batch_data(False)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return torch.jit.freeze(script(model))
+    return model
 
 
 def build(network: dict, _: dict) -> Prepare:
@@ -59,22 +56,19 @@ def build(network: dict, _: dict) -> Prepare:
 
     def prepare(graph: dict[str, np.ndarray]) -> Evaluate:
         vectors = torch.from_numpy(graph["edge_vec"]).to(dtype)
-        dst, src = torch.from_numpy(graph["edge_dst"]), torch.from_numpy(graph["edge_src"])
-        species = torch.from_numpy(graph["species"])
-        volume = abs(float(np.linalg.det(graph["cell"])))
+        numbers = torch.from_numpy(graph["numbers"])
         fixed = {
-            "x": species,
-            "edge_index": torch.stack([dst, src]),
-            "num_atoms": torch.tensor(len(species)),
+            "x": numbers,
+            "atomic_numbers": numbers,
+            "edge_index": torch.from_numpy(np.stack([graph["edge_dst"], graph["edge_src"]])),
+            "num_atoms": torch.tensor(len(numbers)),
+            "cell_volume": torch.tensor(abs(float(np.linalg.det(graph["cell"])))),
         }
 
         def evaluate() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            edge_vec = vectors.detach().requires_grad_(True)
-            energy = model(fixed | {"edge_vec": edge_vec})["inferred_total_energy"].sum()
-            (gradient,) = torch.autograd.grad(energy, edge_vec)
-            forces = torch.zeros(len(species), 3, dtype=dtype)
-            forces = forces.index_add(0, dst, gradient).index_add(0, src, -gradient)
-            return energy.detach(), forces, vectors.T @ gradient / volume
+            got = model(fixed | {"edge_vec": vectors.detach()})
+            energy = got["inferred_total_energy"].detach().sum()
+            return energy, got["inferred_force"], got["inferred_stress"]
 
         return evaluate
 
