@@ -6,7 +6,7 @@
 NVE of silicon at 300 K, 1 fs, one rank, one thread, neighbour lists and all; the bundled model with
 either engine. Where --environments has the NequIP environment that inference.py makes, an
 untrained NequIP of the bundled model's size (AOTInductor) drives ASE at the smallest number of
-atoms. Runs take turns; medians.
+atoms. Runs take turns; medians. Ratios are of steps per second of CPU time, as in inference.py.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ ROW_NEQUIP = Path(__file__).with_name("row_nequip.py")
 SIZE = Case("bundled", 0, channels=(64, 32, 32)).network  # of the bundled model
 
 
-def lammps_rate(engine: str, repeat: int, folder: Path, steps: int) -> float:
-    """Steps per second after a short run that warms up.
+Rates = tuple[float, float]  # steps per second of the clock, and of CPU time
+
+
+def lammps_rate(engine: str, repeat: int, folder: Path, steps: int) -> Rates:
+    """Of a run after a short one that warms up.
 
     Raises:
         UnavailableError: LAMMPS refuses.
@@ -55,11 +58,12 @@ def lammps_rate(engine: str, repeat: int, folder: Path, steps: int) -> float:
             raise UnavailableError(f"engine {engine}: {error}") from None
         script.write_text(script.read_text().replace(" engine torch", ""))
         output = run_lmp(script)
-    times = re.findall(r"^Loop time of (\S+) on", output, re.MULTILINE)
-    return steps / float(times[-1])
+    wall = float(re.findall(r"^Loop time of (\S+) on", output, re.MULTILINE)[-1])
+    used = float(re.findall(r"^(\S+)% CPU use", output, re.MULTILINE)[-1]) / 100.0
+    return steps / wall, steps / (wall * used)
 
 
-def nequip_rate(python: Path, models: Path, repeat: int, folder: Path, steps: int) -> float:
+def nequip_rate(python: Path, models: Path, repeat: int, folder: Path, steps: int) -> Rates:
     structure = folder / "structure.xyz"
     write(structure, bulk("Si", cubic=True).repeat(repeat))
     arguments = ["--md", json.dumps(SIZE), models, structure, str(steps)]
@@ -75,28 +79,35 @@ def nequip_rate(python: Path, models: Path, repeat: int, folder: Path, steps: in
     )
     if done.returncode:
         raise UnavailableError(f"NequIP in ASE: {done.stderr.strip().splitlines()[-1]}")
-    return float(done.stdout.strip().splitlines()[-1])
+    wall, cpu = done.stdout.strip().splitlines()[-1].split()
+    return float(wall), float(cpu)
 
 
-def compare(runs: dict[str, Callable[[int], float]], options: argparse.Namespace) -> dict[str, Any]:
+def compare(runs: dict[str, Callable[[int], Rates]], options: argparse.Namespace) -> dict[str, Any]:
     """Steps per second of each; every repetition runs each once, for about as long."""
     steps: dict[str, int] = {}
     for label, run in runs.items():
         try:
-            steps[label] = max(3, min(1000, round(options.seconds * run(3))))
+            steps[label] = max(3, min(1000, round(options.seconds * run(3)[0])))
         except UnavailableError as error:
             print(f"  without {label}: {error}", flush=True)
-    rates: dict[str, list[float]] = {label: [] for label in steps}
+    rates: dict[str, list[Rates]] = {label: [] for label in steps}
     for _ in range(options.repeats):
         for label, count in steps.items():
             rates[label].append(runs[label](count))
-    medians = {label: float(np.median(values)) for label, values in rates.items()}
-    for label, rate in medians.items():
-        ratios = "".join(f"{medians[other] / rate:>8.1f} {other}" for other in medians)
-        print(f"  {label:<16}{rate:>9.2f} steps/s; times as fast:{ratios}", flush=True)
+    medians = {label: np.median(values, axis=0).tolist() for label, values in rates.items()}
+    print(f"  {'steps per second':<18}{'CPU':>9}{'clock':>9}", flush=True)
+    for label, (wall, cpu) in medians.items():
+        ratios = ", ".join(f"{cpu / medians[o][1]:.1f} × {o}" for o in medians if o != label)
+        print(f"  {label:<18}{cpu:>9.2f}{wall:>9.2f}   {ratios}", flush=True)
     return {
-        label: {"steps_per_second": rate, "steps": steps[label], "each": rates[label]}
-        for label, rate in medians.items()
+        label: {
+            "steps_per_second": wall,
+            "steps_per_cpu_second": cpu,
+            "steps": steps[label],
+            "each": rates[label],
+        }
+        for label, (wall, cpu) in medians.items()
     }
 
 
@@ -120,7 +131,7 @@ def main() -> None:
         print(f"{count} atoms", flush=True)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            runs: dict[str, Callable[[int], float]] = {
+            runs: dict[str, Callable[[int], Rates]] = {
                 f"LAMMPS {engine}": lambda steps, e=engine, r=repeat, f=folder: lammps_rate(
                     e, r, f, steps
                 )

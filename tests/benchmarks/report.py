@@ -44,38 +44,46 @@ def machine() -> dict[str, Any]:
 
 
 def summarise(facts: dict[str, dict[str, Any]], atoms: int) -> dict[str, dict[str, Any]]:
-    """Medians and quartiles in µs per atom, and the ratio to each of our engines."""
+    """Medians and quartiles in µs per atom, and the ratios of CPU time to our engines."""
     rows = {}
     for label, row in facts.items():
-        low, middle, high = 1e6 * np.quantile(row["seconds"], [0.25, 0.5, 0.75]) / atoms
+        per_atom = {
+            clock: 1e6 * np.quantile(values, [0.25, 0.5, 0.75]) / atoms
+            for clock, values in row["seconds"].items()
+        }
         rows[label] = {
-            "us_per_atom": float(middle),
-            "quartiles": [float(low), float(high)],
+            "cpu_us_per_atom": float(per_atom["cpu"][1]),
+            "cpu_quartiles": [float(per_atom["cpu"][0]), float(per_atom["cpu"][2])],
+            "wall_us_per_atom": float(per_atom["wall"][1]),
             "memory_mb": row["memory_mb"],
             "torch": row["torch"],
             "seconds": row["seconds"],
         }
-    engines = {label: row["us_per_atom"] for label, row in rows.items() if label.startswith(OURS)}
     for row in rows.values():
-        row["times"] = {label: row["us_per_atom"] / each for label, each in engines.items()}
+        row["times"] = {
+            label: row["cpu_us_per_atom"] / each["cpu_us_per_atom"]
+            for label, each in rows.items()
+            if label.startswith(OURS)
+        }
     return rows
 
 
 def table(result: dict[str, Any]) -> str:
     """One case: a row says how many times as long it takes as each of our engines."""
-    rows = sorted(result["rows"].items(), key=lambda item: item[1]["us_per_atom"])
+    rows = sorted(result["rows"].items(), key=lambda item: item[1]["cpu_us_per_atom"])
     engines = [label for label, _ in rows if label.startswith(OURS)]
     near = result["neighbours"]
     lines = [
         f"{result['description']}; {near['min']}-{near['max']} neighbours, {near['mean']:.1f} mean",
-        f"  {'':<30}{'µs/atom':>9}{'quartiles':>16}{'peak MB':>9}"
+        f"  {'µs/atom':<30}{'CPU':>8}{'quartiles':>16}{'clock':>8}{'peak MB':>9}"
         + "".join(f"{'× ' + e.removeprefix(OURS):>9}" for e in engines),
     ]
     for label, row in rows:
-        spread = "{:.1f}-{:.1f}".format(*row["quartiles"])
+        spread = "{:.1f}-{:.1f}".format(*row["cpu_quartiles"])
         memory = "-" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"
         lines.append(
-            f"  {label:<30}{row['us_per_atom']:>9.1f}{spread:>16}{memory:>9}"
+            f"  {label:<30}{row['cpu_us_per_atom']:>8.1f}{spread:>16}"
+            f"{row['wall_us_per_atom']:>8.1f}{memory:>9}"
             + "".join(f"{row['times'][e]:>9.1f}" for e in engines)
         )
     for engine, value in result["force_deviation_from_torch"].items():
@@ -96,8 +104,8 @@ def plot(document: dict[str, Any], path: Path, cases: list[str] | None = None) -
     for panel in panels[len(results) :]:
         panel.set_visible(False)
     for panel, result in zip(panels, results, strict=False):
-        rows = sorted(result["rows"].items(), key=lambda item: -item[1]["us_per_atom"])
-        values = [row["us_per_atom"] for _, row in rows]
+        rows = sorted(result["rows"].items(), key=lambda item: -item[1]["cpu_us_per_atom"])
+        values = [row["cpu_us_per_atom"] for _, row in rows]
         colours = ["#c1440e" if label.startswith(OURS) else "#8a94a0" for label, _ in rows]
         drawn = panel.barh([label for label, _ in rows], values, color=colours, log=True)
         panel.bar_label(drawn, labels=[f"{v:.3g}" for v in values], padding=3, fontsize=8)
@@ -107,7 +115,7 @@ def plot(document: dict[str, Any], path: Path, cases: list[str] | None = None) -
         panel.margins(x=0.15)
         panel.tick_params(labelbottom=True)
     for panel in panels[max(0, len(results) - columns) : len(results)]:
-        panel.set_xlabel("µs per atom: energy, forces and stress, one thread", fontsize=8)
+        panel.set_xlabel("CPU µs per atom: energy, forces and stress, one thread", fontsize=8)
     about = document["machine"]
     note = f"{about['cpu']}, torch {about['torch']}, {about['date'][:10]}"
     figure.text(0.99, 0.002, note, ha="right", fontsize=6, color="#666666")

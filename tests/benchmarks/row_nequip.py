@@ -125,8 +125,8 @@ def build(network: dict, options: dict) -> Prepare:
     return prepare
 
 
-def dynamics(network: dict, folder: Path, structure: Path, steps: int) -> float:
-    """Steps per second of NVE at 300 K in ASE with NequIP's calculator."""
+def dynamics(network: dict, folder: Path, structure: Path, steps: int) -> tuple[float, float]:
+    """Steps per second, of the clock and of CPU time, of NVE at 300 K in ASE with NequIP's calculator."""
     from ase import units
     from ase.io import read
     from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
@@ -141,9 +141,9 @@ def dynamics(network: dict, folder: Path, structure: Path, steps: int) -> float:
     MaxwellBoltzmannDistribution(atoms, temperature_K=300.0, rng=rng)
     run = VelocityVerlet(atoms, timestep=units.fs)
     run.run(2)
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     run.run(steps)
-    return steps / (time.perf_counter() - start)
+    return steps / (time.perf_counter() - wall), steps / (time.process_time() - cpu)
 
 
 if __name__ == "__main__":
@@ -151,7 +151,6 @@ if __name__ == "__main__":
         write_checkpoint(json.loads(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
     elif sys.argv[1] == "--md":
         where, structure, steps = sys.argv[3:6]
-        rate = dynamics(json.loads(sys.argv[2]), Path(where), Path(structure), int(steps))
-        print(rate)
+        print(*dynamics(json.loads(sys.argv[2]), Path(where), Path(structure), int(steps)))
     else:
         serve(build)

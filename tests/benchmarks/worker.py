@@ -5,7 +5,7 @@ function build(network, options) -> prepare, where prepare(graph) -> evaluate an
 (energy eV, forces [N, 3] eV/Å, stress [3, 3] eV/Å^3), torch tensors.
 
     {"do": "warm", "small": PATH, "graph": PATH}  -> {"energy", "memory_mb"}
-    {"do": "time", "at_least": 0.3}               -> {"seconds"}, median of one visit
+    {"do": "time", "at_least": 0.3}               -> {"wall", "cpu"} s, medians of one visit
     {"do": "forces", "to": PATH}                  -> {}
 """
 
@@ -63,11 +63,12 @@ class Worker:
         self.evaluate: Evaluate | None = None
         self.last = 0.0
 
-    def _seconds(self) -> float:
-        start = time.perf_counter()
+    def _seconds(self) -> tuple[float, float]:
+        """Of the clock, and of this process on the CPU."""
+        wall, cpu = time.perf_counter(), time.process_time()
         self.evaluate()
-        self.last = time.perf_counter() - start
-        return self.last
+        self.last = time.perf_counter() - wall
+        return self.last, time.process_time() - cpu
 
     def warm(self, small: str, graph: str) -> dict[str, Any]:
         """Memory: growth of the peak over evaluations of `graph`, after some of `small`."""
@@ -89,9 +90,10 @@ class Worker:
         if self.last < at_least:
             self._seconds()
         taken = [self._seconds()]
-        while sum(taken) < at_least:
+        while sum(wall for wall, _ in taken) < at_least:
             taken.append(self._seconds())
-        return {"seconds": statistics.median(taken), "evaluations": len(taken)}
+        wall, cpu = (statistics.median(column) for column in zip(*taken, strict=True))
+        return {"wall": wall, "cpu": cpu}
 
     def forces(self, to: str) -> dict[str, Any]:
         np.save(to, self.evaluate()[1].detach().to(torch.float64).numpy())
