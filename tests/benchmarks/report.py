@@ -103,16 +103,23 @@ def plot(document: dict[str, Any], path: Path, cases: list[str] | None = None) -
     panels = figure.subplots(tall, columns, sharex=True, squeeze=False).ravel()
     for panel in panels[len(results) :]:
         panel.set_visible(False)
+    every = [row["cpu_us_per_atom"] for r in results for row in r["rows"].values()]
+    panels[0].set_xlim(10.0 ** np.floor(np.log10(min(every) / 1.5)), 3.0 * max(every))
     for panel, result in zip(panels, results, strict=False):
         rows = sorted(result["rows"].items(), key=lambda item: -item[1]["cpu_us_per_atom"])
         values = [row["cpu_us_per_atom"] for _, row in rows]
         colours = ["#c1440e" if label.startswith(OURS) else "#8a94a0" for label, _ in rows]
         drawn = panel.barh([label for label, _ in rows], values, color=colours, log=True)
-        panel.bar_label(drawn, labels=[f"{v:.3g}" for v in values], padding=3, fontsize=8)
+        panel.bar_label(
+            drawn,
+            labels=[f"{v:.0f}" if v > 99 else f"{v:.1f}" for v in values],
+            padding=3,
+            fontsize=8,
+        )
         panel.set_title(result["description"], fontsize=9, loc="left")
         panel.tick_params(labelsize=8)
+        panel.xaxis.set_minor_formatter("")
         panel.spines[["top", "right"]].set_visible(False)
-        panel.margins(x=0.15)
         panel.tick_params(labelbottom=True)
     for panel in panels[max(0, len(results) - columns) : len(results)]:
         panel.set_xlabel("CPU µs per atom: energy, forces and stress, one thread", fontsize=8)

@@ -126,7 +126,7 @@ def build(network: dict, options: dict) -> Prepare:
 
 
 def dynamics(network: dict, folder: Path, structure: Path, steps: int) -> tuple[float, float]:
-    """Steps per second, of the clock and of CPU time, of NVE at 300 K in ASE with NequIP's calculator."""
+    """Steps per second, of the clock and of CPU time: NVE at 300 K, NequIP's calculator in ASE."""
     from ase import units
     from ase.io import read
     from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
