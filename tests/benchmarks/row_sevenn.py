@@ -49,6 +49,8 @@ def make_model(network: dict) -> torch.nn.Module:
 
 
 def build(network: dict, _: dict) -> Prepare:
+    if network["dtype"] != "float32":
+        raise ValueError("its embedding of the species is float32 only")
     torch.manual_seed(0)
     dtype = getattr(torch, network["dtype"])
     torch.set_default_dtype(dtype)
