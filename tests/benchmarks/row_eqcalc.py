@@ -1,0 +1,43 @@
+"""Our own potential file, with one of its engines."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from worker import Evaluate, Prepare, serve
+
+from eqcalc import derivatives, export
+from eqcalc.errors import InputError
+
+
+def load(path: str, dtype: str, engine: str) -> export.PotentialFile:
+    """The file; InputError where this eqcalc does not have the engine."""
+    try:
+        return export.load(path, dtype=dtype, engine=engine)
+    except TypeError:
+        if engine == "torch":
+            return export.load(path, dtype=dtype)
+        raise InputError(f"this eqcalc has no engine '{engine}'") from None
+
+
+def build(network: dict, options: dict) -> Prepare:
+    potential = load(options["model"], network["dtype"], options["engine"])
+
+    def prepare(graph: dict[str, np.ndarray]) -> Evaluate:
+        species = torch.from_numpy(potential.species_of(graph["numbers"]))
+        edge_vec = torch.from_numpy(graph["edge_vec"])
+        edge_src, edge_dst = (torch.from_numpy(graph[k]) for k in ("edge_src", "edge_dst"))
+        volume = abs(float(np.linalg.det(graph["cell"])))
+
+        def evaluate() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            got = potential.evaluate(species, edge_vec, edge_src, edge_dst)
+            forces = derivatives.forces(got.gradient, edge_src, edge_dst, len(species))
+            return got.energies.sum(), forces, edge_vec.T @ got.gradient / volume
+
+        return evaluate
+
+    return prepare
+
+
+if __name__ == "__main__":
+    serve(build)
