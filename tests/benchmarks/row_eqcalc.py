@@ -7,17 +7,14 @@ import torch
 from worker import Evaluate, Prepare, serve
 
 from eqcalc import derivatives, export
-from eqcalc.errors import InputError
+from eqcalc.engine.fused import FusedPotential, fuse
 
 
-def load(path: str, dtype: str, engine: str) -> export.PotentialFile:
-    """The file; InputError where this eqcalc does not have the engine."""
-    try:
-        return export.load(path, dtype=dtype, engine=engine)
-    except TypeError:
-        if engine == "torch":
-            return export.load(path, dtype=dtype)
-        raise InputError(f"this eqcalc has no engine '{engine}'") from None
+def load(path: str, dtype: str, engine: str) -> export.PotentialFile | FusedPotential:
+    """The file on one of its engines."""
+    if engine == "torch":
+        return export.load(path, dtype=dtype)
+    return fuse(path, dtype=dtype, radial="network" if engine == "exact" else "table")
 
 
 def build(network: dict, options: dict) -> Prepare:

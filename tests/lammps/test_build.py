@@ -110,18 +110,19 @@ def test_other_lammps_is_refused(tmp_path, monkeypatch, model):
 
 def test_the_parity_tests_can_fail(tmp_path, model):
     """With the way back of the gradients cut, forces on several ranks are wrong, and only there."""
-    way_back = "exchange.reverse(rows_of(rows));"
+    way_back = "    pair.reverse(payload(rows));\n"
 
     def cut(text: str) -> str:
         assert text.count(way_back) == 1
         return text.replace(way_back, "")
 
-    installation = changed_sources(tmp_path / "sources", "engine.cpp", cut)
+    installation = changed_sources(tmp_path / "sources", "pair_equivariant.cpp", cut)
     plugin.compile_plugin(installation, tmp_path, tmp_path / "log")
     atoms = silica_like()
-    path = script(atoms, tmp_path, pair(model))
     expected = by_python(model, atoms)
-    for ranks, low, high in ((1, 0.0, 1e-9), (2, 1e-3, np.inf)):
+    cases = [("fused", 1, 0.0, 1e-9), ("fused", 2, 1e-3, np.inf), ("torch", 2, 1e-3, np.inf)]
+    for engine, ranks, low, high in cases:
+        path = script(atoms, tmp_path, pair(model, f"engine {engine}"))
         done = lmp_with(tmp_path, path, ranks)
         assert done.returncode == 0, done.stdout
         dump = read_dump(tmp_path / "dump.out")
