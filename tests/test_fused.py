@@ -9,7 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from conftest import untrained
+from potentials import untrained
 
 from eqcalc import EquivariantCalculator, export
 from eqcalc.engine import backends, build, fused, plan

@@ -1,0 +1,32 @@
+"""Untrained potentials: random weights obey every law of physics that we check."""
+
+import torch
+from ase.build import bulk
+
+from eqcalc import export
+from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.neighbors import neighbor_list
+
+
+def untrained(path, *, channels=(8, 6, 4), parity=False, layers=2, elements=(8, 14), seed=0):
+    """Writes an export with random weights and returns its path."""
+    torch.manual_seed(seed)
+    config = NequIPConfig(
+        cutoff=4.0,
+        num_layers=layers,
+        l_max=len(channels) - 1,
+        num_channels=list(channels),
+        parity=parity,
+        radial_mlp=[16],
+    )
+    count = len(elements)
+    model = NequIP(config, list(elements), 16.0, [1.0] * count, [-1.0 - k for k in range(count)])
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, 4.0)
+    vectors = torch.from_numpy(pairs.vectors(atoms.positions, atoms.cell.array))
+    species = torch.arange(len(atoms)) % count
+    model.reference_structure = export.reference_structure(
+        model, species, vectors, torch.from_numpy(pairs.edge_src), torch.from_numpy(pairs.edge_dst)
+    )
+    return export.save(model, path, {"architecture": "NequIP"})
