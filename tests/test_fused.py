@@ -185,6 +185,18 @@ def test_sizes_may_change_from_call_to_call(potential_path):
             assert torch.equal(got.energies, first.energies)
 
 
+@pytest.mark.parametrize("radial", ["table", "network"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_what_is_not_a_number_stays_so(potential_path, crystal, dtype, radial):
+    """No crash: the caller learns which atom it was."""
+    engine = fused.fuse(potential_path, dtype=dtype, radial=radial)
+    species, vectors, src, dst = graph(engine, crystal)
+    vectors[(src == 3) | (dst == 3)] = float("nan")
+    out = engine.evaluate(species, vectors, src, dst)
+    assert torch.isnan(out.energies[3])
+    assert torch.isnan(out.gradient[dst == 3]).all()
+
+
 def test_selected_pairs_are_those_of_a_new_list(potential_path):
     engine = fused.fuse(potential_path)
     atoms = melt()

@@ -54,7 +54,8 @@ class RadialBasis {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (I slot = 0; slot < slots; slot++) {
       const double x = r[slot] * per_length_;
-      interval[slot] = static_cast<int>(std::min<double>(x, intervals_ - 1));
+      // in this order a distance that is not a number gets an interval that exists, and a t of NaN
+      interval[slot] = static_cast<int>(std::min<double>(intervals_ - 1, x));
       t[slot] = static_cast<T>(x - interval[slot]);
     }
   }
