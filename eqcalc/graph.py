@@ -30,6 +30,8 @@ class Graph:
         edge_src, edge_dst: [E] int64.
         batch: [N] int64, ascending.
         volume: [B] float64, Å^3; 0 where a structure is not periodic in all three directions.
+        pair: [E] int64, one number for r_ij and its reverse r_ji, counted from 0 in the order in
+            which pairs first appear; or None. It lets training do radial work once per pair.
     """
 
     species: Tensor
@@ -38,6 +40,7 @@ class Graph:
     edge_dst: Tensor
     batch: Tensor
     volume: Tensor
+    pair: Tensor | None = None
 
     @property
     def num_atoms(self) -> int:
@@ -51,14 +54,21 @@ class Graph:
     def num_graphs(self) -> int:
         return int(self.volume.shape[0])
 
+    @property
+    def num_pairs(self) -> int:
+        return int(self.pair.max()) + 1 if self.pair is not None and self.num_edges else 0
+
     def to(self, device: torch.device | str) -> Graph:
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in tensors.items() if v is not None})
 
     @staticmethod
     def collate(graphs: Sequence[Graph]) -> Graph:
         """Structures side by side in one graph, without padding."""
         atoms = torch.tensor([0] + [g.num_atoms for g in graphs]).cumsum(0)
         structures = torch.tensor([0] + [g.num_graphs for g in graphs]).cumsum(0)
+        paired = all(g.pair is not None for g in graphs)
+        pairs = torch.tensor([0] + [g.num_pairs for g in graphs]).cumsum(0)
         return Graph(
             species=torch.cat([g.species for g in graphs]),
             edge_vec=torch.cat([g.edge_vec for g in graphs]),
@@ -66,4 +76,7 @@ class Graph:
             edge_dst=torch.cat([g.edge_dst + n for g, n in zip(graphs, atoms, strict=False)]),
             batch=torch.cat([g.batch + n for g, n in zip(graphs, structures, strict=False)]),
             volume=torch.cat([g.volume for g in graphs]),
+            pair=torch.cat([g.pair + n for g, n in zip(graphs, pairs, strict=False)])
+            if paired
+            else None,
         )

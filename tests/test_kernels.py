@@ -11,7 +11,7 @@ from eqcalc import derivatives
 from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import Frame
-from eqcalc.engine.training import FusedConvolution, fuse, islands_of
+from eqcalc.engine.training import FusedConvolution, fuse, islands_of, pairs_of
 from eqcalc.models.nequip import NequIP, NequIPConfig
 
 CASES = [
@@ -102,3 +102,50 @@ def test_threads_do_not_change_the_numbers():
         torch.set_num_threads(before)
     for a, b in zip(one, two, strict=True):
         assert (a - b).abs().max() <= 1e-13 * a.abs().max()
+
+
+def forces_of(model, graph):
+    """Forces, strain derivative, and the gradient of a loss of them in every weight."""
+    edge_vec = graph.edge_vec.clone().requires_grad_()
+    with pairs_of(model, graph):
+        energies = model(graph.species, edge_vec, graph.edge_src, graph.edge_dst, graph.num_atoms)
+        gradient = derivatives.edge_gradient(energies, edge_vec, differentiable=True)
+    forces = derivatives.forces(gradient, graph.edge_src, graph.edge_dst, graph.num_atoms)
+    strain = derivatives.strain_derivative(
+        gradient, graph.edge_vec, graph.batch[graph.edge_dst], graph.num_graphs
+    )
+    model.zero_grad()
+    (forces.pow(2).sum() + strain.pow(2).sum() + energies.pow(2).sum()).backward()
+    weights = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return energies.detach(), forces.detach(), strain.detach(), weights
+
+
+def test_radial_networks_once_per_pair_change_nothing():
+    torch.manual_seed(3)
+    config = NequIPConfig(cutoff=4.0, num_layers=3, l_max=2, num_channels=[6, 4, 2])
+    plain = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
+    set_precision(plain, torch.float64)
+    fused = fuse(copy.deepcopy(plain))
+    rows = []
+    network = fused.layers[1].radial_network
+    network.register_forward_hook(lambda _, __, out: rows.append(len(out)))
+    graph = mixed_batch()
+    results = forces_of(fused, graph)
+    assert rows == [graph.num_edges // 2]
+    for a, b in zip(forces_of(plain, graph), results, strict=True):
+        assert (a - b).abs().max() <= 1e-12 * a.abs().max()
+    derivatives_of(fused, graph)  # without pairs again
+    assert rows[-1] == graph.num_edges
+
+
+def test_copies_have_pairs_of_their_own():
+    torch.manual_seed(3)
+    config = NequIPConfig(cutoff=4.0, num_layers=2, l_max=1, num_channels=[4, 2])
+    fused = fuse(NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]))
+    twin = copy.deepcopy(fused)
+    assert list(twin.state_dict()) == list(fused.state_dict())
+    graph = mixed_batch()
+    with pairs_of(twin, graph):
+        assert twin.layers[0].radial_network._pairing is twin.pairing
+        assert twin.pairing.first is not None
+        assert fused.pairing.first is None

@@ -110,6 +110,19 @@ def test_named_systems(name):
     assert_same(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
 
 
+@pytest.mark.parametrize("name", NAMED)
+def test_both_edges_of_a_pair_have_its_number(name):
+    atoms, cutoff = NAMED[name]
+    got = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+    numbers, vectors = got.pairs(), got.vectors(atoms.positions, atoms.cell.array)
+    for n in range(len(got.edge_dst) // 2):
+        a, b = np.flatnonzero(numbers == n)
+        assert (got.edge_src[a], got.edge_dst[a]) == (got.edge_dst[b], got.edge_src[b])
+        assert np.abs(vectors[a] + vectors[b]).max() < 1e-12
+    new = np.flatnonzero(np.diff(np.maximum.accumulate(numbers), prepend=-1))
+    assert np.array_equal(numbers[new], np.arange(len(got.edge_dst) // 2))
+
+
 def test_equals_ase():
     atoms = bulk("Si", cubic=True).repeat((2, 1, 1))
     atoms.rattle(0.1, seed=3)

@@ -11,7 +11,8 @@ so the kernels are
     backward  (dS/dx, dS/dY, dS/dR) for a given g
     second    the gradient of <u_x, dS/dx> + <u_Y, dS/dY> + <u_R, dS/dR> with respect to g, x, Y, R
 
-which is all that a loss on forces needs. No message of an edge is ever stored. Loops over
+which is all that a loss on forces needs. R is stored once for the two edges of a pair, r_ij and
+r_ji: its row of edge e is pair[e]. No message of an edge is ever stored. Loops over
 channels are left to the compiler's vectoriser; everything else is unrolled.
 """
 
@@ -131,7 +132,7 @@ def _backward(path: KernelPath) -> str:
         terms = [f"G{n1}{m3} * g{m3}" for n1, m3 in pairs if n1 == m1]
         body.append(f"const T t{m1} = {_sum(terms)};")
         body.append(f"dxe[{path.x + m1 * path.mul} + c] += r * t{m1}; const T s{m1} = r * x{m1};")
-    body.append(f"dre[{path.r} + c] = {_sum([f'x{m} * t{m}' for m in range(path.d1)])};")
+    body.append(f"dre[{path.r} + c] += {_sum([f'x{m} * t{m}' for m in range(path.d1)])};")
     body += [f"H{m1}{m3} += s{m1} * g{m3};" for m1, m3 in pairs]
     return _loop(path, _couplings(path, "ye", "G"), body, _contract(path))
 
@@ -155,7 +156,7 @@ def _second(path: KernelPath) -> str:
         if terms:
             body.append(f"dge[{path.g + m3 * path.stride} + c] += {_sum(terms)};")
     terms = [f"v{m} * t{m} + x{m} * k{m}" for m in range(path.d1)]
-    body.append(f"dre[{path.r} + c] = {_sum(terms)};")
+    body.append(f"dre[{path.r} + c] += {_sum(terms)};")
     body += [f"H{m1}{m3} += a{m1} * g{m3};" for m1, m3 in pairs]
     couplings = _couplings(path, "ye", "G") + "\n    " + _couplings(path, "uye", "K")
     return _loop(path, couplings, body, _contract(path))
@@ -188,7 +189,8 @@ using I = std::int64_t;
 _KERNEL = """
 // Edges are sorted by centre. No edge leaves its island (a structure), so islands run in parallel
 // without conflicts, and each sum always has the same order.
-extern "C" void {name}_{tag}(I islands, const I *first, const I *src, const I *dst, {arguments})
+extern "C" void {name}_{tag}(I islands, const I *first, const I *src, const I *dst,
+    const I *pair, {arguments})
 {{
 #pragma omp parallel for schedule(dynamic, 1)
   for (I k = 0; k < islands; ++k)
@@ -224,27 +226,28 @@ def source(convolution: Convolution, tag: str) -> str:
             paths="\n".join(body),
         )
 
-    src, dst = ("src", nx), ("dst", ng)
+    src, dst, pair = ("src", nx), ("dst", ng), ("pair", nr)
     return "".join(
         [
             kernel(
                 "forward",
-                {"x": src, "o": dst},
-                {"y": ny, "r": nr},
+                {"x": src, "o": dst, "r": pair},
+                {"y": ny},
                 ["o"],
                 [_forward(p) for p in paths],
             ),
             kernel(
                 "backward",
-                {"x": src, "g": dst, "dx": src},
-                {"y": ny, "r": nr, "dy": ny, "dr": nr},
+                {"x": src, "g": dst, "dx": src, "r": pair, "dr": pair},
+                {"y": ny, "dy": ny},
                 ["dx", "dy", "dr"],
                 [_backward(p) for p in paths],
             ),
             kernel(
                 "second",
-                {"x": src, "ux": src, "g": dst, "dg": dst, "dx": src},
-                {"y": ny, "uy": ny, "r": nr, "ur": nr, "dy": ny, "dr": nr},
+                {"x": src, "ux": src, "g": dst, "dg": dst, "dx": src}
+                | {"r": pair, "ur": pair, "dr": pair},
+                {"y": ny, "uy": ny, "dy": ny},
                 ["dg", "dx", "dy", "dr"],
                 [_second(p) for p in paths],
             ),

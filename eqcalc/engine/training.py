@@ -1,14 +1,17 @@
 """The generated kernels as a convolution that can be trained: twice differentiable.
 
-A `FusedConvolution` takes the place of a `Convolution` in an eager model; parameters, buffers and
-results (to rounding) are the same. Exports are always made of the plain one.
+A `FusedConvolution` takes the place of a `Convolution` in an eager model, and a `PairedRadial` that
+of its radial network, which then runs once per pair of atoms instead of once per edge. Parameters,
+buffers and results (to rounding) are the same. Exports are always made of the plain ones.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +20,20 @@ from torch.autograd.function import once_differentiable
 from eqcalc.contract import network_tensors
 from eqcalc.engine.build import compile_library
 from eqcalc.engine.generate import library_source
+from eqcalc.graph import Graph
 from eqcalc.nn.convolution import Convolution
+from eqcalc.nn.radial import RadialNetwork
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
+
+
+class _Edges(NamedTuple):
+    """Where the kernels run: islands [K + 1] (see `islands_of`), src, dst, pair [E] int64."""
+
+    islands: Tensor
+    src: Tensor
+    dst: Tensor
+    pair: Tensor
 
 
 class _Kernels:
@@ -36,10 +50,9 @@ class _Kernels:
     def __reduce__(self) -> tuple[type, tuple[Path, int]]:  # copies and pickles open it again
         return type(self), self._made_of
 
-    def run(self, name: str, edges: tuple[Tensor, Tensor, Tensor], *arrays: Tensor) -> None:
-        islands, src, dst = edges
-        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (islands, src, dst, *arrays)]
-        self.functions[name](ctypes.c_int64(len(islands) - 1), *pointers)
+    def run(self, name: str, edges: _Edges, *arrays: Tensor) -> None:
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (*edges, *arrays)]
+        self.functions[name](ctypes.c_int64(len(edges.islands) - 1), *pointers)
 
 
 class _Forward(torch.autograd.Function):
@@ -47,7 +60,7 @@ class _Forward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, r: Tensor, kernels: _Kernels, edges, shape):
         x, y, r = x.contiguous(), y.contiguous(), r.contiguous()
         out = x.new_zeros(shape)
-        kernels.run("forward", edges, x, out, y, r)
+        kernels.run("forward", edges, x, out, r, y)
         ctx.save_for_backward(x, y, r)
         ctx.rest = kernels, edges
         return out
@@ -61,8 +74,8 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, y: Tensor, r: Tensor, kernels: _Kernels, edges):
         g = g.contiguous()
-        dx, dy, dr = torch.zeros_like(x), torch.zeros_like(y), torch.empty_like(r)
-        kernels.run("backward", edges, x, g, dx, y, r, dy, dr)
+        dx, dy, dr = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(r)
+        kernels.run("backward", edges, x, g, dx, r, dr, y, dy)
         ctx.save_for_backward(g, x, y, r)
         ctx.rest = kernels, edges
         return dx, dy, dr
@@ -74,8 +87,8 @@ class _Backward(torch.autograd.Function):
         kernels, edges = ctx.rest
         ux, uy, ur = ux.contiguous(), uy.contiguous(), ur.contiguous()
         dg, dx = torch.zeros_like(g), torch.zeros_like(x)
-        dy, dr = torch.zeros_like(y), torch.empty_like(r)
-        kernels.run("second", edges, x, ux, g, dg, dx, y, uy, r, ur, dy, dr)
+        dy, dr = torch.zeros_like(y), torch.zeros_like(r)
+        kernels.run("second", edges, x, ux, g, dg, dx, r, ur, dr, y, uy, dy)
         return dg, dx, dy, dr, None, None
 
 
@@ -95,14 +108,37 @@ def islands_of(edge_src: Tensor, edge_dst: Tensor) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), cuts, ends])
 
 
+class Pairing:
+    """The pairs and islands of the graph that a fused model is being run on.
+
+    pair: [E] number of each edge's pair, or None: every edge for itself. first: [P] the first edge
+    of each. islands: [K + 1], or None: to be found.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.pair: Tensor | None = None
+        self.first: Tensor | None = None
+        self.islands: Tensor | None = None
+
+    def set(self, graph: Graph) -> None:
+        highest = torch.cummax(graph.pair, 0).values if graph.num_edges else graph.pair
+        new = torch.diff(highest, prepend=highest.new_full((1,), -1))
+        self.pair, self.first = graph.pair, torch.nonzero(new).squeeze(1)
+        self.islands = islands_of(graph.edge_src, graph.edge_dst)
+
+
 class FusedConvolution(Convolution):
     """`Convolution` on the generated kernels; CPU, the precision they were generated for."""
 
-    def __init__(self, plain: Convolution, library: Path, layer: int) -> None:
+    def __init__(self, plain: Convolution, library: Path, layer: int, pairing: Pairing) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in plain.__dict__.items() if k != "_buffers"})
         self._buffers = plain._buffers
         self._kernels = _Kernels(library, layer)
+        self._pairing = pairing
 
     def forward(
         self,
@@ -113,13 +149,38 @@ class FusedConvolution(Convolution):
         edge_dst: Tensor,
         num_local: int,
     ) -> Tensor:
-        edges = islands_of(edge_src, edge_dst), edge_src, edge_dst
+        pair = self._pairing.pair
+        if pair is None:
+            pair = torch.arange(len(edge_src))
+        islands = self._pairing.islands
+        if islands is None:
+            islands = islands_of(edge_src, edge_dst)
+        edges = _Edges(islands, edge_src, edge_dst, pair)
         shape = (num_local, self.irreps_out.dim)
         return _Forward.apply(node_feats, edge_attrs, weights, self._kernels, edges, shape)
 
 
+class PairedRadial(RadialNetwork):
+    """A radial network that runs once per pair of atoms: [E, in] -> [P, out].
+
+    What the energy owes to a pair's distance is then part of the gradient of the pair's first edge
+    alone. Forces and stress are the same sums; atomic virials are not.
+    """
+
+    def __init__(self, plain: RadialNetwork, pairing: Pairing) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(plain.__dict__)
+        self._pairing = pairing
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self._pairing.first
+        return super().forward(x if first is None else x.index_select(0, first))
+
+
 def fuse(model: nn.Module) -> nn.Module:
     """Puts generated kernels into an eager model, in place, for CPU training.
+
+    Within `with pairs_of(model, graph):` radial networks run once per pair.
 
     Raises:
         InputError: there is no C++ compiler, or it fails.
@@ -129,6 +190,23 @@ def fuse(model: nn.Module) -> nn.Module:
     ]
     scalar = SCALARS[network_tensors(model)[0].dtype]
     library = compile_library(library_source([m.convolution for m in places], scalar))
+    pairing = Pairing()
     for layer, module in enumerate(places):
-        module.convolution = FusedConvolution(module.convolution, library, layer)
+        module.convolution = FusedConvolution(module.convolution, library, layer, pairing)
+        module.radial_network = PairedRadial(module.radial_network, pairing)
+    model.pairing = pairing
     return model
+
+
+@contextmanager
+def pairs_of(model: nn.Module, graph: Graph) -> Iterator[None]:
+    """Within it, a fused model runs on this graph; any other model is left alone."""
+    pairing = getattr(model, "pairing", None)
+    if pairing is None or graph.pair is None:
+        yield
+        return
+    pairing.set(graph)
+    try:
+        yield
+    finally:
+        pairing.clear()

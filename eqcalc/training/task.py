@@ -10,6 +10,7 @@ import torch
 
 from eqcalc import derivatives
 from eqcalc.data.dataset import Batch
+from eqcalc.engine.training import pairs_of
 from eqcalc.models.base import Potential
 from eqcalc.training.config import TrainingConfig
 from eqcalc.training.loss import UNITS, Loss, Prediction, residuals
@@ -18,7 +19,7 @@ from eqcalc.training.loss import UNITS, Loss, Prediction, residuals
 def predict(model: Potential, batch: Batch, *, differentiable: bool = False) -> Prediction:
     """Energy, forces and stress of a batch; `differentiable` keeps the graph for a loss."""
     graph = batch.graph
-    with torch.enable_grad():
+    with torch.enable_grad(), pairs_of(model, graph):
         edge_vec = graph.edge_vec.detach().requires_grad_()
         energies = model(graph.species, edge_vec, graph.edge_src, graph.edge_dst, graph.num_atoms)
         gradient = derivatives.edge_gradient(energies, edge_vec, differentiable=differentiable)
