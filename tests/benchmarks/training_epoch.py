@@ -35,8 +35,8 @@ CHANNELS = [64, 64, 64]
 LAYERS = 4
 RADIAL_MLP = [64, 64]
 SETS = {  # name: (frames, batch size)
-    "silicon, 64 atoms": (24, 2),
-    "ethanol, 9 atoms": (120, 5),
+    "silicon": (24, 2),
+    "ethanol": (120, 5),
 }
 
 
@@ -167,13 +167,15 @@ def epochs(command: list[str], times: Path) -> list[dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     python = python_of("nequip", options.environments)
     results = {}
-    for name, (_, batch) in SETS.items():
+    for name in options.sets:
+        batch = SETS[name][1]
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
             frames = frames_of(name)
@@ -198,14 +200,15 @@ def main() -> None:
             label: {k: float(np.median([t[k] for t in taken])) for k in ("wall", "cpu")}
             for label, taken in seconds.items()
         }
-        print(f"\n{name}, {SETS[name][0]} frames, batch {batch}: s per epoch (CPU, clock), ratio")
+        size = f"{len(frames)} frames of {len(frames[0])} atoms, batch {batch}"
+        print(f"\n{name}, {size}: s per epoch (CPU, clock), ratio")
         for label, took in medians.items():
             ratio = took["cpu"] / medians["eqcalc"]["cpu"]
             print(f"  {label:<16}{took['cpu']:8.2f}{took['wall']:8.2f}{ratio:8.2f}", flush=True)
         results[name] = medians
-    if options.out:
-        document = {"machine": machine(), "seconds_per_epoch": results}
-        options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        if options.out:
+            document = {"machine": machine(), "seconds_per_epoch": results}
+            options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
