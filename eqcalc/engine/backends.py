@@ -13,7 +13,7 @@ import torch
 
 from eqcalc import derivatives, export
 from eqcalc.engine.build import EngineUnavailable
-from eqcalc.engine.fused import FusedPotential, fuse
+from eqcalc.engine.fused import EdgeArrays, FusedPotential, fuse
 from eqcalc.errors import InputError
 from eqcalc.neighbors import NeighborList
 
@@ -46,6 +46,12 @@ class Backend(Protocol):
         self, species: np.ndarray, positions: np.ndarray, cell: np.ndarray, pairs: NeighborList
     ) -> Outcome:
         """species [N]; positions [N, 3] Å; cell [3, 3] Å; pairs: all within the cutoff, or more."""
+
+    def compute_edges(self, species: np.ndarray, edges: EdgeArrays) -> Outcome:
+        """species [N]; edges within the cutoff, of one structure or of several side by side."""
+
+    def twin(self) -> Backend:
+        """Another one on the same loaded network."""
 
 
 def refuse_overlap(dst: np.ndarray, src: np.ndarray, vectors: np.ndarray) -> None:
@@ -86,9 +92,15 @@ class TorchBackend:
         self, species: np.ndarray, positions: np.ndarray, cell: np.ndarray, pairs: NeighborList
     ) -> Outcome:
         pairs, vectors = pairs.within(self.potential.cutoff, positions, cell)
-        refuse_overlap(pairs.edge_dst, pairs.edge_src, vectors)
+        return self.compute_edges(species, EdgeArrays(pairs.edge_src, pairs.edge_dst, vectors))
+
+    def twin(self) -> TorchBackend:
+        return TorchBackend(self.potential, self._threads)
+
+    def compute_edges(self, species: np.ndarray, edges: EdgeArrays) -> Outcome:
+        refuse_overlap(edges.dst, edges.src, edges.vec)
         device = self.potential.device
-        arrays = (species, vectors, pairs.edge_src, pairs.edge_dst)
+        arrays = (species, edges.vec, edges.src, edges.dst)
         species_, edge_vec, edge_src, edge_dst = (torch.from_numpy(a).to(device) for a in arrays)
         with _torch_threads(self._threads):
             got = self.potential.evaluate(species_, edge_vec, edge_src, edge_dst)
@@ -121,6 +133,12 @@ class FusedBackend:
         edges = self.potential.select(
             (pairs.edge_dst, pairs.edge_src), shifts, np.ascontiguousarray(positions)
         )
+        return self.compute_edges(species, edges)
+
+    def twin(self) -> FusedBackend:
+        return FusedBackend(self.name, self.potential, self._threads)
+
+    def compute_edges(self, species: np.ndarray, edges: EdgeArrays) -> Outcome:
         refuse_overlap(edges.dst, edges.src, edges.vec)
         threads = self._threads or torch.get_num_threads()
         energies, gradient = self.potential.run(species, edges, threads)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,6 +157,7 @@ class FusedPotential:
         self.dtype = dtype
         self.library = library
         self._handle = ctypes.c_void_p()
+        self._one_at_a_time = threading.Lock()  # the engine's buffers serve one call
         library.checked(
             "eqcalc_open", network, ctypes.c_int64(len(network)), ctypes.byref(self._handle)
         )
@@ -177,15 +179,16 @@ class FusedPotential:
         graph.species, graph.edge_src = species.ctypes.data, edges.src.ctypes.data
         graph.edge_dst, graph.edge_vec = edges.dst.ctypes.data, edges.vec.ctypes.data
         energies, gradient = np.empty(len(species)), np.empty((len(edges.src), 3))
-        self.library.checked(
-            "eqcalc_evaluate",
-            self._handle,
-            ctypes.byref(graph),
-            None,
-            ctypes.c_int(threads),
-            _pointer(energies),
-            _pointer(gradient),
-        )
+        with self._one_at_a_time:
+            self.library.checked(
+                "eqcalc_evaluate",
+                self._handle,
+                ctypes.byref(graph),
+                None,
+                ctypes.c_int(threads),
+                _pointer(energies),
+                _pointer(gradient),
+            )
         return energies, gradient
 
     def select(
