@@ -147,7 +147,7 @@ def test_descriptors_rotate_by_wigner_matrices(mirrored_path, crystal, layer):
     turned.positions = crystal.positions @ rotation.numpy().T
     wigner = irreps.D_from_matrix(rotation).numpy()
     after = calc.get_descriptors(turned, layer=layer)
-    assert np.abs(after - before @ wigner.T).max() < 1e-10
+    assert np.abs(after - before @ wigner.T).max() < 1e-6  # Euler angles in e3nn: 1e-7
     invariant = calc.get_descriptors(crystal, layer=layer, invariants_only=True)
     assert invariant.shape[1] == sum(mul for mul, ir in irreps if ir == o3.Irrep("0e"))
     turned_too = calc.get_descriptors(turned, layer=layer, invariants_only=True)

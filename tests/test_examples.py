@@ -1,0 +1,113 @@
+"""The examples run, and say what is so; ASE's and other packages' ways to use the calculator."""
+
+import importlib.util
+import re
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.socketio import SocketClient, SocketIOCalculator
+from ase.constraints import FixAtoms, FixSymmetry
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS
+from ase.phonons import Phonons
+
+from eqcalc import EquivariantCalculator
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tour_of_ase(tmp_path, capsys):
+    example("ase_tour").main(["--out", str(tmp_path / "tour.png")])
+    said = capsys.readouterr().out
+    assert (tmp_path / "tour.png").stat().st_size > 20_000
+    assert float(re.search(r"lattice constant +(\S+) Å", said)[1]) == pytest.approx(5.469, abs=2e-3)
+    exact, finite = (float(x) for x in re.findall(r"(\S+) THz", said))
+    assert exact == pytest.approx(finite, abs=0.03)
+    assert 250.0 < float(re.search(r"mean temperature +(\d+) K", said)[1]) < 350.0
+    assert float(re.search(r"dftd3\) +(\S+) eV", said)[1]) < -0.1
+    assert float(re.search(r"LAMMPS\) +(\S+) eV", said)[1]) > 0.1
+
+
+def test_phonons_of_ase_equal_the_hessian(tmp_path):
+    """At the Gamma point of one cell, finite displacements give the exact Hessian's frequencies."""
+    crystal = bulk("Si", cubic=True, a=5.4695)
+    calc = EquivariantCalculator("si", dtype="float64")
+    phonons = Phonons(crystal, calc, supercell=(1, 1, 1), delta=0.005, name=str(tmp_path / "ph"))
+    phonons.run()
+    phonons.read(acoustic=True)
+    energies = np.sort(np.asarray(phonons.band_structure([[0, 0, 0]])).ravel())
+    hessian = calc.get_hessian(crystal)
+    assert energies[-1] * 241.799 == pytest.approx(
+        example("ase_tour").gamma_frequencies(crystal, calc)[-1], abs=0.02
+    )
+    assert hessian.shape == (24, 24)
+
+
+def test_constraints_and_symmetry():
+    crystal = bulk("Si", cubic=True, a=5.5)
+    crystal.rattle(0.05, seed=0)
+    fixed = crystal.positions[0].copy()
+    crystal.set_constraint(FixAtoms([0]))
+    crystal.calc = EquivariantCalculator("si", dtype="float64")
+    BFGS(crystal, logfile=None).run(fmax=0.01)
+    assert np.array_equal(crystal.positions[0], fixed)
+    assert not crystal.get_forces()[0].any()
+
+    symmetric = bulk("Si", a=5.3)
+    symmetric.set_constraint(FixSymmetry(symmetric))
+    symmetric.calc = crystal.calc.copy()
+    BFGS(FrechetCellFilter(symmetric), logfile=None).run(fmax=1e-3)
+    assert symmetric.cell.lengths() * np.sqrt(2.0) == pytest.approx([5.4695] * 3, abs=2e-3)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def test_serves_i_pi(tmp_path):
+    """Over the i-PI protocol, as a driver of i-PI would be: forces and virial come back exactly."""
+    crystal = bulk("Si", cubic=True)
+    crystal.rattle(0.1, seed=0)
+    calc = EquivariantCalculator("si", dtype="float64")
+    expected = (
+        calc.get_potential_energy(crystal),
+        calc.get_forces(crystal),
+        calc.get_stress(crystal),
+    )
+    port = free_port()
+    with (
+        (tmp_path / "socket.log").open("w") as log,
+        SocketIOCalculator(port=port, log=log) as server,
+    ):
+        served = crystal.copy()
+        served.calc = calc.copy()
+
+        def drive():
+            SocketClient(host="localhost", port=port).run(served, use_stress=True)
+
+        client = threading.Thread(target=drive, daemon=True)
+        client.start()
+        crystal.calc = server
+        energy, forces, stress = (
+            crystal.get_potential_energy(),
+            crystal.get_forces(),
+            crystal.get_stress(),
+        )
+    client.join(timeout=30)
+    assert not client.is_alive()
+    assert energy == pytest.approx(expected["energy"], abs=1e-9)
+    assert np.abs(forces - expected["forces"]).max() < 1e-9
+    assert np.abs(stress - expected["stress"]).max() < 1e-9
