@@ -19,9 +19,9 @@ from ase.data import atomic_numbers, covalent_radii
 from eqcalc.neighbors import neighbor_list
 
 #: points on either side of a crossing, and their spacing in Å: extrapolation errs with its cube (in
-#: the slope; 5e-5 eV/Å^2 at worst in hot silicon), rounding rises below
+#: the slope; 1e-5 eV/Å^2 at worst in hot silicon), rounding rises below
 NUM_POINTS = 6
-SPACING = 5e-4
+SPACING = 2e-4
 
 #: Å to the next crossing on the path, at least: twice what the points take
 MIN_GAP = 2 * NUM_POINTS * SPACING

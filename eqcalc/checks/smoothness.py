@@ -21,9 +21,9 @@ from eqcalc.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: jumps that pass: energy (eV), force (eV/Å), slope of the force (eV/Å^2); above what extrapolation
-#: leaves of a smooth potential (1e-10, 1e-9, 5e-5), below what weakly bound argon shows at 7 Å where
-#: its Lennard-Jones potential is cut off with one derivative too few (3e-7 to 1e-3)
+#: jumps that pass: energy (eV), force (eV/Å), slope of the force (eV/Å^2). Above what extrapolation
+#: leaves of a smooth potential (1e-11, 1e-9, 1e-5 in hot silicon), below what weakly bound argon
+#: shows where its Lennard-Jones potential ends at 7 Å with one derivative too few (4e-4, 5e-4)
 TOLERANCE = {"energy": 1e-8, "force": 1e-6, "slope": 2e-4}
 UNITS = {"energy": "eV", "force": "eV/Å", "slope": "eV/Å²"}
 
