@@ -1,0 +1,282 @@
+"""Properties of a crystal: equation of state, elastic constants, vacancy, phonons.
+
+Everything is measured from energies, forces and stresses of a calculator, which should work in
+float64. Units: eV, Å, GPa, THz.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
+from ase.eos import EquationOfState
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS
+from ase.phonons import Phonons
+
+from eqcalc.errors import InputError
+
+#: eV/Å, of relaxations whose result is differentiated again
+TIGHT = 1e-5
+
+#: strain of elastic constants: second order in the strain is then some 1e-4 of the constants
+STRAIN = 2e-3
+
+THZ = 1.0 / (units._hplanck * 1e12 / units._e)  # per eV
+
+#: Å, height of the supercells for phonons: force constants of a few hundredths of the first ones
+#: lie beyond half of it; and the atoms it may have
+PHONON_HEIGHT = 12.0
+PHONON_ATOMS = 400
+
+
+def primitive_cell(atoms: Atoms, tolerance: float = 1e-3) -> Atoms:
+    """The smallest cell that repeats to the same crystal, in the same orientation.
+
+    Args:
+        tolerance: Å, within which atoms must coincide after a translation.
+    """
+    cell, inverse = atoms.cell.array, np.linalg.inv(atoms.cell.array)
+    start = atoms.positions[0]
+    same = np.flatnonzero(atoms.numbers == atoms.numbers[0])
+    shifts = [t for t in atoms.positions[same] - start if _maps(atoms, t, inverse, tolerance)]
+    if len(shifts) == 1:
+        return atoms.copy()
+    images = np.array(np.meshgrid(*[[-1, 0, 1]] * 3)).reshape(3, -1).T @ cell
+    vectors = (np.array(shifts)[:, None] + images[None]).reshape(-1, 3)
+    vectors = vectors[np.linalg.norm(vectors, axis=1) > tolerance]
+    vectors = vectors[np.argsort(np.linalg.norm(vectors, axis=1).round(6), kind="stable")]
+    volume = abs(np.linalg.det(cell)) / len(shifts)
+    choices = np.array([vectors[list(c)] for c in combinations(range(min(len(vectors), 24)), 3)])
+    found = np.linalg.det(choices)
+    choices = [
+        c * np.sign(v)
+        for c, v in zip(choices, found, strict=True)
+        if abs(abs(v) - volume) < 1e-3 * volume
+    ]
+    if not choices:
+        return atoms.copy()
+    return _fold(atoms, max(choices, key=lambda c: heights(c).min().round(6)), tolerance)
+
+
+def _maps(atoms: Atoms, shift: np.ndarray, inverse: np.ndarray, tolerance: float) -> bool:
+    """Does a translation bring every atom onto one of its kind?"""
+    moved = atoms.positions + shift
+    for number in set(atoms.numbers):
+        mine = atoms.numbers == number
+        apart = (moved[mine][:, None] - atoms.positions[mine][None]) @ inverse
+        apart = (apart - np.round(apart)) @ atoms.cell.array
+        if np.linalg.norm(apart, axis=2).min(axis=1).max() > tolerance:
+            return False
+    return True
+
+
+def _fold(atoms: Atoms, cell: np.ndarray, tolerance: float) -> Atoms:
+    """The atoms of one smaller cell."""
+    inverse = np.linalg.inv(cell)
+    kept: list[int] = []
+    for k, position in enumerate(atoms.positions):
+        apart = (atoms.positions[kept] - position) @ inverse
+        apart = np.linalg.norm((apart - np.round(apart)) @ cell, axis=1)
+        if not (apart < 10 * tolerance).any():
+            kept.append(k)
+    small = atoms[kept]
+    small.set_cell(cell)
+    small.wrap()
+    return small
+
+
+def relax(atoms: Atoms, calc: Calculator, *, cell: bool, fmax: float = 1e-4) -> Atoms:
+    """A relaxed copy, with the cell or at a fixed one. fmax in eV/Å.
+
+    Raises:
+        InputError: it does not come to rest.
+    """
+    atoms = atoms.copy()
+    atoms.calc = calc
+    optimizer = BFGS(FrechetCellFilter(atoms) if cell else atoms, logfile=None)
+    if not optimizer.run(fmax=fmax, steps=500):
+        largest = np.abs(atoms.get_forces()).max()
+        raise InputError(
+            f"The structure does not relax below {fmax:g} eV/Å in 500 steps (forces are still "
+            f"{largest:.2g} eV/Å): start nearer to a minimum of this model."
+        )
+    return atoms
+
+
+@dataclass(frozen=True)
+class EnergyVolume:
+    """E(V) of a crystal scaled evenly, and its equation of state.
+
+    ratio: V / V0; volume (Å^3/atom) and energy (eV/atom) of the scan; equilibrium, in the same
+    units, and bulk_modulus (GPa) from a fit between 0.94 and 1.06 V0 (Birch, Phys. Rev. 71, 809
+    (1947)).
+    """
+
+    ratio: np.ndarray
+    energy: np.ndarray
+    equilibrium_volume: float
+    equilibrium_energy: float
+    bulk_modulus: float
+
+    @property
+    def minima(self) -> int:
+        """Number of minima in the scan: more than 1 is a spurious phase."""
+        slopes = np.sign(np.diff(self.energy))
+        return int(((slopes[:-1] < 0) & (slopes[1:] > 0)).sum())
+
+
+def energy_volume(atoms: Atoms, calc: Calculator) -> EnergyVolume:
+    """The scan from 0.8 to 1.3 V0; ions are relaxed where symmetry does not hold them.
+
+    Args:
+        atoms: relaxed.
+    """
+
+    def energy(ratio: float, *, relaxed: bool) -> float:
+        scaled = atoms.copy()
+        scaled.set_cell(atoms.cell.array * ratio ** (1 / 3), scale_atoms=True)
+        scaled.calc = calc
+        if relaxed and np.abs(scaled.get_forces()).max() > TIGHT:
+            scaled = relax(scaled, calc, cell=False, fmax=TIGHT)
+        return scaled.get_potential_energy() / len(scaled)
+
+    wide = np.linspace(0.8, 1.3, 51)
+    near = np.linspace(0.94, 1.06, 13)
+    volume = atoms.get_volume() / len(atoms)
+    fitted = EquationOfState(
+        near * volume, [energy(r, relaxed=True) for r in near], eos="birchmurnaghan"
+    )
+    v0, e0, modulus = fitted.fit(warn=False)
+    scan = np.array([energy(r, relaxed=False) for r in wide])
+    return EnergyVolume(wide, scan, float(v0), float(e0), float(modulus / units.GPa))
+
+
+def elastic_constants(atoms: Atoms, calc: Calculator, *, relaxed: bool) -> np.ndarray:
+    """C [6, 6] in GPa, Voigt order xx yy zz yz xz xy, from central differences of the stress.
+
+    C_ij = d stress_i / d strain_j, with the engineering shear strains gamma = 2 strain (Nye,
+    Physical Properties of Crystals, chapter 8).
+
+    Args:
+        atoms: relaxed with its cell.
+        relaxed: ions find their places in the strained cell; False clamps them to it.
+    """
+
+    def stress(strain: np.ndarray) -> np.ndarray:
+        strained = atoms.copy()
+        strained.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+        strained.calc = calc
+        if relaxed and np.abs(strained.get_forces()).max() > TIGHT:
+            strained = relax(strained, calc, cell=False, fmax=TIGHT)
+        return strained.get_stress() / units.GPa
+
+    columns = []
+    for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)):
+        strain = np.zeros((3, 3))
+        strain[i, j] += STRAIN / 2
+        strain[j, i] += STRAIN / 2
+        columns.append((stress(strain) - stress(-strain)) / (2 * STRAIN))
+    constants = np.array(columns)
+    return 0.5 * (constants + constants.T)
+
+
+def is_cubic(constants: np.ndarray, tolerance: float = 0.02) -> bool:
+    """Do the elastic constants [6, 6] have the form of a cubic crystal along its axes?"""
+    c11, c12, c44 = cubic_constants(constants)
+    ideal = np.zeros((6, 6))
+    ideal[:3, :3] = c12
+    ideal[range(6), range(6)] = [c11] * 3 + [c44] * 3
+    return bool(np.abs(constants - ideal).max() < tolerance * np.abs(constants).max())
+
+
+def cubic_constants(constants: np.ndarray) -> tuple[float, float, float]:
+    """C11, C12, C44: means over equivalent entries."""
+    d = np.diag(constants)
+    return (
+        float(d[:3].mean()),
+        float((constants[0, 1] + constants[0, 2] + constants[1, 2]) / 3),
+        float(d[3:].mean()),
+    )
+
+
+def vacancy_energy(atoms: Atoms, calc: Calculator, min_atoms: int = 60) -> tuple[float, int]:
+    """Formation energy (eV) of a vacancy at constant volume, and the atoms of the full supercell.
+
+    E(N - 1) - (N - 1) / N E(N), ions relaxed from slightly displaced positions so that they can
+    reconstruct.
+
+    Args:
+        atoms: a relaxed crystal of one element.
+        min_atoms: of the supercell.
+    """
+    crystal = supercell(atoms, lambda c: len(c) >= min_atoms)
+    crystal.calc = calc
+    per_atom = crystal.get_potential_energy() / len(crystal)
+    vacant = crystal.copy()
+    vacant.rattle(0.01, seed=1)
+    del vacant[0]
+    vacant = relax(vacant, calc, cell=False, fmax=0.01)
+    return vacant.get_potential_energy() - per_atom * len(vacant), len(crystal)
+
+
+def supercell(atoms: Atoms, enough: Callable[[Atoms], bool]) -> Atoms:
+    """Repeats along the lowest height until it is enough."""
+    repeats = np.ones(3, dtype=int)
+    while True:
+        large = atoms.repeat(repeats)
+        if enough(large):
+            return large
+        repeats[heights(large.cell.array).argmin()] += 1
+
+
+def heights(cell: np.ndarray) -> np.ndarray:
+    """Distances [3] between opposite faces of a cell [3, 3], Å."""
+    return 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Phonon bands along the path of the lattice.
+
+    x [K] along the path; frequency [K, 3N] in THz, negative for imaginary; ticks: where special
+    points lie, and their names; repeats of the supercell.
+    """
+
+    x: np.ndarray
+    frequency: np.ndarray
+    ticks: list[tuple[float, str]]
+    repeats: tuple[int, int, int]
+
+
+def phonon_bands(atoms: Atoms, calc: Calculator, num_points: int = 150) -> Bands:
+    """From central differences of forces in a supercell, with the acoustic sum rule.
+
+    Args:
+        atoms: a relaxed primitive cell.
+    """
+    # odd: ase.phonons counts atoms half-way between two images on one side only
+    low = heights(atoms.cell.array)
+    repeats = 2 * np.ceil((PHONON_HEIGHT / low - 1.0) / 2.0 - 1e-6).astype(int).clip(0) + 1
+    while np.prod(repeats) * len(atoms) > PHONON_ATOMS and repeats.max() > 1:
+        repeats[np.where(repeats > 1, repeats * low, 0.0).argmax()] -= 2
+    with tempfile.TemporaryDirectory(prefix="eqcalc-phonons-") as folder:
+        bare = atoms.copy()
+        phonons = Phonons(bare, calc, supercell=tuple(repeats), delta=0.01, name=f"{folder}/cache")
+        phonons.run()
+        phonons.read(acoustic=True)
+        path = bare.cell.bandpath(npoints=num_points)
+        energies = phonons.get_band_structure(path, verbose=False).energies[0]
+    x, ticks, labels = path.get_linear_kpoint_axis()
+    frequency = np.real(energies) * THZ
+    return Bands(
+        x,
+        frequency,
+        [(float(t), name) for t, name in zip(ticks, labels, strict=True)],
+        tuple(int(r) for r in repeats),
+    )
