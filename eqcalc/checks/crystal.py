@@ -205,7 +205,7 @@ def cubic_constants(constants: np.ndarray) -> tuple[float, float, float]:
     )
 
 
-def vacancy_energy(atoms: Atoms, calc: Calculator, min_atoms: int = 60) -> tuple[float, int]:
+def vacancy_energy(atoms: Atoms, calc: Calculator, min_height: float = 10.0) -> tuple[float, int]:
     """Formation energy (eV) of a vacancy at constant volume, and the atoms of the full supercell.
 
     E(N - 1) - (N - 1) / N E(N), ions relaxed from slightly displaced positions so that they can
@@ -213,9 +213,9 @@ def vacancy_energy(atoms: Atoms, calc: Calculator, min_atoms: int = 60) -> tuple
 
     Args:
         atoms: a relaxed crystal of one element.
-        min_atoms: of the supercell.
+        min_height: Å, of the supercell: what keeps the vacancy from its images.
     """
-    crystal = supercell(atoms, lambda c: len(c) >= min_atoms)
+    crystal = supercell(atoms, lambda c: heights(c.cell.array).min() >= min_height)
     crystal.calc = calc
     per_atom = crystal.get_potential_energy() / len(crystal)
     vacant = crystal.copy()
