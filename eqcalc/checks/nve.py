@@ -235,7 +235,7 @@ class NVEReport(Report):
                 )
         axis.set(xlabel="time (ps)", ylabel="total energy - mean (meV/atom)")
         powers = ", ".join(f"{self.order(e):.2f} in {e.upper()}" for e in self.traces)
-        axis.set_title(f"fluctuation ~ dt^p with p = {powers} (exact forces: 2)", fontsize=10)
+        axis.set_title(f"fluctuation ~ dt^p: p = {powers}\n(exact forces: 2)", fontsize=10)
         axis.legend(frameon=False, fontsize=8, loc="upper right")
         low, high = axis.get_ylim()
         axis.set_ylim(low, high + 0.6 * (high - low))
