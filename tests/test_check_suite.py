@@ -95,7 +95,7 @@ def test_page_escapes_what_it_is_given(tmp_path):
     assert "<b>" not in page
     assert "<i>" not in page
     assert "1 &lt; 2 &amp; 3" in page
-    with pytest.raises(InputError, match="must end in .html"):
+    with pytest.raises(InputError, match=r"must end in \.html"):
         write_report(suite, tmp_path / "r.pdf")
 
 
