@@ -58,6 +58,7 @@ class Scan:
     """Energy (eV, from its last value) over the distance (Å) of a pair, alone or in a structure.
 
     minima: distances of minima deeper than DEPTH, that of the bond included.
+    trapped: those of them that a barrier parts from the largest distance.
     holes: distances shorter than the innermost minimum, or the start, behind which the energy
         falls again by more than DEPTH.
     """
@@ -66,6 +67,7 @@ class Scan:
     distance: np.ndarray
     energy: np.ndarray
     minima: list[float]
+    trapped: list[float]
     holes: list[float]
 
 
@@ -116,7 +118,9 @@ def _scan(name: str, distance: np.ndarray, energy: np.ndarray) -> Scan:
     rising = int(np.argmax(energy))
     if not holes and rising > 0 and energy[rising] - energy[0] > DEPTH:
         holes = [float(distance[rising])]
-    return Scan(name, distance, energy - energy[-1], [float(distance[k]) for k in minima], holes)
+    trapped = [k for k in minima if any(m > k for m in maxima)]
+    places = ([float(distance[k]) for k in which] for which in (minima, trapped))
+    return Scan(name, distance, energy - energy[-1], *places, holes)
 
 
 def _along(atoms: Atoms, index: int, direction: np.ndarray) -> Callable[[float], tuple]:

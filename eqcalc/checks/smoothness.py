@@ -46,7 +46,7 @@ class SmoothnessReport(Report):
         + ", ".join(f"{TOLERANCE[k]:.0e} {UNITS[k]}" for k in TOLERANCE)
         + ". Towards short distance (half the sum of the covalent radii) the energy must rise to "
         f"the end, except for one bond; minima deeper than {1000 * DEPTH:g} meV are listed. In the "
-        "structure itself a further minimum on the way fails; of a pair alone, which is seldom in "
+        "structure itself a minimum behind a barrier fails; of a pair alone, which is seldom in "
         "the training data, it is reported."
     )
 
@@ -72,9 +72,9 @@ class SmoothnessReport(Report):
                 "model needs a core repulsion or data."
                 for r in scan.holes
             ]
-            if "in the structure" in scan.name and scan.minima and not scan.holes:
-                where = ", ".join(f"{r:.2f}" for r in scan.minima)
-                said.append(f"{scan.name}: a spurious minimum at {where} Å.")
+            if "in the structure" in scan.name and scan.trapped:
+                where = ", ".join(f"{r:.2f}" for r in scan.trapped)
+                said.append(f"{scan.name}: a spurious minimum at {where} Å, behind a barrier.")
         if not any("in the structure" in c.path for c in self.crossings) and self.num_atoms > 1:
             said.append(
                 "No path through the structure crossed the cutoff: give one with more atoms."
@@ -92,6 +92,7 @@ class SmoothnessReport(Report):
                     "distance_angstrom": [round(float(r), 6) for r in s.distance],
                     "energy_eV": [round(float(e), 6) for e in s.energy],
                     "minima_angstrom": s.minima,
+                    "minima_behind_a_barrier_angstrom": s.trapped,
                     "holes_angstrom": s.holes,
                 }
                 for s in self.scans
