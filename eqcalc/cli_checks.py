@@ -21,7 +21,9 @@ Out = Annotated[Path, typer.Option(help="Folder for the figures (JSON) and the p
 Ranks = Annotated[int, typer.Option(help="MPI processes of the run on several in LAMMPS.")]
 Threads = Annotated[int, typer.Option(help="Threads of each process.")]
 Steps = Annotated[int, typer.Option(help="MD steps at the longest time step.")]
-TimeStep = Annotated[float, typer.Option(help="fs; its half and quarter are run as well.")]
+TimeStep = Annotated[
+    float | None, typer.Option(help="fs; its half and quarter run as well. Default: 2; 1 with H.")
+]
 Temperature = Annotated[float, typer.Option(help="K, of the first velocities.")]
 ReferenceFile = Annotated[
     Path | None,
@@ -65,7 +67,7 @@ def check_all(
     lammps: Annotated[bool, typer.Option(help="Run LAMMPS too.")] = True,
     ranks: Ranks = 2,
     steps: Steps = 300,
-    timestep: TimeStep = 2.0,
+    timestep: TimeStep = None,
     temperature: Temperature = 600.0,
     threads: Threads = 1,
 ) -> None:
@@ -140,7 +142,7 @@ def check_nve(
     structure: Structure,
     model: Model,
     out: Out = Path(),
-    timestep: TimeStep = 2.0,
+    timestep: TimeStep = None,
     steps: Steps = 300,
     temperature: Temperature = 600.0,
     engine: Annotated[str, typer.Option(help="ase, lammps or both.")] = "both",
@@ -149,8 +151,8 @@ def check_nve(
     max_drift: Annotated[float | None, typer.Option(help="meV/atom/ps that pass.")] = None,
 ) -> None:
     """Energy conservation: three time steps in ASE and LAMMPS, float32, several ranks."""
-    from eqcalc.checks.nve import MAX_DRIFT
     from eqcalc.checks.nve import check_nve as run_check
+    from eqcalc.checks.nve_report import MAX_DRIFT
     from eqcalc.data.frames import read_structure
 
     engines = {"both": ("ase", "lammps"), "ase": ("ase",), "lammps": ("lammps",)}

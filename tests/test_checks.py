@@ -9,7 +9,8 @@ from ase.calculators.calculator import all_changes
 
 from eqcalc import EquivariantCalculator, InputError
 from eqcalc.checks.gradients import check_gradients
-from eqcalc.checks.nve import NVEReport, check_nve
+from eqcalc.checks.nve import check_nve
+from eqcalc.checks.nve_report import NVEReport
 from eqcalc.checks.symmetry import check_symmetry
 from eqcalc.checks.traces import Trace, with_velocities
 

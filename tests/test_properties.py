@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
 from eqcalc import EquivariantCalculator, InputError
-from eqcalc.checks import crystal
+from eqcalc.checks import crystal, elastic
 from eqcalc.checks.molecule import num_rigid
 from eqcalc.checks.properties import check_properties
 from eqcalc.checks.references import read_references
@@ -135,11 +135,11 @@ def test_primitive_cell_is_the_same_crystal():
 def test_elastic_constants_of_a_rotated_crystal_are_rotated():
     """Of a turned cube they have not the cubic form, but the same bulk modulus."""
     atoms = bulk("Cu", a=3.59)
-    straight = crystal.elastic_constants(atoms, EMT(), relaxed=False)
+    straight = elastic.elastic_constants(atoms, EMT(), relaxed=False)
     atoms.rotate(30, "z", rotate_cell=True)
-    turned = crystal.elastic_constants(atoms, EMT(), relaxed=False)
-    assert crystal.is_cubic(straight)
-    assert not crystal.is_cubic(turned)
+    turned = elastic.elastic_constants(atoms, EMT(), relaxed=False)
+    assert elastic.is_cubic(straight)
+    assert not elastic.is_cubic(turned)
     assert turned[:3, :3].sum() == pytest.approx(straight[:3, :3].sum(), rel=1e-3)
 
 

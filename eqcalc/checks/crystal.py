@@ -24,9 +24,6 @@ from eqcalc.errors import InputError
 #: eV/Å, of relaxations whose result is differentiated again
 TIGHT = 1e-5
 
-#: strain of elastic constants: second order in the strain is then some 1e-4 of the constants
-STRAIN = 2e-3
-
 THZ = 1.0 / (units._hplanck * 1e12 / units._e)  # per eV
 
 #: Å, height of the supercells for phonons: force constants of a few hundredths of the first ones
@@ -155,54 +152,6 @@ def energy_volume(atoms: Atoms, calc: Calculator) -> EnergyVolume:
     v0, e0, modulus = fitted.fit(warn=False)
     scan = np.array([energy(r, relaxed=False) for r in wide])
     return EnergyVolume(wide, scan, float(v0), float(e0), float(modulus / units.GPa))
-
-
-def elastic_constants(atoms: Atoms, calc: Calculator, *, relaxed: bool) -> np.ndarray:
-    """C [6, 6] in GPa, Voigt order xx yy zz yz xz xy, from central differences of the stress.
-
-    C_ij = d stress_i / d strain_j, with the engineering shear strains gamma = 2 strain (Nye,
-    Physical Properties of Crystals, chapter 8).
-
-    Args:
-        atoms: relaxed with its cell.
-        relaxed: ions find their places in the strained cell; False clamps them to it.
-    """
-
-    def stress(strain: np.ndarray) -> np.ndarray:
-        strained = atoms.copy()
-        strained.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
-        strained.calc = calc
-        if relaxed and np.abs(strained.get_forces()).max() > TIGHT:
-            strained = relax(strained, calc, cell=False, fmax=TIGHT)
-        return strained.get_stress() / units.GPa
-
-    columns = []
-    for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)):
-        strain = np.zeros((3, 3))
-        strain[i, j] += STRAIN / 2
-        strain[j, i] += STRAIN / 2
-        columns.append((stress(strain) - stress(-strain)) / (2 * STRAIN))
-    constants = np.array(columns)
-    return 0.5 * (constants + constants.T)
-
-
-def is_cubic(constants: np.ndarray, tolerance: float = 0.02) -> bool:
-    """Do the elastic constants [6, 6] have the form of a cubic crystal along its axes?"""
-    c11, c12, c44 = cubic_constants(constants)
-    ideal = np.zeros((6, 6))
-    ideal[:3, :3] = c12
-    ideal[range(6), range(6)] = [c11] * 3 + [c44] * 3
-    return bool(np.abs(constants - ideal).max() < tolerance * np.abs(constants).max())
-
-
-def cubic_constants(constants: np.ndarray) -> tuple[float, float, float]:
-    """C11, C12, C44: means over equivalent entries."""
-    d = np.diag(constants)
-    return (
-        float(d[:3].mean()),
-        float((constants[0, 1] + constants[0, 2] + constants[1, 2]) / 3),
-        float(d[3:].mean()),
-    )
 
 
 def vacancy_energy(atoms: Atoms, calc: Calculator, min_height: float = 10.0) -> tuple[float, int]:

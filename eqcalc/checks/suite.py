@@ -193,7 +193,7 @@ def check_all(
     lammps: bool = True,
     ranks: int = 2,
     steps: int = 300,
-    timestep: float = 2.0,
+    timestep: float | None = None,
     temperature: float = 600.0,
     threads: int = 1,
     say: Callable[[str], None] = lambda _: None,
