@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.calculator import all_changes
+from ase.constraints import FixAtoms
 
 from eqcalc import EquivariantCalculator, InputError
 from eqcalc.checks.gradients import check_gradients
@@ -106,6 +107,14 @@ def test_wrong_forces_are_found(potential_path, crystal):
     gradients = check_gradients(crystal, calc, num_components=3, steps=(1e-4, 1e-5))
     assert "forces differ" in " ".join(gradients.failures)
     assert min(gradients.forces) > 1e-3
+
+
+def test_constraints_hide_nothing(potential_path, crystal):
+    """Fixed atoms of the user's file have forces all the same."""
+    crystal.set_constraint(FixAtoms([0, 1, 2, 3]))
+    calc = EquivariantCalculator(potential_path, dtype="float64")
+    assert check_symmetry(crystal, calc).passed
+    assert check_gradients(crystal, calc, steps=(1e-4, 1e-5)).passed
 
 
 def test_wrong_stress_is_found(potential_path, crystal):

@@ -11,10 +11,11 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
 from eqcalc import EquivariantCalculator, InputError
-from eqcalc.checks import crystal, elastic
+from eqcalc.checks import elastic
 from eqcalc.checks.molecule import num_rigid
 from eqcalc.checks.properties import check_properties
 from eqcalc.checks.references import read_references
+from eqcalc.checks.structures import primitive_cell
 
 REFERENCES = Path(__file__).parent.parent / "examples" / "silicon_references.toml"
 
@@ -115,18 +116,18 @@ def test_rigid_motions():
     ids=["Si", "Cu", "Ti", "NaCl", "Fe"],
 )
 def test_primitive_cell(atoms, count):
-    small = crystal.primitive_cell(atoms)
+    small = primitive_cell(atoms)
     assert len(small) == count
     assert small.get_volume() / count == pytest.approx(atoms.get_volume() / len(atoms))
     rattled = atoms.copy()
     rattled.rattle(0.05, seed=1)
-    assert len(crystal.primitive_cell(rattled)) == len(atoms)
+    assert len(primitive_cell(rattled)) == len(atoms)
 
 
 def test_primitive_cell_is_the_same_crystal():
     large = bulk("Cu", cubic=True).repeat((2, 1, 1))
     energies = []
-    for atoms in (crystal.primitive_cell(large), large):
+    for atoms in (primitive_cell(large), large):
         atoms.calc = EMT()
         energies.append(atoms.get_potential_energy() / len(atoms))
     assert energies[0] == pytest.approx(energies[1], abs=1e-10)

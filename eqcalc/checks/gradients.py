@@ -17,6 +17,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from eqcalc.checks.report import Report, Table
+from eqcalc.checks.structures import bare
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,7 +196,7 @@ def check_gradients(
         seed: of the choice.
     """
     rng = np.random.default_rng(seed)
-    atoms = atoms.copy()
+    atoms = bare(atoms)
     atoms.calc = calc
     forces = atoms.get_forces()
     stress = atoms.get_stress(voigt=False) if atoms.pbc.all() else None

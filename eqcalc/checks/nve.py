@@ -31,6 +31,7 @@ from ase import Atoms
 
 from eqcalc.calculator import EquivariantCalculator
 from eqcalc.checks.nve_report import MAX_DRIFT, NVEReport
+from eqcalc.checks.structures import bare
 from eqcalc.checks.traces import Trace, run_ase, run_lammps, with_velocities
 from eqcalc.errors import InputError
 
@@ -103,6 +104,7 @@ def check_nve(
 
     if steps < 20:
         raise InputError(f"{steps} steps are too few to measure a drift: take at least 20.")
+    atoms = bare(atoms)
     if not np.any(atoms.get_momenta()):
         atoms = with_velocities(atoms, temperature, seed)
     if timestep is None:

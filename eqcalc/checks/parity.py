@@ -19,6 +19,7 @@ from ase import Atoms
 
 from eqcalc.calculator import EquivariantCalculator
 from eqcalc.checks.report import Report, Table
+from eqcalc.checks.structures import bare
 from eqcalc.checks.traces import PRECISION
 from eqcalc.errors import InputError
 from eqcalc.neighbors import neighbor_list
@@ -202,7 +203,7 @@ def check_parity(
     """
     if not ranks or min(ranks) < 1:
         raise InputError("ranks must be positive numbers.")
-    atoms = atoms.copy()
+    atoms = bare(atoms)
     atoms.set_momenta(np.zeros((len(atoms), 3)))
     differences = {}
     for precision in precisions:

@@ -12,6 +12,7 @@ from ase.calculators.calculator import Calculator
 from eqcalc.checks import crystal, elastic, molecule
 from eqcalc.checks.crystal import EnergyVolume
 from eqcalc.checks.property_report import BULK_MODULUS_AGREES, PropertiesReport, Property
+from eqcalc.checks.structures import bare, primitive_cell
 from eqcalc.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def crystal_properties(
 ) -> PropertiesReport:
     """Lattice, E(V), elastic constants, vacancy (of elements) and phonons of a periodic crystal."""
     progress("relaxing the crystal")
-    cell = crystal.relax(crystal.primitive_cell(atoms), calc, cell=True, fmax=crystal.TIGHT)
+    cell = crystal.relax(primitive_cell(bare(atoms)), calc, cell=True, fmax=crystal.TIGHT)
     progress("energy over volume")
     scan = crystal.energy_volume(cell, calc)
     properties = _lattice(cell)
@@ -145,7 +146,7 @@ def molecule_properties(
 ) -> PropertiesReport:
     """Energy, bond lengths and vibrations of a relaxed molecule."""
     progress("relaxing the molecule")
-    relaxed = crystal.relax(atoms, calc, cell=False, fmax=crystal.TIGHT)
+    relaxed = crystal.relax(bare(atoms), calc, cell=False, fmax=crystal.TIGHT)
     properties = {"energy": Property(relaxed.get_potential_energy(), "eV", "relaxed energy")}
     for name, lengths in molecule.bonds(relaxed).items():
         key, count = f"bond_{name.replace('-', '_')}", len(lengths)

@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers, covalent_radii
 
+from eqcalc.checks.structures import bare
 from eqcalc.neighbors import neighbor_list
 
 #: points on either side of a crossing, and their spacing in Å: extrapolation errs with its cube (in
@@ -185,7 +186,7 @@ def find_crossings(
 def cross_in(atoms: Atoms, calc: Calculator, cutoff: float, seed: int = 0) -> list[Crossing]:
     """Crossings that are well apart from others, on paths of single atoms through a structure."""
     rng = np.random.default_rng(seed)
-    atoms = atoms.copy()
+    atoms = bare(atoms)
     atoms.calc = calc
     crossings: list[Crossing] = []
     for reach in REACHES:
@@ -206,7 +207,7 @@ def cross_in(atoms: Atoms, calc: Calculator, cutoff: float, seed: int = 0) -> li
 
 def approach(atoms: Atoms, calc: Calculator, num_points: int = 120) -> list[Scan]:
     """Each kind of atom in the structure pushed towards its nearest neighbour."""
-    atoms = atoms.copy()
+    atoms = bare(atoms)
     atoms.calc = calc
     found = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, 6.0)
     vectors = found.vectors(atoms.positions, atoms.cell.array)

@@ -16,7 +16,7 @@ from ase.build import bulk
 from ase.data import atomic_numbers, reference_states
 
 from eqcalc.calculator import EquivariantCalculator
-from eqcalc.checks import crystal
+from eqcalc.checks import crystal, structures
 from eqcalc.checks.gradients import check_gradients
 from eqcalc.checks.nve import check_nve
 from eqcalc.checks.parity import check_parity
@@ -151,20 +151,19 @@ def prepare(atoms: Atoms, calc: EquivariantCalculator, *, relaxed: bool = True) 
     Raises:
         InputError: it does not relax.
     """
-    rest = atoms.copy()
-    rest.set_constraint()
+    rest = structures.bare(atoms)
     rest.set_momenta(np.zeros((len(rest), 3)))
     small = False
     if rest.pbc.all():
-        rest = crystal.primitive_cell(rest)
+        rest = structures.primitive_cell(rest)
         small = len(rest) <= MAX_PRIMITIVE
     if relaxed:
         rest = crystal.relax(rest, calc, cell=small, fmax=1e-3)
         rest.calc = None
     displaced = dynamic = rest
     if small:
-        displaced = crystal.supercell(rest, lambda c: len(c) >= STATIC_ATOMS)
-        dynamic = crystal.supercell(rest, lambda c: len(c) >= DYNAMIC_ATOMS)
+        displaced = structures.supercell(rest, lambda c: len(c) >= STATIC_ATOMS)
+        dynamic = structures.supercell(rest, lambda c: len(c) >= DYNAMIC_ATOMS)
     displaced = displaced.copy()
     displaced.rattle(RATTLE, seed=1)
     return Cells(rest, displaced, dynamic)

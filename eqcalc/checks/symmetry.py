@@ -17,6 +17,7 @@ from ase.calculators.calculator import Calculator
 from scipy.spatial.transform import Rotation
 
 from eqcalc.checks.report import Report, Table
+from eqcalc.checks.structures import bare
 
 #: deviation that passes, as a fraction of the property's scale, by precision: some 1e5 and 1e2
 #: times the rounding of one number, as thousands of them are summed and pass through a network
@@ -88,7 +89,7 @@ class SymmetryReport(Report):
 
 
 def _values(atoms: Atoms, calc: Calculator) -> dict[str, np.ndarray]:
-    atoms = atoms.copy()
+    atoms = bare(atoms)
     atoms.calc = calc
     values = {"energies": atoms.get_potential_energies(), "forces": atoms.get_forces()}
     if atoms.pbc.all():
