@@ -9,10 +9,11 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from eqcalc.cli_checks import check_app
 from eqcalc.errors import InputError
 
 app = typer.Typer(
@@ -21,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From DFT data to molecular dynamics with an E(3)-equivariant interatomic potential.",
 )
-check_app = typer.Typer(no_args_is_help=True, help="Is the potential what it claims to be?")
 lammps_app = typer.Typer(no_args_is_help=True, help="The pair style for LAMMPS.")
 app.add_typer(check_app, name="check")
 app.add_typer(lammps_app, name="lammps")
@@ -146,85 +146,6 @@ def evaluate(
         write_json(output, result.summary())
     if plot:
         ev.plot_parity({Path(frames[0]).name: result}, plot)
-
-
-Structure = Annotated[Path, typer.Argument(help="A structure that ASE reads.")]
-CheckedModel = Annotated[str, typer.Option("--model", help="A potential file, or: si.")]
-Out = Annotated[Path, typer.Option(help="Folder for the figures (JSON) and the picture (PNG).")]
-
-
-def _report(report: Any, name: str, out: Path) -> None:
-    """Prints a check, writes NAME.json and, if it can be drawn, NAME.png; exit status 1 on FAIL."""
-    from eqcalc.training.run import write_json
-
-    typer.echo(str(report))
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / f"{name}.json", report.to_dict())
-    written = [f"{name}.json"]
-    if hasattr(report, "plot"):
-        report.plot(out / f"{name}.png")
-        written.append(f"{name}.png")
-    typer.echo(f"Written to {out}: {', '.join(written)}")
-    if not report.passed:
-        raise typer.Exit(1)
-
-
-@check_app.command("nve")
-def check_nve(
-    structure: Structure,
-    model: CheckedModel,
-    out: Out = Path(),
-    timestep: Annotated[float, typer.Option(help="fs; half of it is run as well.")] = 2.0,
-    steps: Annotated[int, typer.Option(help="MD steps at the longer time step.")] = 300,
-    temperature: Annotated[float, typer.Option(help="K, of the first velocities.")] = 600.0,
-    engine: Annotated[str, typer.Option(help="ase, lammps or both.")] = "both",
-    precision: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
-) -> None:
-    """Energy conservation: NVE at two time steps in ASE and LAMMPS; drift, and a ratio of 4."""
-    from eqcalc.checks.nve import check_nve as run_check
-    from eqcalc.data.frames import read_structure
-
-    engines = {"both": ("ase", "lammps"), "ase": ("ase",), "lammps": ("lammps",)}
-    if engine not in engines:
-        raise InputError(f"--engine {engine}: it must be one of {', '.join(engines)}.")
-    report = run_check(
-        read_structure(structure),
-        model,
-        timestep=timestep,
-        steps=steps,
-        temperature=temperature,
-        engines=engines[engine],
-        precision=precision,
-        progress=True,
-    )
-    _report(report, "nve", out)
-
-
-@check_app.command("symmetry")
-def check_symmetry(
-    structure: Structure,
-    model: CheckedModel,
-    out: Out = Path(),
-    precision: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
-) -> None:
-    """Rotations, reflections, translations, permutations, wrapping and supercells."""
-    from eqcalc.calculator import EquivariantCalculator
-    from eqcalc.checks.symmetry import check_symmetry as run_check
-    from eqcalc.data.frames import read_structure
-
-    calc = EquivariantCalculator(model, dtype=precision)
-    _report(run_check(read_structure(structure), calc), "symmetry", out)
-
-
-@check_app.command("gradients")
-def check_gradients(structure: Structure, model: CheckedModel, out: Out = Path()) -> None:
-    """Finite differences of the energy against forces and stress, in float64."""
-    from eqcalc.calculator import EquivariantCalculator
-    from eqcalc.checks.gradients import check_gradients as run_check
-    from eqcalc.data.frames import read_structure
-
-    calc = EquivariantCalculator(model, dtype="float64")
-    _report(run_check(read_structure(structure), calc), "gradients", out)
 
 
 @lammps_app.command("build")

@@ -14,61 +14,18 @@ from pathlib import Path
 import numpy as np
 from ase import units
 from ase.build import bulk
-from ase.eos import EquationOfState
-from ase.filters import FrechetCellFilter
 from ase.geometry.analysis import get_rdf
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
-from ase.optimize import BFGS
 from matplotlib.figure import Figure
 
 from eqcalc import EquivariantCalculator
-from eqcalc.checks.nve import with_velocities
+from eqcalc.checks.properties import check_properties
+from eqcalc.checks.traces import with_velocities
 from eqcalc.data.dataset import FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.export import load
 from eqcalc.training.evaluate import evaluate, format_table
-
-
-def volume_scan(calc, a0):
-    """Energy per atom [eV] of diamond from 0.8 to 1.3 of the equilibrium volume."""
-    ratios = np.linspace(0.8, 1.3, 51)
-    energies = []
-    for ratio in ratios:
-        atoms = bulk("Si", a=a0 * ratio ** (1 / 3))
-        atoms.calc = calc
-        energies.append(atoms.get_potential_energy() / len(atoms))
-    return ratios, np.array(energies)
-
-
-def clamped_elastic_constants(calc, a0):
-    """C11, C12 and C44 [GPa] from stresses at +-0.2 % strain, atoms not relaxed."""
-
-    def stress(strain):
-        atoms = bulk("Si", cubic=True, a=a0)
-        atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
-        atoms.calc = calc
-        return atoms.get_stress() / units.GPa
-
-    h = 2e-3
-    stretch, shear = np.zeros((3, 3)), np.zeros((3, 3))
-    stretch[0, 0] = h
-    shear[1, 2] = shear[2, 1] = h / 2
-    along = (stress(stretch) - stress(-stretch)) / (2 * h)
-    across = (stress(shear) - stress(-shear)) / (2 * h)
-    return {"C11": along[0], "C12": along[1], "C44 clamped-ion": across[3]}
-
-
-def vacancy_energy(calc, a0, repeat=2):
-    """Formation energy [eV] of a vacancy in 8 repeat^3 atoms at constant volume."""
-    crystal = bulk("Si", cubic=True, a=a0).repeat(repeat)
-    crystal.calc = calc
-    per_atom = crystal.get_potential_energy() / len(crystal)
-    crystal.rattle(0.01, seed=1)
-    del crystal[0]
-    crystal.calc = calc
-    BFGS(crystal, logfile=None).run(fmax=0.01, steps=300)
-    return crystal.get_potential_energy() - per_atom * len(crystal)
 
 
 def dynamics(calc, a0):
@@ -133,32 +90,18 @@ def main() -> None:
         print(format_table(figures["test"]))
 
     calc = EquivariantCalculator(options.model, dtype="float64")
-    crystal = bulk("Si", cubic=True, a=5.43)
-    crystal.calc = calc
-    BFGS(FrechetCellFilter(crystal), logfile=None).run(fmax=1e-4)
-    a0 = crystal.cell.lengths()[0]
-    ratios, energies = volume_scan(calc, a0)
-    near = (ratios > 0.93) & (ratios < 1.07)
-    volumes = ratios[near] * a0**3 / 8
-    _, _, bulk_modulus = EquationOfState(volumes, energies[near]).fit()
-    slopes = np.sign(np.diff(energies))
-    properties = {
-        "lattice constant, Å": a0,
-        "bulk modulus, GPa": bulk_modulus / units.GPa,
-        **{f"{k}, GPa": v for k, v in clamped_elastic_constants(calc, a0).items()},
-        "vacancy formation energy (63 atoms), eV": vacancy_energy(calc, a0),
-        "minima of E(V) between 0.8 and 1.3 V0": int(((slopes[:-1] < 0) & (slopes[1:] > 0)).sum()),
-    }
-    times, totals, moving, (radii, rdf) = dynamics(calc, a0)
-    properties |= moving
-    figures["properties"] = properties
-    for name, value in properties.items():
+    crystal = check_properties(bulk("Si", a=5.43), calc)
+    print(crystal)
+    times, totals, moving, (radii, rdf) = dynamics(calc, crystal.properties["a"].value)
+    moving["minima of E(V) between 0.8 and 1.3 V0"] = crystal.scan.minima
+    for name, value in moving.items():
         print(f"{name:<44}{value:10.4f}")
+    figures |= {"properties": crystal.figures(), "dynamics": moving}
     (options.out / "card.json").write_text(json.dumps(figures, indent=1) + "\n")
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    left.plot(ratios, energies, ".-", ms=3)
+    left.plot(crystal.scan.ratio, crystal.scan.energy, ".-", ms=3)
     left.set(xlabel="V / V0", ylabel="energy (eV/atom)", title="diamond silicon, E(V)")
     middle.plot(np.array(times) / 1000, 1000 * (totals - totals[0]))
     middle.set(xlabel="time (ps)", ylabel="total energy change (meV/atom)", title="NVE at 300 K")

@@ -16,8 +16,8 @@ from ase.optimize import BFGS, FIRE
 
 from eqcalc import EquivariantCalculator, InputError
 from eqcalc.checks.gradients import check_gradients
-from eqcalc.checks.nve import with_velocities
 from eqcalc.checks.symmetry import check_symmetry
+from eqcalc.checks.traces import with_velocities
 
 
 @pytest.fixture(scope="module")

