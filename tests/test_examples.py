@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -37,6 +39,20 @@ def test_tour_of_ase(tmp_path, capsys):
     assert 250.0 < float(re.search(r"mean temperature +(\d+) K", said)[1]) < 350.0
     assert float(re.search(r"dftd3\) +(\S+) eV", said)[1]) < -0.1
     assert float(re.search(r"LAMMPS\) +(\S+) eV", said)[1]) > 0.1
+
+
+def test_main_job(tmp_path):
+    """examples/relax_and_nve.py in a short form."""
+    picture = tmp_path / "nve.png"
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / "relax_and_nve.py", "--steps", "25", "--out", picture],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "formation energy" in result.stdout, result.stdout + result.stderr
+    assert "lammps" in result.stdout
+    assert picture.stat().st_size > 50_000
 
 
 def test_phonons_of_ase_equal_the_hessian(tmp_path):
@@ -82,16 +98,9 @@ def test_serves_i_pi(tmp_path):
     crystal = bulk("Si", cubic=True)
     crystal.rattle(0.1, seed=0)
     calc = EquivariantCalculator("si", dtype="float64")
-    expected = (
-        calc.get_potential_energy(crystal),
-        calc.get_forces(crystal),
-        calc.get_stress(crystal),
-    )
+    (expected,) = calc.evaluate([crystal])
     port = free_port()
-    with (
-        (tmp_path / "socket.log").open("w") as log,
-        SocketIOCalculator(port=port, log=log) as server,
-    ):
+    with SocketIOCalculator(port=port, log=str(tmp_path / "socket.log")) as server:
         served = crystal.copy()
         served.calc = calc.copy()
 
