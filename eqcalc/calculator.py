@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,17 +15,18 @@ from ase.calculators.calculator import (
     PropertyNotImplementedError,
     all_changes,
 )
-from ase.stress import full_3x3_to_voigt_6_stress
-from e3nn import o3
 
 from eqcalc import export
 from eqcalc.committee import combine
-from eqcalc.descriptors import feature_irreps, node_features
+from eqcalc.descriptors import feature_irreps, invariant_columns, node_features
 from eqcalc.engine.backends import Backend, Outcome, open_backend
 from eqcalc.engine.fused import EdgeArrays
 from eqcalc.errors import InputError
 from eqcalc.hessian import hessian
 from eqcalc.neighbors import VerletList, check_structure, neighbor_list
+
+if TYPE_CHECKING:
+    from e3nn import o3
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 BATCH = 512  # atoms that are evaluated side by side
@@ -42,10 +43,9 @@ def properties_of(outcome: Outcome, volume: float | None) -> dict[str, Any]:
         "atomic_virials": outcome.virials,
     }
     if volume is not None:
-        stresses = -outcome.virials / volume
-        stresses = 0.5 * (stresses + stresses.transpose(0, 2, 1))
-        results["stresses"] = np.stack([stresses[:, i, j] for i, j in VOIGT], axis=1)
-        results["stress"] = full_3x3_to_voigt_6_stress(stresses.sum(axis=0))
+        symmetric = [outcome.virials[:, i, j] + outcome.virials[:, j, i] for i, j in VOIGT]
+        results["stresses"] = np.stack(symmetric, axis=1) * (-0.5 / volume)
+        results["stress"] = results["stresses"].sum(axis=0)
     return results
 
 
@@ -172,6 +172,20 @@ class EquivariantCalculator(Calculator):
             )
         return {}
 
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:  # noqa: ARG002
+        """What the potential depends on and has changed since the last calculation, to the last
+        bit; ASE's own compares more, and ten times slower.
+        """
+        if self.atoms is None:
+            return list(all_changes)
+        pairs = {
+            "positions": (self.atoms.positions, atoms.positions),
+            "numbers": (self.atoms.numbers, atoms.numbers),
+            "cell": (self.atoms.cell.array, atoms.cell.array),
+            "pbc": (self.atoms.pbc, atoms.pbc),
+        }
+        return [name for name, (a, b) in pairs.items() if not np.array_equal(a, b)]
+
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -281,11 +295,7 @@ class EquivariantCalculator(Calculator):
         features = node_features(potential, *tensors, layer).cpu().numpy()
         if not invariants_only:
             return features
-        irreps = feature_irreps(potential, layer)
-        keep = [
-            s for s, (_, ir) in zip(irreps.slices(), irreps, strict=True) if ir == o3.Irrep("0e")
-        ]
-        return np.concatenate([features[:, s] for s in keep], axis=1)
+        return features[:, invariant_columns(potential, layer)]
 
     def get_hessian(
         self,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
-from e3nn import o3
 from torch import Tensor
 
 from eqcalc.errors import InputError
 from eqcalc.export import PotentialFile
+
+if TYPE_CHECKING:
+    from e3nn import o3
 
 
 def _layer_of(potential: PotentialFile, layer: int) -> int:
@@ -23,6 +28,8 @@ def feature_irreps(potential: PotentialFile, layer: int) -> o3.Irreps:
     Raises:
         InputError: no such layer; an architecture whose features are not known here.
     """
+    from e3nn import o3  # heavy, and needed here only
+
     if potential.metadata.get("architecture") != "NequIP":
         raise InputError(
             f"Descriptors of the architecture '{potential.metadata.get('architecture')}' are not "
@@ -38,6 +45,12 @@ def feature_irreps(potential: PotentialFile, layer: int) -> o3.Irreps:
         parity = (-1 if kind == 1 else 1) if degree == 0 else (-natural if second else natural)
         irreps.append((mul, o3.Irrep(degree, parity)))
     return o3.Irreps(irreps)
+
+
+def invariant_columns(potential: PotentialFile, layer: int) -> np.ndarray:
+    """[dim] bool: which columns of the features are scalars that a reflection leaves alone."""
+    irreps = feature_irreps(potential, layer)
+    return np.concatenate([np.full(mul * ir.dim, ir.l == 0 and ir.p == 1) for mul, ir in irreps])
 
 
 def node_features(

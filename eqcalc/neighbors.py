@@ -152,14 +152,16 @@ class VerletList:
             or not np.array_equal(pbc, self._pbc)
         ):
             return False
-        map_ = np.eye(3)
+        smallest = 1.0
+        carried = self._positions
         if not np.array_equal(cell, self._cell):
             if not pbc.all():
                 return False
             map_ = np.linalg.solve(self._cell, cell)
-        smallest = np.linalg.svd(map_, compute_uv=False)[-1]
-        beyond = positions - self._positions @ map_
-        largest = np.sqrt((beyond**2).sum(axis=1).max(initial=0.0))
+            smallest = np.linalg.svd(map_, compute_uv=False)[-1]
+            carried = self._positions @ map_
+        beyond = positions - carried
+        largest = np.sqrt(np.einsum("ij,ij->i", beyond, beyond).max(initial=0.0))
         return bool((self.cutoff + self.skin) * smallest - 2.0 * largest >= self.cutoff)
 
     def candidates(self, atoms: Atoms) -> NeighborList:

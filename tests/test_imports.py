@@ -21,13 +21,18 @@ ALLOWED = {
     "models": {"contract", "errors", "nn"},
     "export": {"contract", "derivatives", "errors"},
     "engine": {
-        *("contract", "derivatives", "errors", "export", "neighbors", "nn", "toolchain"),
+        *("contract", "derivatives", "errors", "export", "graph", "neighbors", "nn", "toolchain"),
     },
+    "committee": {"errors"},
+    "descriptors": {"errors", "export"},
+    "hessian": {"errors", "export", "neighbors"},
     "data": {"errors", "graph", "neighbors"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "models"),
     },
-    "calculator": {"engine", "errors", "export", "neighbors"},
+    "calculator": {
+        *("committee", "descriptors", "engine", "errors", "export", "hessian", "neighbors"),
+    },
     "lammps": {"errors", "export", "neighbors", "toolchain"},
     "checks": {"calculator", "errors", "lammps", "neighbors"},
 }

@@ -75,7 +75,7 @@ class TrainingConfig:
     weight_decay: float = 1e-6
     gradient_clip: float = 10.0
     loss: Literal["huber", "mae", "mse"] = "huber"
-    energy_weight: float = 10.0
+    energy_weight: float = 1.0
     force_weight: float = 1.0
     stress_weight: float = 10.0
     huber_delta: float = 0.002
