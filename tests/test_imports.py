@@ -27,7 +27,9 @@ ALLOWED = {
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "models"),
     },
-    "calculator": {"engine", "errors", "export", "neighbors"},
+    "network": {"derivatives", "errors", "export", "neighbors"},
+    "calculator": {"engine", "errors", "export", "neighbors", "network"},
+    "committee": {"calculator", "errors"},
     "lammps": {"errors", "export", "neighbors", "toolchain"},
     "checks": {"calculator", "errors", "lammps"},
 }
