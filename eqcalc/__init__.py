@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from eqcalc.calculator import EquivariantCalculator
+    from eqcalc.committee import DisagreementStop
     from eqcalc.errors import InputError
 
-__all__ = ["EquivariantCalculator", "InputError"]
+__all__ = ["DisagreementStop", "EquivariantCalculator", "InputError"]
 
-_HOME = {"EquivariantCalculator": "eqcalc.calculator", "InputError": "eqcalc.errors"}
+_HOME = {
+    "DisagreementStop": "eqcalc.committee",
+    "EquivariantCalculator": "eqcalc.calculator",
+    "InputError": "eqcalc.errors",
+}
 
 
 def __getattr__(name: str) -> object:

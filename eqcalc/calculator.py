@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,61 +15,84 @@ from ase.calculators.calculator import (
     CalculatorSetupError,
     PropertyNotImplementedError,
     all_changes,
+    compare_atoms,
 )
 
-from eqcalc import export
-from eqcalc.committee import combine
-from eqcalc.descriptors import feature_irreps, invariant_columns, node_features
-from eqcalc.engine.backends import Backend, Outcome, open_backend
-from eqcalc.engine.fused import EdgeArrays
+from eqcalc import export, network
+from eqcalc.engine.backends import Outcome, open_backend, refuse_overlap
 from eqcalc.errors import InputError
-from eqcalc.hessian import hessian
-from eqcalc.neighbors import VerletList, check_structure, neighbor_list
+from eqcalc.neighbors import Pairs, VerletList, neighbor_list
 
 if TYPE_CHECKING:
     from e3nn import o3
 
-VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
-BATCH = 512  # atoms that are evaluated side by side
+#: properties that need no gradient
+ENERGIES = frozenset({"energy", "free_energy", "energies", "energy_std"})
+
+#: of which a committee also gives the standard deviation over its members
+SPREAD = ("energy", "forces", "stress")
+
+#: columns of a flat 3x3 matrix, and of its transpose, in ASE's order xx yy zz yz xz xy
+_VOIGT, _VOIGT_TURNED = [0, 4, 8, 5, 2, 1], [0, 4, 8, 7, 6, 3]
 
 
-def properties_of(outcome: Outcome, volume: float | None) -> dict[str, Any]:
-    """ASE's results; with stress if there is a volume (Å^3)."""
+def _lasting(model: str | os.PathLike) -> str:
+    """A name under which another process, in another folder, finds the same file."""
+    path = export.resolve(model)
+    return path.stem if path.parent == export.PRETRAINED else str(path.absolute())
+
+
+def _volume(atoms: Atoms) -> float | None:
+    """Å^3, or None where there is no such thing."""
+    return atoms.get_volume() if atoms.pbc.all() else None
+
+
+def _properties(outcome: Outcome, volume: float | None) -> dict[str, Any]:
+    """ASE's results of one structure from one model."""
     energy = float(outcome.energies.sum())
-    results = {
-        "energy": energy,
-        "free_energy": energy,
-        "energies": outcome.energies,
-        "forces": outcome.forces,
-        "atomic_virials": outcome.virials,
-    }
+    results = {"energy": energy, "free_energy": energy, "energies": outcome.energies}
+    if outcome.forces is None:
+        return results
+    results["forces"] = outcome.forces
     if volume is not None:
-        symmetric = [outcome.virials[:, i, j] + outcome.virials[:, j, i] for i, j in VOIGT]
-        results["stresses"] = np.stack(symmetric, axis=1) * (-0.5 / volume)
-        results["stress"] = results["stresses"].sum(axis=0)
+        columns = outcome.virials.reshape(-1, 9).T
+        stresses = (columns[_VOIGT] + columns[_VOIGT_TURNED]).T * (-0.5 / volume)
+        results["stresses"] = stresses
+        results["stress"] = stresses.sum(axis=0)
     return results
 
 
-def _batches(structures: list[Atoms]) -> Iterator[list[int]]:
-    """Indices of structures that are evaluated together: about BATCH atoms, one at least."""
-    batch: list[int] = []
+def _consensus(outcomes: Sequence[Outcome], volume: float | None) -> dict[str, Any]:
+    """ASE's results of one structure: of a model, or mean and spread of a committee."""
+    members = [_properties(outcome, volume) for outcome in outcomes]
+    if len(members) == 1:
+        return members[0]
+    together = {name: np.stack([m[name] for m in members]) for name in members[0]}
+    results = {name: values.mean(axis=0) for name, values in together.items()}
+    results |= {f"{name}_std": together[name].std(axis=0) for name in SPREAD if name in together}
+    return {name: float(v) if v.ndim == 0 else v for name, v in results.items()}
+
+
+def _in_batches(structures: Iterable[Atoms], batch_atoms: int) -> Iterator[list[Atoms]]:
+    """Runs of structures of at most `batch_atoms` atoms together, or a single larger one."""
+    batch: list[Atoms] = []
     size = 0
-    for k, atoms in enumerate(structures):
-        if batch and size + len(atoms) > BATCH:
+    for atoms in structures:
+        if batch and size + len(atoms) > batch_atoms:
             yield batch
             batch, size = [], 0
-        batch.append(k)
+        batch.append(atoms)
         size += len(atoms)
     if batch:
         yield batch
 
 
 class EquivariantCalculator(Calculator):
-    """A potential file behind ASE.
+    """A potential file, or a committee of them, behind ASE.
 
     Args:
-        model: a potential file, or the name of a bundled model ("si"); a list of them makes a
-            committee.
+        model: a potential file, the name of a bundled model ("si"), or a list of such: a committee,
+            whose results are the means over its members.
         device: "cpu" (default), "cuda", "cuda:1", ...
         dtype: "float32" or "float64"; None takes the file's own. Edge vectors are formed, and
             energies summed, in float64 either way; take "float64" for tight relaxations, phonons
@@ -86,9 +110,16 @@ class EquivariantCalculator(Calculator):
     Properties: energy and free_energy (eV), energies [N] (eV), forces [N, 3] (eV/Å), and for
     structures periodic in three directions stress [6] (eV/Å^3, ASE's sign and order) and stresses
     [N, 6], each atom's share: minus its virial (eqcalc.derivatives) over the cell volume, made
-    symmetric, so that they sum to the stress. One pass of the network gives all of them. What costs
-    more has methods of its own: `get_descriptors`, `get_hessian`; see also `get_atomic_virials` and
-    `evaluate`.
+    symmetric, so that they sum to the stress. When only energies are asked for, no gradient is
+    computed. See also `evaluate`, `get_atomic_virials`, `get_hessian` and `get_descriptors`.
+
+    A committee adds energy_std (eV), forces_std [N, 3] (eV/Å) and stress_std [6] (eV/Å^3), the
+    standard deviations over its members (divided by their number). Members may differ in cutoff
+    and in their lists of elements; a structure must consist of elements that all of them know.
+
+    Copies (`copy.copy`, `copy.deepcopy`) share the loaded networks and cost nothing, but have
+    results and a neighbour list of their own, and may be used from several threads; pickles carry
+    the options and results, and open the files again.
 
     Raises:
         InputError: at construction, when the file, device or precision does not fit; at
@@ -120,48 +151,64 @@ class EquivariantCalculator(Calculator):
             raise InputError(f"skin = {skin} Å: it must not be negative.")
         if threads is not None and threads < 1:
             raise InputError(f"threads = {threads}: it must be at least 1.")
-        models = [model] if isinstance(model, (str, os.PathLike)) else list(model)
+        models = [model] if isinstance(model, str | os.PathLike) else list(model)
         if not models:
-            raise InputError("A committee needs at least one model: the list is empty.")
-        self._made_with = {
-            "models": [str(export.resolve(m)) for m in models],
-            "device": device,
-            "dtype": dtype,
-            "engine": engine,
-            "skin": skin,
-            "threads": threads,
-        }
+            raise InputError("The list of models is empty: name at least one potential file.")
+        self._models = [_lasting(m) for m in models]
+        self._options = {"device": device, "dtype": dtype, "engine": engine, "threads": threads}
+        self._skin = skin
+        self._virials: np.ndarray | None = None
+        self._kept: tuple[Atoms | None, dict[Any, np.ndarray]] = None, {}
+        if len(models) > 1:
+            self.implemented_properties = [
+                *type(self).implemented_properties,
+                *(f"{name}_std" for name in SPREAD),
+            ]
         self._load()
 
-    def _load(self, backends: list[Backend] | None = None) -> None:
-        options = {k: v for k, v in self._made_with.items() if k not in ("models", "skin")}
-        self.backends = backends or [open_backend(m, **options) for m in self._made_with["models"]]
-        self.backend = self.backends[0]
-        self.potential = self.backend.potential
-        self.cutoff = max(b.potential.cutoff for b in self.backends)
-        self.neighbors = VerletList(self.cutoff, self._made_with["skin"])
-        self._files: list[export.PotentialFile] | None = None
+    def _load(self) -> None:
+        self.members = [open_backend(model, **self._options) for model in self._models]
+        #: TorchScript of the members by (member, dtype), opened when it is needed
+        self._networks: dict[tuple[int, str], export.PotentialFile] = {}
+        self._new_list()
+
+    def _new_list(self) -> None:
+        cutoff = max(member.potential.cutoff for member in self.members)
+        self.neighbors = VerletList(cutoff, self._skin)
+
+    @property
+    def backend(self) -> Any:
+        """The engine of the first model."""
+        return self.members[0]
+
+    @property
+    def potential(self) -> Any:
+        """The first model: its metadata, cutoff, elements and precision."""
+        return self.backend.potential
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickles and deep copies carry the options and results, and open the file again."""
         state = self.__dict__.copy()
-        for name in ("backends", "backend", "potential", "neighbors", "_files"):
-            del state[name]
+        del state["members"], state["neighbors"], state["_networks"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._load()
 
-    def copy(self) -> EquivariantCalculator:
-        """A calculator with a neighbour list and results of its own on the same loaded networks:
-        one for each image of a band costs next to nothing.
-        """
-        twin = type(self).__new__(type(self))
-        Calculator.__init__(twin)
-        twin._made_with = dict(self._made_with)
-        twin._load([b.twin() for b in self.backends])
-        return twin
+    def __copy__(self) -> EquivariantCalculator:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.results = dict(self.results)
+        other._kept = self._kept[0], dict(self._kept[1])
+        other._new_list()
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EquivariantCalculator:
+        other = copy.copy(self)
+        memo[id(self)] = other
+        for name in ("atoms", "results", "_kept", "_virials", "_models", "_options", "parameters"):
+            setattr(other, name, copy.deepcopy(getattr(self, name), memo))
+        return other
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Options are fixed at construction; ASE's own `set` would take any name in silence."""
@@ -172,19 +219,16 @@ class EquivariantCalculator(Calculator):
             )
         return {}
 
-    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:  # noqa: ARG002
-        """What the potential depends on and has changed since the last calculation, to the last
-        bit; ASE's own compares more, and ten times slower.
-        """
-        if self.atoms is None:
-            return list(all_changes)
-        pairs = {
-            "positions": (self.atoms.positions, atoms.positions),
-            "numbers": (self.atoms.numbers, atoms.numbers),
-            "cell": (self.atoms.cell.array, atoms.cell.array),
-            "pbc": (self.atoms.pbc, atoms.pbc),
-        }
-        return [name for name, (a, b) in pairs.items() if not np.array_equal(a, b)]
+    def _run(
+        self, numbers: np.ndarray, positions: np.ndarray, pairs: Pairs, *, gradient: bool
+    ) -> list[Outcome]:
+        """What every member says of atoms with numbers [N] at positions [N, 3] Å."""
+        return [
+            member.compute(
+                member.potential.species_of(numbers), positions, pairs, gradient=gradient
+            )
+            for member in self.members
+        ]
 
     def calculate(
         self,
@@ -194,142 +238,153 @@ class EquivariantCalculator(Calculator):
     ) -> None:
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
-        periodic = bool(atoms.pbc.all())
-        if not periodic and {"stress", "stresses"} & set(properties):
+        if not atoms.pbc.all() and any(name.startswith("stress") for name in properties):
             raise PropertyNotImplementedError(
                 "Stress needs a volume: the structure is not periodic in all three directions "
                 f"(pbc = {atoms.pbc.tolist()})."
             )
-        pairs = self.neighbors.candidates(atoms)
-        volume = atoms.get_volume() if periodic else None
-        results = []
-        for backend in self.backends:
-            species = backend.potential.species_of(atoms.numbers)
-            outcome = backend.compute(species, atoms.positions, atoms.cell.array, pairs)
-            results.append(properties_of(outcome, volume))
-        self.results = results[0] if len(results) == 1 else combine(results)
+        gradient = not ENERGIES.issuperset(properties)
+        pairs = self.neighbors.pairs(atoms)
+        outcomes = self._run(atoms.numbers, atoms.positions, pairs, gradient=gradient)
+        self.results = _consensus(outcomes, _volume(atoms))
+        if gradient:
+            self._virials = sum(outcome.virials for outcome in outcomes) / len(outcomes)
 
-    def evaluate(self, structures: Iterable[Atoms]) -> list[dict[str, Any]]:
-        """Many structures at once, side by side in one graph: faster than one by one where small.
+    def evaluate(
+        self, structures: Iterable[Atoms], *, batch_atoms: int = 1000
+    ) -> list[dict[str, Any]]:
+        """Results of many structures, of any sizes and periodicities, several at a time.
 
         Args:
-            structures: of any sizes and periodicities. Their calculators are not touched.
+            structures: any iterable; their own calculators are neither used nor changed.
+            batch_atoms: how many atoms go through the network together.
 
         Returns:
-            For each, what `results` would be.
-        """
-        structures = list(structures)
-        volumes = [a.get_volume() if a.pbc.all() else None for a in structures]
-        members = [self._evaluate(backend, structures, volumes) for backend in self.backends]
-        if len(members) == 1:
-            return members[0]
-        return [combine(results) for results in zip(*members, strict=True)]
+            For every structure the dictionary that `results` would be after its forces were asked
+            for (energy, free_energy, energies, forces; stress and stresses where all three
+            directions are periodic; the standard deviations of a committee).
 
-    def _evaluate(
-        self, backend: Backend, structures: list[Atoms], volumes: list[float | None]
-    ) -> list[dict[str, Any]]:
+        Raises:
+            InputError: as for a single structure; the sentence begins with its place in the list.
+        """
+        if isinstance(structures, Atoms):
+            raise InputError("evaluate takes a list of structures: write evaluate([atoms]).")
         results: list[dict[str, Any]] = []
-        for batch in _batches(structures):
-            ends = np.cumsum([0] + [len(structures[k]) for k in batch])
-            parts = []
-            for k, start in zip(batch, ends, strict=False):
-                try:
-                    parts.append(_arrays(backend, structures[k], int(start)))
-                except InputError as error:
-                    raise InputError(f"Structure {k}: {error}") from None
-            species, src, dst, vec = (np.concatenate(p) for p in zip(*parts, strict=True))
-            whole = backend.compute_edges(species, EdgeArrays(src, dst, vec))
-            for k, start, end in zip(batch, ends, ends[1:], strict=False):
-                outcome = Outcome(*(values[start:end].copy() for values in whole))
-                results.append(properties_of(outcome, volumes[k]))
+        for batch in _in_batches(structures, batch_atoms):
+            pairs = [self._checked(atoms, len(results) + k) for k, atoms in enumerate(batch)]
+            sizes = [len(atoms) for atoms in batch]
+            outcomes = self._run(
+                np.concatenate([atoms.numbers for atoms in batch]),
+                np.concatenate([atoms.positions for atoms in batch]),
+                Pairs.side_by_side(pairs, sizes),
+                gradient=True,
+            )
+            ends = np.cumsum(sizes)
+            for atoms, end in zip(batch, ends, strict=True):
+                mine = slice(end - len(atoms), end)
+                own = [Outcome(*(values[mine].copy() for values in o)) for o in outcomes]
+                results.append(_consensus(own, _volume(atoms)))
         return results
 
-    def get_atomic_virials(self, atoms: Atoms | None = None) -> np.ndarray:
-        """W_j = -sum_i r_ij (x) dE/dr_ij [N, 3, 3] eV, not symmetric per atom (of a committee, the
-        mean); they sum to minus the stress times the volume. See eqcalc.derivatives.
-        """
-        self.get_property("energy", atoms)
-        return self.results["atomic_virials"].copy()
+    def _checked(self, atoms: Atoms, place: int) -> Pairs:
+        """The pairs of one structure of a list; what is wrong with it is said with its place."""
+        try:
+            for member in self.members:
+                member.potential.species_of(atoms.numbers)
+            cell, positions = atoms.cell.array, atoms.positions
+            pairs = neighbor_list(positions, cell, atoms.pbc, self.neighbors.cutoff).in_space(cell)
+            refuse_overlap(pairs.edge_dst, pairs.edge_src, pairs.vectors(positions))
+        except InputError as error:
+            raise InputError(f"Structure {place} of the list: {error}") from None
+        return pairs
 
-    def _member_files(self, dtype: torch.dtype | None = None) -> list[export.PotentialFile]:
-        """The members' TorchScript, kept in the calculator's precision; opened anew in another."""
-        made = self._made_with
-        if dtype is None or dtype == self.potential.dtype:
-            if self._files is None:
-                self._files = [
-                    b.potential
-                    if isinstance(b.potential, export.PotentialFile)
-                    else export.load(b.potential.path, dtype=b.potential.dtype)
-                    for b in self.backends
-                ]
-            return self._files
-        return [export.load(m, device=made["device"], dtype=dtype) for m in made["models"]]
+    def _network(self, member: int, dtype: str) -> export.PotentialFile:
+        """A member's TorchScript, opened once."""
+        key = member, dtype
+        if key not in self._networks:
+            self._networks[key] = export.load(
+                self._models[member], device=self._options["device"], dtype=dtype
+            )
+        return self._networks[key]
 
-    def _single(self) -> export.PotentialFile:
-        if len(self.backends) > 1:
-            raise InputError("Descriptors belong to one model: ask a calculator of one member.")
-        return self._member_files()[0]
-
-    def descriptor_irreps(self, layer: int = -1) -> o3.Irreps:
-        """Irreps of the columns of `get_descriptors`."""
-        return feature_irreps(self._single(), layer)
-
-    def get_descriptors(
-        self, atoms: Atoms | None = None, *, layer: int = -1, invariants_only: bool = False
-    ) -> np.ndarray:
-        """Features of the atoms after a layer of the network.
-
-        Args:
-            atoms: None takes those of the last calculation.
-            layer: from 0; counted from the end if negative. The last one has scalars only.
-            invariants_only: the columns of 0e alone.
-
-        Returns:
-            [N, descriptor_irreps(layer).dim] in e3nn's layout: a structure rotated by R has
-            `features @ descriptor_irreps(layer).D_from_matrix(R).T`.
-        """
-        potential = self._single()
-        atoms = self._given(atoms)
-        species, src, dst, vec = _arrays(self.backend, atoms, 0)
-        tensors = (torch.from_numpy(a).to(potential.device) for a in (species, vec, src, dst))
-        features = node_features(potential, *tensors, layer).cpu().numpy()
-        if not invariants_only:
-            return features
-        return features[:, invariant_columns(potential, layer)]
-
-    def get_hessian(
-        self,
-        atoms: Atoms | None = None,
-        *,
-        indices: Sequence[int] | None = None,
-        dtype: str = "float64",
-    ) -> np.ndarray:
-        """Exact second derivatives of the energy (eqcalc.hessian), on torch.
-
-        Args:
-            atoms: None takes those of the last calculation.
-            indices: atoms whose rows are wanted; None for all.
-            dtype: of the calculation, whatever that of the calculator.
-
-        Returns:
-            [3 n, 3 N] eV/Å^2; of a committee, the mean.
-        """
-        atoms = self._given(atoms)
-        files = self._member_files(export.precision(dtype, {}))
-        return np.mean([hessian(f, atoms, indices) for f in files], axis=0)
-
-    def _given(self, atoms: Atoms | None) -> Atoms:
+    def _once(self, key: Any, atoms: Atoms | None, make: Callable[[Atoms], np.ndarray]) -> Any:
+        """What `make` says of the atoms, kept until they change."""
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
-            raise InputError("There is no structure yet: give atoms.")
-        return atoms
+            raise InputError("There is no structure yet: give the atoms.")
+        known = self._kept[0]
+        if known is None or compare_atoms(known, atoms, tol=0.0, excluded_properties=_IGNORED):
+            self._kept = atoms.copy(), {}
+        kept = self._kept[1]
+        if key not in kept:
+            kept[key] = make(atoms)
+        return kept[key].copy()
+
+    def get_atomic_virials(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Virials [N, 3, 3] eV, -sum_i r_ij (x) dE/dr_ij for neighbour j; not symmetric per atom.
+
+        They sum to minus volume times stress, and exist without periodicity too. See
+        eqcalc.derivatives.
+        """
+        self.get_property("forces", atoms)
+        return self._virials.copy()
+
+    def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Second derivatives of the energy, [3N, 3N] eV/Å^2, rows and columns atom by atom.
+
+        Exact derivatives of the file's TorchScript in float64, whatever engine and precision the
+        calculator has; the mean of a committee. In a periodic system all images of an atom move
+        together: the Hessian of the phonons at Gamma. Constraints are not applied. Costs 3N
+        gradients and their memory: meant for up to some hundred atoms.
+        """
+
+        def make(atoms: Atoms) -> np.ndarray:
+            pairs = self.neighbors.pairs(atoms)
+            hessians = [
+                network.hessian(self._network(k, "float64"), atoms.numbers, atoms.positions, pairs)
+                for k in range(len(self.members))
+            ]
+            return np.mean(hessians, axis=0)
+
+        return self._once("hessian", atoms, make)
+
+    def get_descriptors(
+        self, atoms: Atoms | None = None, *, invariants_only: bool = False, layer: int = -1
+    ) -> np.ndarray:
+        """What the network has learned of every atom's surroundings: its features after a layer.
+
+        Args:
+            atoms: a structure.
+            invariants_only: only the channels that rotations and reflections leave alone (0e).
+            layer: 0, 1, ... or from the last -1, -2, ...; the last layer often has invariants only.
+
+        Returns:
+            [N, width], in the order of `descriptor_irreps(layer)` as in e3nn: channel by channel,
+            m innermost, so that turning the structure by R gives `x @ irreps.D_from_matrix(R).T`.
+        """
+        irreps = self.descriptor_irreps(layer)
+
+        def make(atoms: Atoms) -> np.ndarray:
+            potential = self._network(0, str(self.potential.dtype))
+            pairs = self.neighbors.pairs(atoms)
+            return network.features(potential, atoms.numbers, atoms.positions, pairs, layer)
+
+        x = self._once(("descriptors", layer), atoms, make)
+        if not invariants_only:
+            return x
+        blocks = zip(irreps, irreps.slices(), strict=True)
+        scalars = [x[:, place] for (_, ir), place in blocks if ir.l == 0 and ir.p == 1]
+        return np.concatenate(scalars, axis=1)
+
+    def descriptor_irreps(self, layer: int = -1) -> o3.Irreps:
+        """The irreps of the descriptors of a layer."""
+        if len(self.members) > 1:
+            raise InputError(
+                "The members of a committee have features of their own: "
+                "make a calculator of one model for its descriptors."
+            )
+        return network.feature_irreps(self._network(0, str(self.potential.dtype)), layer)
 
 
-def _arrays(backend: Backend, atoms: Atoms, offset: int) -> tuple[np.ndarray, ...]:
-    """Species, src, dst, edge vectors of a structure whose first atom has number `offset`."""
-    positions, cell = atoms.get_positions(), np.array(atoms.cell.array, dtype=np.float64)
-    check_structure(positions, cell, atoms.pbc)
-    species = backend.potential.species_of(atoms.numbers)
-    pairs = neighbor_list(positions, cell, atoms.pbc, backend.potential.cutoff)
-    vectors = np.ascontiguousarray(pairs.vectors(positions, cell))
-    return species, pairs.edge_src + offset, pairs.edge_dst + offset, vectors
+#: what changes no energy: kept results outlive it
+_IGNORED = ("initial_charges", "initial_magmoms")

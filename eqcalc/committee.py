@@ -1,83 +1,82 @@
-"""Several potentials for one system: their mean, and how far they disagree."""
+"""When a committee no longer agrees, its potentials are far from what they were trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
-from ase import Atoms
 
+from eqcalc.calculator import EquivariantCalculator
 from eqcalc.errors import InputError
 
-#: what a committee gives the standard deviation of
-DEVIATIONS = ("energy", "energies", "forces", "stress")
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.optimize.optimize import Dynamics
 
 
-def combine(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean of every property, and NAME_std for those in DEVIATIONS, of several members' results.
+def forces_deviation(calc: EquivariantCalculator, atoms: Atoms | None = None) -> np.ndarray:
+    """Deviation of every atom's force, [N] eV/Å: sqrt(<|F_i - <F_i>|^2>) over the members.
 
-    The standard deviation is that of a sample, sum (x - mean)^2 / (members - 1), component by
-    component and in the property's unit.
+    It does not depend on the orientation of the axes. Zhang et al., Phys. Rev. Materials 3, 023804
+    (2019).
     """
-    combined: dict[str, Any] = {}
-    for name in results[0]:
-        values = np.array([r[name] for r in results])
-        mean = values.mean(axis=0)
-        combined[name] = float(mean) if mean.ndim == 0 else mean
-        if name in DEVIATIONS:
-            deviation = values.std(axis=0, ddof=1)
-            combined[f"{name}_std"] = float(deviation) if deviation.ndim == 0 else deviation
-    return combined
-
-
-def largest_deviation(atoms: Atoms) -> tuple[float, int]:
-    """The largest disagreement about a force, |std F_i| in eV/Å, and the atom it is about.
-
-    Raises:
-        InputError: the calculator of `atoms` is not a committee.
-    """
-    atoms.get_forces()
-    deviation = getattr(atoms.calc, "results", {}).get("forces_std")
-    if deviation is None:
+    if len(calc.members) == 1:
         raise InputError(
-            "The calculator is not a committee: give EquivariantCalculator a list of models."
+            "One model cannot disagree with itself: give EquivariantCalculator a list of models."
         )
-    lengths = np.linalg.norm(deviation, axis=1)
-    atom = int(lengths.argmax())
-    return float(lengths[atom]), atom
+    return np.linalg.norm(calc.get_property("forces_std", atoms), axis=1)
 
 
-class UncertainError(InputError):
-    """The members of a committee disagree by more than was allowed."""
+class DisagreementStop:
+    """Ends molecular dynamics when the members' forces on any atom differ too much.
 
+        dynamics.attach(DisagreementStop(dynamics, limit=0.5))
 
-class UncertaintyStop:
-    """Stops dynamics where a committee's members disagree about a force.
-
-        dynamics.attach(UncertaintyStop(atoms, limit=0.3))
-
-    Observers run in the order in which they are attached: with the trajectory attached before, the
-    structure in question is its last frame.
+    The run ends after the step in which the limit was exceeded, as if it had been the last one
+    asked for: loggers and trajectory get that step too, wherever they were attached.
 
     Args:
-        atoms: what moves.
-        limit: eV/Å, of the length of an atom's standard deviation of the force.
+        dynamics: of ASE: molecular dynamics, or an optimizer of atoms at fixed cell.
+        limit: eV/Å, for the largest `forces_deviation`.
+        calc: the committee, where it is not itself the calculator of the atoms (as in a sum).
+        log: where the sentence goes that says why the run ended; None takes standard output.
 
-    Raises:
-        UncertainError: when called, with the atom and its deviation.
+    Attributes:
+        largest: eV/Å, in the last step that was looked at.
+        reason: that sentence, or None as long as the limit has not been exceeded.
     """
 
-    def __init__(self, atoms: Atoms, limit: float) -> None:
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        limit: float,
+        *,
+        calc: EquivariantCalculator | None = None,
+        log: TextIO | None = None,
+    ) -> None:
         if not limit > 0.0:
             raise InputError(f"limit = {limit} eV/Å: it must be positive.")
-        self.atoms, self.limit = atoms, limit
+        self.dynamics = dynamics
+        self.limit = limit
+        self.calc = dynamics.atoms.calc if calc is None else calc
+        if not isinstance(self.calc, EquivariantCalculator) or len(self.calc.members) == 1:
+            raise InputError(
+                "DisagreementStop needs a committee: give EquivariantCalculator a list of models "
+                "and attach it to the atoms, or pass it as calc."
+            )
+        self._log = log
+        self.largest = 0.0
+        self.reason: str | None = None
 
     def __call__(self) -> None:
-        deviation, atom = largest_deviation(self.atoms)
-        if not deviation <= self.limit:
-            raise UncertainError(
-                f"The committee disagrees about the force on atom {atom} "
-                f"({self.atoms.symbols[atom]}) by {deviation:.3g} eV/Å (allowed {self.limit:g}): "
-                "the structure has left what the models know; label it and train on it."
-            )
+        deviation = forces_deviation(self.calc, self.dynamics.atoms)
+        worst = int(deviation.argmax())
+        self.largest = float(deviation[worst])
+        if self.largest <= self.limit:
+            return
+        self.reason = (
+            f"Stopped after step {self.dynamics.nsteps}: the committee's forces on atom {worst} "
+            f"deviate by {self.largest:.3g} eV/Å, more than the limit of {self.limit:g} eV/Å."
+        )
+        print(self.reason, file=self._log)
+        self.dynamics.max_steps = self.dynamics.nsteps

@@ -47,3 +47,19 @@ def strain_derivative(
     outer = edge_vec.unsqueeze(2) * gradient.unsqueeze(1)
     total = gradient.new_zeros(num_graphs, 3, 3).index_add(0, edge_graph, outer)
     return 0.5 * (total + total.transpose(1, 2))
+
+
+def hessian(energies: Tensor, positions: Tensor) -> Tensor:
+    """d2E / dr_ia dr_jb, row by row through the graph of the first derivative.
+
+    energies [N] eV as a function of positions [N, 3] Å with requires_grad -> [3N, 3N] eV/Å^2. What
+    rounding leaves of an antisymmetric part is removed.
+    """
+    size = positions.numel()
+    slope = edge_gradient(energies, positions, differentiable=True).reshape(-1)
+    rows = positions.new_zeros(size, size)
+    if slope.requires_grad:
+        for k in range(size):
+            (row,) = torch.autograd.grad(slope[k], positions, retain_graph=True)
+            rows[k] = row.reshape(-1)
+    return 0.5 * (rows + rows.T)

@@ -100,6 +100,13 @@ class PotentialFile:
         """Species [N], edge_vec [E, 3] Å float64, edge_src and edge_dst [E], on `device`."""
         return _evaluate(self.module, species, edge_vec, edge_src, edge_dst)
 
+    def energies(
+        self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
+    ) -> Tensor:
+        """Energies [N] eV alone, cheaper than `evaluate`."""
+        with torch.no_grad():
+            return self.module(species, edge_vec, edge_src, edge_dst, species.shape[0])
+
 
 @contextlib.contextmanager
 def quiet_torchscript():
@@ -183,6 +190,7 @@ def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, An
         "dtype": str(dtype).removeprefix("torch."),
         "units": {"energy": "eV", "length": "Å", "stress": "eV/Å^3"},
         "exchange_widths": list(model.exchange_widths),
+        "feature_irreps": [str(layer.irreps_out) for layer in model.layers],
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "reference_energies": dict(
             zip(

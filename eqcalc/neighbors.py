@@ -6,6 +6,7 @@ vectors, left-handed or skewed cells, atoms outside the cell) and keeps a list a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,32 @@ from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list
 
 from eqcalc.errors import InputError
+
+
+class Pairs(NamedTuple):
+    """Directed pairs, centres ascending, of one structure or of several side by side.
+
+    edge_dst (centre i), edge_src (neighbour j): [P] int64. shift: [P, 3] Å, what periodicity adds,
+    so that r_ij = r_j - r_i + shift.
+    """
+
+    edge_dst: np.ndarray
+    edge_src: np.ndarray
+    shift: np.ndarray
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """r_ij [P, 3] Å for positions [N, 3] Å."""
+        return positions[self.edge_src] - positions[self.edge_dst] + self.shift
+
+    @staticmethod
+    def side_by_side(parts: Sequence[Pairs], num_atoms: Sequence[int]) -> Pairs:
+        """One list of all structures; the atoms of a structure follow those of the one before."""
+        first = np.cumsum([0, *num_atoms])
+        return Pairs(
+            np.concatenate([p.edge_dst + n for p, n in zip(parts, first, strict=False)]),
+            np.concatenate([p.edge_src + n for p, n in zip(parts, first, strict=False)]),
+            np.concatenate([p.shift for p in parts]),
+        )
 
 
 class NeighborList(NamedTuple):
@@ -31,22 +58,9 @@ class NeighborList(NamedTuple):
         """r_ij [E, 3] Å for positions [N, 3] Å and cell vectors as rows [3, 3] Å."""
         return positions[self.edge_src] - positions[self.edge_dst] + self.cell_shift @ cell
 
-    def pairs(self) -> np.ndarray:
-        """[E] int64: one number for r_ij and its reverse r_ji, in order of first appearance."""
-        low = np.minimum(self.edge_src, self.edge_dst)
-        high = np.maximum(self.edge_src, self.edge_dst)
-        # the direction that both edges agree on: from the lower atom; between images of one atom,
-        # the shift whose first nonzero entry is positive
-        leading = np.take_along_axis(
-            self.cell_shift, (self.cell_shift != 0).argmax(axis=1)[:, None], axis=1
-        )[:, 0]
-        forward = np.where(low == high, leading > 0, self.edge_dst < self.edge_src)
-        shift = np.where(forward[:, None], self.cell_shift, -self.cell_shift)
-        key = np.column_stack([low, high, shift])
-        _, first, which = np.unique(key, axis=0, return_index=True, return_inverse=True)
-        rank = np.empty(len(first), dtype=np.int64)
-        rank[np.argsort(first)] = np.arange(len(first))
-        return rank[which.reshape(-1)]
+    def in_space(self, cell: np.ndarray) -> Pairs:
+        """The same pairs with their shifts in Å, for cell vectors as rows [3, 3] Å."""
+        return Pairs(self.edge_dst, self.edge_src, self.cell_shift @ cell)
 
     def within(
         self, cutoff: float, positions: np.ndarray, cell: np.ndarray
@@ -144,6 +158,7 @@ class VerletList:
         self.skin = skin
         self.num_builds = 0
         self._list: NeighborList | None = None
+        self._pairs: tuple[NeighborList | None, np.ndarray, Pairs | None] = None, np.empty(0), None
 
     def _complete(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
         if (
@@ -174,6 +189,15 @@ class VerletList:
             self._positions, self._cell, self._pbc = positions.copy(), cell, pbc
             self.num_builds += 1
         return self._list
+
+    def pairs(self, atoms: Atoms) -> Pairs:
+        """`candidates` with their shifts in Å; the same object while list and cell last."""
+        candidates, cell = self.candidates(atoms), atoms.cell.array
+        made_of, of_cell, pairs = self._pairs
+        if made_of is not candidates or not np.array_equal(of_cell, cell):
+            pairs = candidates.in_space(cell)
+            self._pairs = candidates, cell.copy(), pairs
+        return pairs
 
     def update(self, atoms: Atoms) -> tuple[NeighborList, np.ndarray]:
         """The pairs within the cutoff now, and their vectors [E, 3] Å."""

@@ -8,11 +8,13 @@ from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.neighbors import neighbor_list
 
 
-def untrained(path, *, channels=(8, 6, 4), parity=False, layers=2, elements=(8, 14), seed=0):
+def untrained(
+    path, *, channels=(8, 6, 4), parity=False, layers=2, elements=(8, 14), seed=0, cutoff=4.0
+):
     """Writes an export with random weights and returns its path."""
     torch.manual_seed(seed)
     config = NequIPConfig(
-        cutoff=4.0,
+        cutoff=cutoff,
         num_layers=layers,
         l_max=len(channels) - 1,
         num_channels=list(channels),
@@ -23,7 +25,7 @@ def untrained(path, *, channels=(8, 6, 4), parity=False, layers=2, elements=(8, 
     model = NequIP(config, list(elements), 16.0, [1.0] * count, [-1.0 - k for k in range(count)])
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)
-    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, 4.0)
+    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
     vectors = torch.from_numpy(pairs.vectors(atoms.positions, atoms.cell.array))
     species = torch.arange(len(atoms)) % count
     model.reference_structure = export.reference_structure(

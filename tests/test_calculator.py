@@ -1,7 +1,9 @@
 """The ASE calculator: what ASE users do with it, and what they get wrong."""
 
 import copy
+import multiprocessing
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
+from scipy.spatial.transform import Rotation
 
 from eqcalc import EquivariantCalculator, InputError
 from eqcalc.checks.gradients import check_gradients
@@ -91,23 +94,68 @@ def test_stress_needs_a_volume(calc, molecule):
     assert np.isfinite(molecule.get_forces()).all()
 
 
-def test_results_are_kept_until_atoms_change(calc, crystal, monkeypatch):
+def test_only_what_is_asked_and_only_once(calc, crystal, monkeypatch):
     calls = []
     compute = type(calc.backend).compute
 
-    def counted(self, *args):
-        calls.append(1)
-        return compute(self, *args)
+    def counted(self, *args, gradient):
+        calls.append(gradient)
+        return compute(self, *args, gradient=gradient)
 
     monkeypatch.setattr(type(calc.backend), "compute", counted)
     crystal.calc = calc
     crystal.get_potential_energy()
+    crystal.get_potential_energies()
+    assert calls == [False]
+    assert "forces" not in calc.results
     crystal.get_forces()
     crystal.get_stress()
-    assert len(calls) == 1
+    crystal.get_potential_energy()
+    calc.get_atomic_virials(crystal)
+    assert calls == [False, True]
     crystal.positions[0, 0] += 0.01
     crystal.get_forces()
-    assert len(calls) == 2
+    assert calls == [False, True, True]
+
+
+@pytest.mark.parametrize("engine", ["fused", "exact", "torch"])
+def test_energies_alone_equal_energies_with_forces(potential_path, crystal, engine):
+    crystal.calc = EquivariantCalculator(potential_path, engine=engine)
+    alone = crystal.get_potential_energies()
+    crystal.get_forces()
+    assert np.array_equal(alone, crystal.get_potential_energies())
+
+
+@pytest.mark.parametrize("pbc", [(1, 1, 1), (1, 0, 1), (0, 0, 0)])
+def test_atomic_virials_follow_from_scaling(calc, crystal, pbc):
+    """Their sum is minus the derivative of the energy in a strain of atoms and cell."""
+    crystal.pbc = pbc
+    crystal.calc = calc
+    virials = calc.get_atomic_virials(crystal)
+    assert virials.shape == (8, 3, 3)
+    total = virials.sum(axis=0)
+    assert np.abs(total - total.T).max() < 1e-10
+    if all(pbc):
+        stress = crystal.get_stress(voigt=False)
+        assert np.allclose(total, -crystal.get_volume() * stress, atol=1e-12)
+    positions, cell = crystal.positions.copy(), crystal.cell.array.copy()
+    for i, j in ((0, 0), (0, 2)):
+        energies = []
+        for h in (1e-5, -1e-5):
+            strain = np.eye(3)
+            strain[i, j] += h
+            crystal.set_cell(cell @ strain)
+            crystal.positions = positions @ strain
+            energies.append(crystal.get_potential_energy())
+        assert total[i, j] == pytest.approx(-(energies[0] - energies[1]) / 2e-5, abs=1e-6)
+
+
+def test_atomic_virials_turn_with_the_structure(calc, crystal):
+    expected = calc.get_atomic_virials(crystal)
+    turn = Rotation.random(random_state=1).as_matrix() @ np.diag([1.0, -1.0, 1.0])
+    crystal.set_cell(crystal.cell.array @ turn.T)
+    crystal.positions = crystal.positions @ turn.T
+    assert np.abs(calc.get_atomic_virials(crystal) - turn @ expected @ turn.T).max() < 1e-10
 
 
 def test_copies_and_pickles(calc, crystal):
@@ -121,6 +169,57 @@ def test_copies_and_pickles(calc, crystal):
         assert np.array_equal(other.get_forces(), expected)
         other.positions[0] += 0.1
         assert not np.array_equal(other.get_forces(), expected)
+
+
+def test_copies_share_the_network_and_nothing_else(calc, crystal):
+    crystal.calc = calc
+    expected = crystal.get_forces()
+    atoms = copy.deepcopy(crystal)
+    twin = atoms.calc
+    assert twin is not calc
+    assert twin.backend is calc.backend
+    assert twin.neighbors is not calc.neighbors
+    atoms.positions[0] += 0.1
+    assert not np.array_equal(atoms.get_forces(), expected)
+    assert np.array_equal(calc.results["forces"], expected)
+
+
+def forces_of(atoms):
+    return atoms.get_forces()
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_other_processes(potential_path, crystal, start, monkeypatch):
+    """Also from another folder, though the model was named relative to this one."""
+    monkeypatch.chdir(potential_path.parent)
+    crystal.calc = EquivariantCalculator(potential_path.name, dtype="float64")
+    expected = crystal.get_forces()
+    other = crystal.copy()
+    other.positions[0] += 0.1
+    other.calc = crystal.calc
+    monkeypatch.chdir("/")
+    with multiprocessing.get_context(start).Pool(1) as pool:
+        same, moved = pool.map(forces_of, [crystal, other])
+    assert np.array_equal(same, expected)
+    assert np.abs(moved - other.get_forces()).max() < 1e-12
+
+
+def test_copies_in_threads_do_not_mix(calc, crystal):
+    """ASE's NEB with parallel=True runs its images like this."""
+    images = []
+    for k in range(4):
+        image = crystal.repeat((k + 1, 1, 1))
+        image.rattle(0.05, seed=k)
+        image.calc = copy.copy(calc)
+        images.append(image)
+    expected = [image.get_forces() for image in images]
+    for _ in range(5):
+        for image in images:
+            image.calc.results = {}
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(forces_of, images))
+        for a, b in zip(got, expected, strict=True):
+            assert np.array_equal(a, b)
 
 
 def test_nothing_global_changes(potential_path, crystal):
@@ -137,6 +236,54 @@ def test_nothing_global_changes(potential_path, crystal):
     assert np.array_equal(forces[1], forces[3])
     assert 0 < np.abs(forces[0] - forces[1]).max() < 1e-4
     assert before == (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled())
+
+
+def awkward_structures(crystal, molecule):
+    slab = crystal.repeat((2, 1, 1))
+    slab.pbc = [True, True, False]
+    left_handed = crystal.copy()
+    left_handed.set_cell(crystal.cell.array[[1, 0, 2]])
+    tiny = bulk("Si")
+    return [crystal, molecule, Atoms("O"), tiny, slab, Atoms(), left_handed, tiny.repeat(3)]
+
+
+@pytest.mark.parametrize("engine", ["fused", "torch"])
+@pytest.mark.parametrize("batch_atoms", [1, 20, 1000])
+def test_many_structures_at_once(potential_path, crystal, molecule, engine, batch_atoms):
+    calc = EquivariantCalculator(potential_path, dtype="float64", engine=engine)
+    structures = awkward_structures(crystal, molecule)
+    results = calc.evaluate(iter(structures), batch_atoms=batch_atoms)
+    assert len(results) == len(structures)
+    single = EquivariantCalculator(potential_path, dtype="float64", engine=engine)
+    for atoms, got in zip(structures, results, strict=True):
+        assert ("stress" in got) == atoms.pbc.all()
+        atoms.calc = single
+        atoms.get_forces()
+        assert got.keys() == single.results.keys()
+        for name, value in got.items():
+            assert np.shape(value) == np.shape(single.results[name])
+            assert np.abs(value - single.results[name]).max(initial=0.0) < 1e-10, name
+
+
+def test_screening_leaves_the_calculator_alone(calc, crystal, molecule):
+    crystal.calc = calc
+    forces, pairs = crystal.get_forces(), calc.neighbors.pairs(crystal)
+    calc.evaluate([molecule, crystal])
+    assert calc.results["forces"] is not None
+    assert np.array_equal(calc.results["forces"], forces)
+    assert calc.neighbors.pairs(crystal) is pairs
+    assert calc.evaluate([]) == []
+
+
+def test_screening_says_which_structure_is_wrong(calc, crystal, molecule):
+    broken_one = molecule.copy()
+    broken_one.positions[2] = broken_one.positions[4]
+    with pytest.raises(InputError, match=r"Structure 2 of the list: Atoms 2 and 4 are 0 Å apart"):
+        calc.evaluate([crystal, molecule, broken_one])
+    with pytest.raises(InputError, match=r"Structure 1 of the list: .* contains Fe"):
+        calc.evaluate([crystal, Atoms("Fe")])
+    with pytest.raises(InputError, match=r"evaluate\(\[atoms\]\)"):
+        calc.evaluate(crystal)
 
 
 @pytest.mark.parametrize("optimizer", [BFGS, FIRE])
@@ -225,6 +372,7 @@ def test_broken_structures_get_one_sentence(calc, crystal, change, sentence):
         ({"dtype": "half"}, "dtype 'half': it must be 'float32' or 'float64'"),
         ({"skin": -1.0}, "must not be negative"),
         ({"threads": 0}, "must be at least 1"),
+        ({"model": []}, "list of models is empty"),
     ],
 )
 def test_wrong_options_get_one_sentence(potential_path, options, sentence):

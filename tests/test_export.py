@@ -114,7 +114,7 @@ def test_a_failed_export_leaves_the_old_file(potential_path, tmp_path):
     before = path.read_bytes()
 
     class Impossible(torch.nn.Module):
-        cutoff, atomic_numbers, exchange_widths = 4.0, [14], []
+        cutoff, atomic_numbers, exchange_widths, layers = 4.0, [14], [], []
 
         def __init__(self):
             super().__init__()

@@ -205,12 +205,14 @@ def test_selected_pairs_are_those_of_a_new_list(potential_path):
     atoms.positions += 0.05
     assert verlet.candidates(atoms) is pairs
     shifts = pairs.cell_shift @ atoms.cell.array
-    got = engine.select((pairs.edge_dst, pairs.edge_src), shifts, atoms.positions)
+    got, nearest = engine.select((pairs.edge_dst, pairs.edge_src), shifts, atoms.positions)
     expected, vectors = pairs.within(engine.cutoff, atoms.positions, atoms.cell.array)
     assert len(got.src) < len(pairs.edge_src)
     assert np.array_equal(got.src, expected.edge_src)
     assert np.array_equal(got.dst, expected.edge_dst)
     assert np.abs(got.vec - vectors).max() < 1e-14
+    lengths = np.linalg.norm(vectors, axis=1)
+    assert lengths[nearest] == pytest.approx(lengths.min(), rel=1e-14)
 
 
 def test_memory_of_a_thousand_atoms():

@@ -30,9 +30,9 @@ ALLOWED = {
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "models"),
     },
-    "calculator": {
-        *("committee", "descriptors", "engine", "errors", "export", "hessian", "neighbors"),
-    },
+    "network": {"derivatives", "errors", "export", "neighbors"},
+    "calculator": {"engine", "errors", "export", "neighbors", "network"},
+    "committee": {"calculator", "errors"},
     "lammps": {"errors", "export", "neighbors", "toolchain"},
     "checks": {"calculator", "errors", "lammps", "neighbors"},
 }

@@ -15,7 +15,7 @@ from eqcalc import derivatives, export
 from eqcalc.engine.build import EngineUnavailable
 from eqcalc.engine.fused import EdgeArrays, FusedPotential, fuse
 from eqcalc.errors import InputError
-from eqcalc.neighbors import NeighborList
+from eqcalc.neighbors import Pairs
 
 #: atoms nearer than this (Å) are taken for one atom given twice
 OVERLAP = 0.01
@@ -29,11 +29,14 @@ ENGINES = {
 
 
 class Outcome(NamedTuple):
-    """energies [N] eV, forces [N, 3] eV/Å, atomic virials [N, 3, 3] eV (eqcalc.derivatives)."""
+    """energies [N] eV; forces [N, 3] eV/Å and atomic virials [N, 3, 3] eV (eqcalc.derivatives).
+
+    Forces and virials are None where only energies were asked for.
+    """
 
     energies: np.ndarray
-    forces: np.ndarray
-    virials: np.ndarray
+    forces: np.ndarray | None = None
+    virials: np.ndarray | None = None
 
 
 class Backend(Protocol):
@@ -43,9 +46,12 @@ class Backend(Protocol):
     potential: export.PotentialFile | FusedPotential
 
     def compute(
-        self, species: np.ndarray, positions: np.ndarray, cell: np.ndarray, pairs: NeighborList
+        self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, *, gradient: bool = True
     ) -> Outcome:
-        """species [N]; positions [N, 3] Å; cell [3, 3] Å; pairs: all within the cutoff, or more."""
+        """species [N]; positions [N, 3] Å; pairs: all within the cutoff, or more.
+
+        Without `gradient` there are energies only, at less than half the cost.
+        """
 
     def compute_edges(self, species: np.ndarray, edges: EdgeArrays) -> Outcome:
         """species [N]; edges within the cutoff, of one structure or of several side by side."""
@@ -54,14 +60,18 @@ class Backend(Protocol):
         """Another one on the same loaded network."""
 
 
-def refuse_overlap(dst: np.ndarray, src: np.ndarray, vectors: np.ndarray) -> None:
+def refuse_overlap(
+    dst: np.ndarray, src: np.ndarray, vectors: np.ndarray, nearest: int | None = None
+) -> None:
+    """Raises InputError if the nearest pair (looked for if it is not given) is too near."""
     if not len(vectors):
         return
-    squares = np.einsum("ij,ij->i", vectors, vectors)
-    nearest = int(squares.argmin())
-    if squares[nearest] < OVERLAP**2:
+    if nearest is None:
+        nearest = int(np.einsum("ij,ij->i", vectors, vectors).argmin())
+    distance = float(np.linalg.norm(vectors[nearest]))
+    if distance < OVERLAP:
         raise InputError(
-            f"Atoms {dst[nearest]} and {src[nearest]} are {squares[nearest] ** 0.5:.2g} Å apart: "
+            f"Atoms {dst[nearest]} and {src[nearest]} are {distance:.2g} Å apart: "
             "they overlap; check the structure for atoms given twice."
         )
 
@@ -89,22 +99,20 @@ class TorchBackend:
         self._threads = threads
 
     def compute(
-        self, species: np.ndarray, positions: np.ndarray, cell: np.ndarray, pairs: NeighborList
+        self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, *, gradient: bool = True
     ) -> Outcome:
-        pairs, vectors = pairs.within(self.potential.cutoff, positions, cell)
-        return self.compute_edges(species, EdgeArrays(pairs.edge_src, pairs.edge_dst, vectors))
-
-    def twin(self) -> TorchBackend:
-        return TorchBackend(self.potential, self._threads)
-
-    def compute_edges(self, species: np.ndarray, edges: EdgeArrays) -> Outcome:
-        refuse_overlap(edges.dst, edges.src, edges.vec)
+        vectors = pairs.vectors(positions)
+        near = np.einsum("ij,ij->i", vectors, vectors) < self.potential.cutoff**2
+        dst, src, vectors = pairs.edge_dst[near], pairs.edge_src[near], vectors[near]
+        refuse_overlap(dst, src, vectors)
         device = self.potential.device
-        arrays = (species, edges.vec, edges.src, edges.dst)
-        species_, edge_vec, edge_src, edge_dst = (torch.from_numpy(a).to(device) for a in arrays)
+        graph = [torch.from_numpy(a).to(device) for a in (species, vectors, src, dst)]
+        species_, edge_vec, edge_src, edge_dst = graph
         with _torch_threads(self._threads):
-            got = self.potential.evaluate(species_, edge_vec, edge_src, edge_dst)
-            n = len(species)
+            if not gradient:
+                return Outcome(self.potential.energies(*graph).cpu().numpy())
+            got = self.potential.evaluate(*graph)
+            n = len(species_)
             forces = derivatives.forces(got.gradient, edge_src, edge_dst, n)
             virials = derivatives.atomic_virials(got.gradient, edge_vec, edge_src, n)
         return Outcome(got.energies.cpu().numpy(), forces.cpu().numpy(), virials.cpu().numpy())
@@ -117,32 +125,19 @@ class FusedBackend:
         self.name = name
         self.potential = potential
         self._threads = threads
-        self._shifts: tuple[NeighborList | None, np.ndarray, np.ndarray] = (
-            None,
-            np.empty(0),
-            np.empty(0),
-        )
 
     def compute(
-        self, species: np.ndarray, positions: np.ndarray, cell: np.ndarray, pairs: NeighborList
+        self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, *, gradient: bool = True
     ) -> Outcome:
-        known, of_cell, shifts = self._shifts
-        if known is not pairs or not np.array_equal(of_cell, cell):
-            shifts = pairs.cell_shift @ cell
-            self._shifts = pairs, cell.copy(), shifts
-        edges = self.potential.select(
-            (pairs.edge_dst, pairs.edge_src), shifts, np.ascontiguousarray(positions)
+        edges, nearest = self.potential.select(
+            (pairs.edge_dst, pairs.edge_src), pairs.shift, np.ascontiguousarray(positions)
         )
-        return self.compute_edges(species, edges)
-
-    def twin(self) -> FusedBackend:
-        return FusedBackend(self.name, self.potential, self._threads)
-
-    def compute_edges(self, species: np.ndarray, edges: EdgeArrays) -> Outcome:
-        refuse_overlap(edges.dst, edges.src, edges.vec)
+        refuse_overlap(edges.dst, edges.src, edges.vec, nearest)
         threads = self._threads or torch.get_num_threads()
-        energies, gradient = self.potential.run(species, edges, threads)
-        return Outcome(energies, *self.potential.forces(len(species), edges, gradient))
+        energies, slopes = self.potential.run(species, edges, threads, gradient=gradient)
+        if slopes is None:
+            return Outcome(energies)
+        return Outcome(energies, *self.potential.forces(len(species), edges, slopes))
 
 
 def open_backend(

@@ -156,6 +156,7 @@ class FusedPotential:
         self.symbols = potential.symbols
         self.dtype = dtype
         self.library = library
+        self._one_at_a_time = threading.Lock()  # the engine's buffers serve one evaluation
         self._handle = ctypes.c_void_p()
         self._one_at_a_time = threading.Lock()  # the engine's buffers serve one call
         library.checked(
@@ -173,12 +174,15 @@ class FusedPotential:
         """Bytes that the engine holds now."""
         return self.library.eqcalc_memory(self._handle)
 
-    def run(self, species: np.ndarray, edges: EdgeArrays, threads: int) -> tuple[Any, Any]:
-        """Energies [N] eV and gradient [E, 3] eV/Å."""
+    def run(
+        self, species: np.ndarray, edges: EdgeArrays, threads: int, *, gradient: bool = True
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Energies [N] eV, and the gradient [E, 3] eV/Å if it is wanted. Threads take turns."""
         graph = _Graph(len(species), len(species), len(species), len(edges.src))
         graph.species, graph.edge_src = species.ctypes.data, edges.src.ctypes.data
         graph.edge_dst, graph.edge_vec = edges.dst.ctypes.data, edges.vec.ctypes.data
-        energies, gradient = np.empty(len(species)), np.empty((len(edges.src), 3))
+        energies = np.empty(len(species))
+        slopes = np.empty((len(edges.src), 3)) if gradient else None
         with self._one_at_a_time:
             self.library.checked(
                 "eqcalc_evaluate",
@@ -187,26 +191,29 @@ class FusedPotential:
                 None,
                 ctypes.c_int(threads),
                 _pointer(energies),
-                _pointer(gradient),
+                _pointer(slopes) if gradient else None,
             )
-        return energies, gradient
+        return energies, slopes
 
     def select(
         self, pairs: Sequence[np.ndarray], shifts: np.ndarray, positions: np.ndarray
-    ) -> EdgeArrays:
+    ) -> tuple[EdgeArrays, int]:
         """The pairs (dst, src) of a list that are within the cutoff at these positions [N, 3] Å.
 
-        shifts: [P, 3] Å, what periodicity adds to r_src - r_dst.
+        shifts: [P, 3] Å, what periodicity adds to r_src - r_dst. The second result is the place of
+        the shortest of them, -1 if there is none.
         """
         dst, src = pairs
         arrays = EdgeArrays(np.empty_like(src), np.empty_like(dst), np.empty((len(src), 3)))
+        nearest = ctypes.c_int64()
         count = self.library.eqcalc_select(
             ctypes.c_int64(len(src)),
             *map(_pointer, (src, dst, shifts, positions)),
             ctypes.c_double(self.cutoff),
             *map(_pointer, arrays),
+            ctypes.byref(nearest),
         )
-        return EdgeArrays(*(array[:count] for array in arrays))
+        return EdgeArrays(*(array[:count] for array in arrays)), nearest.value
 
     def forces(
         self, num_atoms: int, edges: EdgeArrays, gradient: np.ndarray

@@ -34,7 +34,8 @@ class Potential(nn.Module):
     A subclass sets `radial_basis`, `spherical_harmonics`, `layers` and `reference_energy`, and
     implements `embed` and `radial`. A layer is called as
     `layer(node_feats [M, width], edges, num_local) -> (node_feats [num_local, width'], energies
-    [num_local])`; a layer without a readout returns zeros.
+    [num_local])`; a layer without a readout returns zeros. `layer.irreps_out` names the features
+    that it returns, each irrep once, channels innermost.
 
     Attributes:
         atomic_numbers: Z of each species, in the model's order.

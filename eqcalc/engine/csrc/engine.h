@@ -278,6 +278,7 @@ class Network {
                           static_cast<int>(layers_[k].width_in));
       forward(k, graph, energies);
     }
+    if (!gradient) return;
     edges_.clear_gradient(threads_);
     for (I k = num_layers() - 1; k >= 0; k--) {
       backward(k, graph);
@@ -341,7 +342,7 @@ class Network {
     }
   }
 
-  // shift and core repulsion; the gradient begins with that of the latter
+  // shift and core repulsion; the gradient, if wanted, begins with that of the latter
   void add_references(const eqcalc_graph &graph, double *energies, double *gradient) const
   {
 #pragma omp parallel for num_threads(threads_) schedule(static)
@@ -354,6 +355,7 @@ class Network {
         double energy, slope = 0.0;
         if (core_.at(a, node_species_[graph.edge_src[e]], r, energy, slope))
           energies[i] += energy;
+        if (!gradient) continue;
         for (int d = 0; d < 3; d++) gradient[3 * e + d] = slope * v[d] / r;
       }
     }
@@ -598,14 +600,22 @@ void eqcalc_forces(I num_atoms, I num_edges, const I *edge_src, const I *edge_ds
 }
 
 I eqcalc_select(I num_pairs, const I *src, const I *dst, const double *shifts,
-                const double *positions, double cutoff, I *edge_src, I *edge_dst, double *edge_vec)
+                const double *positions, double cutoff, I *edge_src, I *edge_dst, double *edge_vec,
+                I *nearest)
 {
   const double cutoff_sq = cutoff * cutoff;
+  double shortest_sq = cutoff_sq;
   I count = 0;
+  *nearest = -1;
   for (I p = 0; p < num_pairs; p++) {
     const double *a = positions + 3 * dst[p], *b = positions + 3 * src[p], *s = shifts + 3 * p;
     const double x = b[0] - a[0] + s[0], y = b[1] - a[1] + s[1], z = b[2] - a[2] + s[2];
-    if (!(x * x + y * y + z * z < cutoff_sq)) continue;
+    const double r_sq = x * x + y * y + z * z;
+    if (!(r_sq < cutoff_sq)) continue;
+    if (r_sq < shortest_sq) {
+      shortest_sq = r_sq;
+      *nearest = count;
+    }
     edge_src[count] = src[p];
     edge_dst[count] = dst[p];
     edge_vec[3 * count] = x;

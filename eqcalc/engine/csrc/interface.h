@@ -33,7 +33,8 @@ struct eqcalc_exchange {
 int eqcalc_interface_version();
 int eqcalc_open(const char *network, int64_t bytes, void **engine, char *error, int64_t size);
 void eqcalc_close(void *engine);
-/* energies [num_local]; gradient [num_edges, 3] = dE/dr_ij; exchange may be null */
+/* energies [num_local]; gradient [num_edges, 3] = dE/dr_ij, or null on every process where only
+   energies are wanted; exchange may be null */
 int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchange *exchange,
                     int threads, double *energies, double *gradient, char *error, int64_t size);
 /* widths [count] of the rows exchanged before layers 1, 2, ...; returns count */
@@ -44,10 +45,11 @@ int64_t eqcalc_memory(void *engine);     /* bytes held */
 void eqcalc_forces(int64_t num_atoms, int64_t num_edges, const int64_t *edge_src,
                    const int64_t *edge_dst, const double *edge_vec, const double *gradient,
                    double *forces, double *virials);
-/* pairs of a list that are within the cutoff now; shifts [num_pairs, 3] Å; returns how many */
+/* pairs of a list that are within the cutoff now; shifts [num_pairs, 3] Å; returns how many, and in
+   nearest the place of the shortest among them, or -1 */
 int64_t eqcalc_select(int64_t num_pairs, const int64_t *src, const int64_t *dst,
                       const double *shifts, const double *positions, double cutoff,
-                      int64_t *edge_src, int64_t *edge_dst, double *edge_vec);
+                      int64_t *edge_src, int64_t *edge_dst, double *edge_vec, int64_t *nearest);
 }
 
 #endif
