@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.calculators.calculator import (
     Calculator,
@@ -102,10 +101,6 @@ class EquivariantCalculator(Calculator):
             any device); "auto" takes "fused" on the CPU, or "torch" where that cannot be had.
         skin: Å, by which the neighbour list reaches beyond the cutoff so that it can be reused.
         threads: of the engine during a calculation; None takes as many as torch has.
-
-    A committee's results are the means over its members; beside them, in `results`, stand
-    energy_std, energies_std, forces_std and stress_std, the standard deviations (see
-    eqcalc.committee). Members share a neighbour list; each must know the elements.
 
     Properties: energy and free_energy (eV), energies [N] (eV), forces [N, 3] (eV/Å), and for
     structures periodic in three directions stress [6] (eV/Å^3, ASE's sign and order) and stresses

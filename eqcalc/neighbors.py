@@ -58,6 +58,23 @@ class NeighborList(NamedTuple):
         """r_ij [E, 3] Å for positions [N, 3] Å and cell vectors as rows [3, 3] Å."""
         return positions[self.edge_src] - positions[self.edge_dst] + self.cell_shift @ cell
 
+    def pair_numbers(self) -> np.ndarray:
+        """[E] int64: one number for r_ij and its reverse r_ji, in order of first appearance."""
+        low = np.minimum(self.edge_src, self.edge_dst)
+        high = np.maximum(self.edge_src, self.edge_dst)
+        # the direction that both edges agree on: from the lower atom; between images of one atom,
+        # the shift whose first nonzero entry is positive
+        leading = np.take_along_axis(
+            self.cell_shift, (self.cell_shift != 0).argmax(axis=1)[:, None], axis=1
+        )[:, 0]
+        forward = np.where(low == high, leading > 0, self.edge_dst < self.edge_src)
+        shift = np.where(forward[:, None], self.cell_shift, -self.cell_shift)
+        key = np.column_stack([low, high, shift])
+        _, first, which = np.unique(key, axis=0, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), dtype=np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
+        return rank[which.reshape(-1)]
+
     def in_space(self, cell: np.ndarray) -> Pairs:
         """The same pairs with their shifts in Å, for cell vectors as rows [3, 3] Å."""
         return Pairs(self.edge_dst, self.edge_src, self.cell_shift @ cell)

@@ -11,6 +11,7 @@ elastic band whose images share one network; molecular dynamics at 300 K; a sum 
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 from importlib.util import find_spec
 from itertools import pairwise
@@ -97,12 +98,12 @@ def vacancy_hop(crystal: Atoms, calc: EquivariantCalculator) -> tuple[np.ndarray
     images = [start]
     del start[0], end[0]
     for atoms in (start, end):
-        atoms.calc = calc.copy()
+        atoms.calc = copy.copy(calc)
         atoms.rattle(0.05, seed=1)  # the undistorted vacancy is a saddle point
         BFGS(atoms, logfile=None).run(fmax=0.02)
     for _ in range(5):
         image = start.copy()
-        image.calc = calc.copy()  # a neighbour list of its own, the same network
+        image.calc = copy.copy(calc)  # a neighbour list of its own, the same network
         images.append(image)
     band = NEB([*images, end], climb=True, method="improvedtangent")
     band.interpolate(mic=True)
@@ -121,7 +122,7 @@ def vacancy_hop(crystal: Atoms, calc: EquivariantCalculator) -> tuple[np.ndarray
 def warm_crystal(crystal: Atoms, calc: EquivariantCalculator) -> tuple[np.ndarray, np.ndarray]:
     """Time (ps) and temperature (K) of 1 ps at 300 K, 64 atoms."""
     atoms = crystal.repeat(2)
-    atoms.calc = calc.copy()
+    atoms.calc = copy.copy(calc)
     rng = np.random.default_rng(1)
     widths = np.sqrt(atoms.get_masses() * units.kB * 600.0)  # half of it goes into the bonds
     atoms.set_momenta(rng.normal(size=(len(atoms), 3)) * widths[:, None])

@@ -1,5 +1,6 @@
 """The examples run, and say what is so; ASE's and other packages' ways to use the calculator."""
 
+import copy
 import importlib.util
 import re
 import socket
@@ -82,7 +83,7 @@ def test_constraints_and_symmetry():
 
     symmetric = bulk("Si", a=5.3)
     symmetric.set_constraint(FixSymmetry(symmetric))
-    symmetric.calc = crystal.calc.copy()
+    symmetric.calc = crystal.copy.copy(calc)
     BFGS(FrechetCellFilter(symmetric), logfile=None).run(fmax=1e-3)
     assert symmetric.cell.lengths() * np.sqrt(2.0) == pytest.approx([5.4695] * 3, abs=2e-3)
 
@@ -102,7 +103,7 @@ def test_serves_i_pi(tmp_path):
     port = free_port()
     with SocketIOCalculator(port=port, log=str(tmp_path / "socket.log")) as server:
         served = crystal.copy()
-        served.calc = calc.copy()
+        served.calc = copy.copy(calc)
 
         def drive():
             SocketClient(host="localhost", port=port).run(served, use_stress=True)

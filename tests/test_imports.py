@@ -23,9 +23,6 @@ ALLOWED = {
     "engine": {
         *("contract", "derivatives", "errors", "export", "graph", "neighbors", "nn", "toolchain"),
     },
-    "committee": {"errors"},
-    "descriptors": {"errors", "export"},
-    "hessian": {"errors", "export", "neighbors"},
     "data": {"errors", "graph", "neighbors"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "models"),

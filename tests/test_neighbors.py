@@ -114,7 +114,7 @@ def test_named_systems(name):
 def test_both_edges_of_a_pair_have_its_number(name):
     atoms, cutoff = NAMED[name]
     got = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
-    numbers, vectors = got.pairs(), got.vectors(atoms.positions, atoms.cell.array)
+    numbers, vectors = got.pair_numbers(), got.vectors(atoms.positions, atoms.cell.array)
     for n in range(len(got.edge_dst) // 2):
         a, b = np.flatnonzero(numbers == n)
         assert (got.edge_src[a], got.edge_dst[a]) == (got.edge_dst[b], got.edge_src[b])

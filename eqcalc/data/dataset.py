@@ -69,7 +69,7 @@ def frame_to_graph(frame: Frame, atomic_numbers: Sequence[int], cutoff: float) -
         edge_dst=torch.from_numpy(pairs.edge_dst),
         batch=torch.zeros(len(atoms), dtype=torch.int64),
         volume=torch.tensor([atoms.get_volume() if atoms.pbc.all() else 0.0], dtype=torch.float64),
-        pair=torch.from_numpy(pairs.pairs()),
+        pair=torch.from_numpy(pairs.pair_numbers()),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from eqcalc import derivatives, export
 from eqcalc.engine.build import EngineUnavailable
-from eqcalc.engine.fused import EdgeArrays, FusedPotential, fuse
+from eqcalc.engine.fused import FusedPotential, fuse
 from eqcalc.errors import InputError
 from eqcalc.neighbors import Pairs
 
@@ -52,12 +52,6 @@ class Backend(Protocol):
 
         Without `gradient` there are energies only, at less than half the cost.
         """
-
-    def compute_edges(self, species: np.ndarray, edges: EdgeArrays) -> Outcome:
-        """species [N]; edges within the cutoff, of one structure or of several side by side."""
-
-    def twin(self) -> Backend:
-        """Another one on the same loaded network."""
 
 
 def refuse_overlap(

@@ -158,7 +158,6 @@ class FusedPotential:
         self.library = library
         self._one_at_a_time = threading.Lock()  # the engine's buffers serve one evaluation
         self._handle = ctypes.c_void_p()
-        self._one_at_a_time = threading.Lock()  # the engine's buffers serve one call
         library.checked(
             "eqcalc_open", network, ctypes.c_int64(len(network)), ctypes.byref(self._handle)
         )
