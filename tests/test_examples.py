@@ -83,7 +83,7 @@ def test_constraints_and_symmetry():
 
     symmetric = bulk("Si", a=5.3)
     symmetric.set_constraint(FixSymmetry(symmetric))
-    symmetric.calc = crystal.copy.copy(calc)
+    symmetric.calc = copy.copy(crystal.calc)
     BFGS(FrechetCellFilter(symmetric), logfile=None).run(fmax=1e-3)
     assert symmetric.cell.lengths() * np.sqrt(2.0) == pytest.approx([5.4695] * 3, abs=2e-3)
 
