@@ -20,15 +20,10 @@ def brute_force(positions, cell, pbc, cutoff):
     """{(i, j, shift): vector} by trying every image that can be near."""
     pairs = {}
     cell = np.where(np.asarray(pbc)[:, None], cell, 0.0)
-    spread = np.ptp(positions, axis=0).max() if len(positions) else 0.0
-    reach = [0, 0, 0]
-    if any(pbc):
-        inverse = np.linalg.pinv(cell)
-        width = cutoff + np.sqrt(3) * spread
-        reach = [
-            int(np.ceil(width * np.linalg.norm(inverse[:, k]))) + 1 if pbc[k] else 0
-            for k in range(3)
-        ]
+    inverse = np.linalg.pinv(cell)  # of the periodic vectors; |n_k + f_k| <= cutoff |b_k|
+    scaled = positions @ inverse
+    apart = np.ptp(scaled, axis=0) + cutoff * np.linalg.norm(inverse, axis=0)
+    reach = np.where(pbc, np.ceil(apart + 1e-9), 0).astype(int)
     for shift in itertools.product(*(range(-r, r + 1) for r in reach)):
         vectors = positions[None, :] + np.array(shift) @ cell - positions[:, None]
         near = np.linalg.norm(vectors, axis=2) < cutoff
