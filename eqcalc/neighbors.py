@@ -1,11 +1,13 @@
 """Neighbour lists with all periodic images, for any cell.
 
 matscipy builds them; this module prepares what matscipy does not take (cells without three
-vectors, left-handed or skewed cells, atoms outside the cell) and keeps a list alive between steps.
+vectors, left-handed or skewed cells, atoms outside the cell), looks itself where atoms are lost in
+space, and keeps a list alive between steps.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,8 +15,13 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list
+from scipy.spatial import KDTree
 
 from eqcalc.errors import InputError
+
+#: matscipy divides the box into bins as wide as the cutoff; beyond these many it would fill the
+#: memory with empty ones (an atom that left a cluster, a molecule in a huge cell)
+MOST_BINS = 20_000
 
 
 class Pairs(NamedTuple):
@@ -149,12 +156,46 @@ def neighbor_list(
     wraps = np.where(pbc, np.floor(scaled), 0.0)
     inside = (scaled - wraps) @ box
 
-    dst, src, shift = neighbour_list(
-        "ijS", positions=inside, cell=box, pbc=pbc, cutoff=float(cutoff)
-    )
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)
+    bins = np.prod(np.maximum(heights / cutoff, 1.0))
+    search = _search_tree if bins > max(MOST_BINS, 10 * len(positions)) else _search_bins
+    dst, src, shift = search(inside, box, pbc, float(cutoff))
     wraps = wraps.astype(np.int64)
-    dst, src = dst.astype(np.int64), src.astype(np.int64)
-    return NeighborList(dst, src, shift.astype(np.int64) - wraps[src] + wraps[dst])
+    return NeighborList(dst, src, shift - wraps[src] + wraps[dst])
+
+
+#: centres, neighbours [E] and cell shifts [E, 3] of positions inside a box
+_Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _search_bins(inside: np.ndarray, box: np.ndarray, pbc: np.ndarray, cutoff: float) -> _Found:
+    found = neighbour_list("ijS", positions=inside, cell=box, pbc=pbc, cutoff=cutoff)
+    return tuple(column.astype(np.int64) for column in found)
+
+
+def _search_tree(inside: np.ndarray, box: np.ndarray, pbc: np.ndarray, cutoff: float) -> _Found:
+    """A tree of all images that are near enough to the box to matter."""
+    inverse = np.linalg.inv(box)
+    margin = cutoff * np.linalg.norm(inverse, axis=0)  # of the box, in its own coordinates
+    reach = np.where(pbc, np.ceil(margin + 1e-9).astype(int), 0)
+    shifts = np.array(list(itertools.product(*(range(-n, n + 1) for n in reach))))
+    owner, shift, places = [], [], []
+    for s in shifts:
+        image = inside + s @ box
+        scaled = image @ inverse
+        near = ((scaled > -margin - 1e-9) & (scaled < 1.0 + margin + 1e-9))[:, pbc].all(axis=1)
+        owner.append(np.flatnonzero(near))
+        shift.append(np.broadcast_to(s, (len(owner[-1]), 3)))
+        places.append(image[near])
+    owner, shift, places = map(np.concatenate, (owner, shift, places))
+    lists = KDTree(places).query_ball_point(inside, cutoff, return_sorted=True)
+    dst = np.repeat(np.arange(len(inside)), [len(found) for found in lists])
+    image = np.concatenate([np.asarray(found, dtype=np.int64) for found in lists])
+    vectors = places[image] - inside[dst]
+    real = np.einsum("ij,ij->i", vectors, vectors) < cutoff**2
+    real &= (owner[image] != dst) | shift[image].any(axis=1)
+    dst, image = dst[real], image[real]
+    return dst, owner[image], shift[image]
 
 
 class VerletList:
