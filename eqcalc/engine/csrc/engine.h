@@ -278,7 +278,8 @@ class Network {
                           static_cast<int>(layers_[k].width_in));
       forward(k, graph, energies);
     }
-    if (!gradient) return;
+    // a process without edges has no gradient to give, but the others wait for its exchanges
+    if (!gradient && !exchange) return;
     edges_.clear_gradient(threads_);
     for (I k = num_layers() - 1; k >= 0; k--) {
       backward(k, graph);

@@ -33,8 +33,8 @@ struct eqcalc_exchange {
 int eqcalc_interface_version();
 int eqcalc_open(const char *network, int64_t bytes, void **engine, char *error, int64_t size);
 void eqcalc_close(void *engine);
-/* energies [num_local]; gradient [num_edges, 3] = dE/dr_ij, or null on every process where only
-   energies are wanted; exchange may be null */
+/* energies [num_local]; gradient [num_edges, 3] = dE/dr_ij; exchange may be null, and then the
+   gradient, too, where only energies are wanted */
 int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchange *exchange,
                     int threads, double *energies, double *gradient, char *error, int64_t size);
 /* widths [count] of the rows exchanged before layers 1, 2, ...; returns count */
