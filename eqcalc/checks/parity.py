@@ -22,7 +22,6 @@ from eqcalc.checks.report import Report, Table
 from eqcalc.checks.structures import bare
 from eqcalc.checks.traces import PRECISION
 from eqcalc.errors import InputError
-from eqcalc.neighbors import neighbor_list
 
 #: fraction of a property's scale that passes: sums in another order and, on several ranks, features
 #: of ghosts in another order; LAMMPS prints 16 digits
@@ -108,10 +107,7 @@ def by_ase(atoms: Atoms, calc: EquivariantCalculator) -> dict[str, np.ndarray]:
     turn = lammps_cell(atoms)[2]
     atoms = atoms.copy()
     atoms.calc = calc
-    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, calc.potential.cutoff)
-    species = calc.potential.species_of(atoms.numbers)
-    got = calc.backend.compute(species, atoms.positions, atoms.cell.array, pairs)
-    virials = turn.T @ got.virials @ turn
+    virials = turn.T @ calc.get_atomic_virials(atoms) @ turn
     total = virials.sum(axis=0)
     found = {
         "energy": np.asarray(atoms.get_potential_energy() / len(atoms)),
