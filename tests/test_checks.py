@@ -20,7 +20,7 @@ class Wrong(EquivariantCalculator):
     """Forces that are no gradient and depend on the orientation."""
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        super().calculate(atoms, properties, system_changes)
+        super().calculate(atoms, [*properties, "forces"], system_changes)
         self.results["forces"] = self.results["forces"] + 0.05 * np.sin(3 * self.atoms.positions)
 
 
@@ -29,7 +29,7 @@ def altered(change):
 
     class Altered(EquivariantCalculator):
         def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-            super().calculate(atoms, properties, system_changes)
+            super().calculate(atoms, [*properties, "forces"], system_changes)
             change(self.atoms, self.results)
 
     return Altered

@@ -62,7 +62,7 @@ class Scaled(EMT):
     """Stresses that are 10 % too large."""
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        super().calculate(atoms, properties, system_changes)
+        super().calculate(atoms, [*properties, "forces"], system_changes)
         self.results["stress"] = 1.1 * self.results["stress"]
 
 

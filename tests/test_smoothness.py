@@ -25,7 +25,7 @@ class Pairs(Calculator):
         self.of_pair = lambda r: energy(r) * np.clip(1 - (r / CUTOFF) ** 2, 0, None) ** power
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        super().calculate(atoms, properties, system_changes)
+        super().calculate(atoms, [*properties, "forces"], system_changes)
         found = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF)
         vectors = found.vectors(atoms.positions, atoms.cell.array)
         r = np.linalg.norm(vectors, axis=1)

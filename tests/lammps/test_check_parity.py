@@ -21,7 +21,7 @@ def test_parity_of(system, model):
 
 class Wrong(EquivariantCalculator):
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        super().calculate(atoms, properties, system_changes)
+        super().calculate(atoms, [*properties, "forces"], system_changes)
         self.results["energies"] = self.results["energies"] + 1e-6 * np.eye(len(self.atoms))[0]
         self.results["forces"] = self.results["forces"][::-1]
         self.results["stress"] = self.results["stress"][[0, 1, 2, 5, 4, 3]]
