@@ -18,7 +18,7 @@ from ase.calculators.calculator import (
 )
 
 from eqcalc import export, network
-from eqcalc.engine.backends import Outcome, open_backend, refuse_overlap
+from eqcalc.engine.backends import Outcome, open_backend, refuse_overlap, torch_threads
 from eqcalc.errors import InputError
 from eqcalc.neighbors import Pairs, VerletList, neighbor_list
 
@@ -297,9 +297,10 @@ class EquivariantCalculator(Calculator):
         """A member's TorchScript, opened once."""
         key = member, dtype
         if key not in self._networks:
-            self._networks[key] = export.load(
-                self._models[member], device=self._options["device"], dtype=dtype
-            )
+            with torch_threads(None):
+                self._networks[key] = export.load(
+                    self._models[member], device=self._options["device"], dtype=dtype
+                )
         return self._networks[key]
 
     def _once(self, key: Any, atoms: Atoms | None, make: Callable[[Atoms], np.ndarray]) -> Any:
@@ -312,7 +313,8 @@ class EquivariantCalculator(Calculator):
             self._kept = atoms.copy(), {}
         kept = self._kept[1]
         if key not in kept:
-            kept[key] = make(atoms)
+            with torch_threads(self._options["threads"]):
+                kept[key] = make(atoms)
         return kept[key].copy()
 
     def get_atomic_virials(self, atoms: Atoms | None = None) -> np.ndarray:

@@ -188,18 +188,21 @@ def forces_of(atoms):
     return atoms.get_forces()
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_other_processes(potential_path, crystal, start, monkeypatch):
-    """Also from another folder, though the model was named relative to this one."""
+@pytest.mark.parametrize(
+    ("start", "engine"), [("fork", "fused"), ("fork", "torch"), ("spawn", "auto")]
+)
+def test_other_processes(potential_path, crystal, start, engine, monkeypatch):
+    """Also from another folder, and forked while the parent has threads, which do not follow."""
     monkeypatch.chdir(potential_path.parent)
-    crystal.calc = EquivariantCalculator(potential_path.name, dtype="float64")
+    options = {"dtype": "float64", "engine": engine, "threads": 2}
+    crystal.calc = EquivariantCalculator(potential_path.name, **options)
     expected = crystal.get_forces()
     other = crystal.copy()
     other.positions[0] += 0.1
     other.calc = crystal.calc
     monkeypatch.chdir("/")
     with multiprocessing.get_context(start).Pool(1) as pool:
-        same, moved = pool.map(forces_of, [crystal, other])
+        same, moved = pool.map_async(forces_of, [crystal, other]).get(timeout=60)
     assert np.array_equal(same, expected)
     assert np.abs(moved - other.get_forces()).max() < 1e-12
 

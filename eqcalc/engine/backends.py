@@ -20,6 +20,8 @@ from eqcalc.neighbors import Pairs
 #: atoms nearer than this (Å) are taken for one atom given twice
 OVERLAP = 0.01
 
+_LOADED_BY = os.getpid()
+
 #: what a user may ask for, and what it means
 ENGINES = {
     "fused": "generated C++ with radial tables",
@@ -70,10 +72,18 @@ def refuse_overlap(
         )
 
 
+def _threads_here(threads: int | None) -> int | None:
+    """What was asked for; one in a process forked from that which loaded this module.
+
+    OpenMP's threads do not survive a fork: with more than one, the child would wait for ever.
+    """
+    return threads if os.getpid() == _LOADED_BY else 1
+
+
 @contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    """torch's thread count for one block; None leaves it alone."""
-    before = torch.get_num_threads()
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """torch's thread count for one block; None leaves it alone, where that is safe."""
+    threads, before = _threads_here(threads), torch.get_num_threads()
     try:
         if threads is not None:
             torch.set_num_threads(threads)
@@ -102,7 +112,7 @@ class TorchBackend:
         device = self.potential.device
         graph = [torch.from_numpy(a).to(device) for a in (species, vectors, src, dst)]
         species_, edge_vec, edge_src, edge_dst = graph
-        with _torch_threads(self._threads):
+        with torch_threads(self._threads):
             if not gradient:
                 return Outcome(self.potential.energies(*graph).cpu().numpy())
             got = self.potential.evaluate(*graph)
@@ -127,7 +137,7 @@ class FusedBackend:
             (pairs.edge_dst, pairs.edge_src), pairs.shift, np.ascontiguousarray(positions)
         )
         refuse_overlap(edges.dst, edges.src, edges.vec, nearest)
-        threads = self._threads or torch.get_num_threads()
+        threads = _threads_here(self._threads) or torch.get_num_threads()
         energies, slopes = self.potential.run(species, edges, threads, gradient=gradient)
         if slopes is None:
             return Outcome(energies)
@@ -153,13 +163,18 @@ def open_backend(
     on_cpu = torch.device(device or "cpu").type == "cpu"
     if engine in ("fused", "exact") and not on_cpu:
         raise InputError(f"engine='{engine}' runs on the CPU: leave it out for device='{device}'.")
-    if engine != "torch" and on_cpu:
-        name = "fused" if engine == "auto" else engine
-        try:
-            potential = fuse(model, dtype=dtype, radial="table" if name == "fused" else "network")
-            return FusedBackend(name, potential, threads)
-        except EngineUnavailable as reason:
-            if engine != "auto":
-                raise
-            warnings.warn(f"Running on torch, which is many times slower: {reason}", stacklevel=3)
-    return TorchBackend(export.load(model, device=device, dtype=dtype), threads)
+    with torch_threads(None):
+        if engine != "torch" and on_cpu:
+            name = "fused" if engine == "auto" else engine
+            try:
+                potential = fuse(
+                    model, dtype=dtype, radial="table" if name == "fused" else "network"
+                )
+                return FusedBackend(name, potential, threads)
+            except EngineUnavailable as reason:
+                if engine != "auto":
+                    raise
+                warnings.warn(
+                    f"Running on torch, which is many times slower: {reason}", stacklevel=3
+                )
+        return TorchBackend(export.load(model, device=device, dtype=dtype), threads)
