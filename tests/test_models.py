@@ -19,7 +19,7 @@ from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.neighbors import neighbor_list
 from eqcalc.nn.angular import SphericalHarmonics
 from eqcalc.nn.convolution import Convolution
-from eqcalc.nn.linear import Linear, block_offsets
+from eqcalc.nn.linear import Linear, SpeciesLinear, block_offsets
 from eqcalc.nn.radial import BesselBasis, polynomial_envelope
 
 CASES = {
@@ -315,6 +315,46 @@ def test_convolution_and_linear_equal_e3nn():
     theirs.weight.data = ours.linear.weight.data[0].clone()
     expected = component_major(irreps, theirs(x))
     assert (ours(component_major(irreps, x)) - expected).abs().max() < 1e-12
+
+
+def test_species_in_one_product_equal_one_by_one():
+    """Small batches stack the species; many atoms are sorted by species. Both mean the same."""
+    irreps = o3.Irreps("4x0e+3x1o+2x2e")
+    linear = SpeciesLinear(irreps, o3.Irreps("5x0e+2x0o+3x1o+4x2e"), 3).to(torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, irreps.dim, dtype=torch.float64, generator=generator)
+    species = torch.randint(3, (1000,), generator=generator)
+    together = linear(x, species)
+    pieces = [linear(x[n : n + 100], species[n : n + 100]) for n in range(0, 1000, 100)]
+    assert (together - torch.cat(pieces)).abs().max() < 1e-13
+    one = SpeciesLinear(irreps, o3.Irreps("5x0e+2x0o+3x1o+4x2e"), 1).to(torch.float64)
+    one.weight.data = linear.weight.data[2:3]
+    mine = species == 2
+    assert (together[mine] - one(x[mine], species[mine])).abs().max() < 1e-13
+    assert not together[:, 5:7].any()  # no 0o goes in
+
+
+@pytest.mark.parametrize("structure", ["crystal", "molecule"])
+def test_calibrated_messages_have_unit_mean_square(structure, request):
+    model = make("l_max 2", num_layers=4)
+    graph = to_graph(request.getfixturevalue(structure))
+    model.calibrate(graph)
+    edges = model.edges(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst)
+    x = model.embed(graph.species).detach()
+    for layer in model.layers:
+        messages = layer.messages(x, edges, graph.num_atoms) * layer.message_norm
+        for part, (mul, ir) in zip(
+            messages.split([mul * ir.dim for mul, ir in layer.convolution.irreps_out], 1),
+            layer.convolution.irreps_out,
+            strict=True,
+        ):
+            assert part.detach().square().mean().item() == pytest.approx(1.0, rel=1e-2), (mul, ir)
+        x, _ = layer(x, edges, graph.num_atoms)
+
+    again = make("l_max 2", num_layers=4)
+    again.set_message_scales(model.message_scales())
+    for one, two in zip(outputs(model, graph), outputs(again, graph), strict=True):
+        assert np.array_equal(one, two)
 
 
 def test_impossible_configurations_are_refused():

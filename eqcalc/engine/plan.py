@@ -184,13 +184,19 @@ def _children(module: Any) -> list[Any]:
     return [getattr(module, name) for name, _ in module.named_children()]
 
 
-def _products(linear: Any, inputs: Layout, outputs: Layout, factor: float) -> list[Product]:
-    """The blocks of a (species) linear map between padded rows."""
+def _products(
+    linear: Any, inputs: Layout, outputs: Layout, norm: np.ndarray | None = None
+) -> list[Product]:
+    """The blocks of a (species) linear map between padded rows.
+
+    `norm` multiplies the (unpadded) columns that come in, the same for a whole block.
+    """
     products = []
     for block, (at, dim, mul_in, mul_out, first) in enumerate(linear._blocks):
         if mul_in == 0:
             continue
         source = inputs.block_at(at)
+        factor = 1.0 if norm is None else norm[at]
         weight = _array(linear.weight)[:, first : first + mul_in * mul_out]
         padded = np.zeros((weight.shape[0], inputs.stride(source), outputs.stride(block)))
         rows, columns = inputs.channels(source), outputs.channels(block)
@@ -320,9 +326,9 @@ def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
         width_in=inputs.width,
         width_pre=before.width,
         width_out=after.width,
-        up=_products(module.linear_up.linear, inputs, inputs, 1.0),
-        own=_products(module.self_connection, inputs, before, 1.0),
-        mix=_products(module.linear_mix.linear, messages, before, float(module.message_norm)),
+        up=_products(module.linear_up.linear, inputs, inputs),
+        own=_products(module.self_connection, inputs, before),
+        mix=_products(module.linear_mix.linear, messages, before, _array(module.message_norm)),
         gate=gate,
         readout_in=readout_in,
         readout_out=readout_out,

@@ -1,7 +1,7 @@
 """NequIP: E(3)-equivariant message passing (Batzner et al., Nat. Commun. 13, 2453 (2022)).
 
-Layer: x' = Gate( W_sc[species] x + W_mix sum_j R(r_ij) (W_up x_j (x) Y(r_ij)) / sqrt(n) ), with n
-the average number of neighbours over all training atoms.
+Layer: x' = Gate( W_sc[species] x + W_mix s_l sum_j R(r_ij) (W_up x_j (x) Y(r_ij)) ), with one
+constant s_l per irrep: 1 / sqrt(average number of neighbours), or what `NequIP.calibrate` measures.
 """
 
 import math
@@ -12,12 +12,13 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqcalc.errors import InputError
+from eqcalc.graph import Graph
 from eqcalc.models.base import Edges, Potential
 from eqcalc.nn.activations import silu
 from eqcalc.nn.angular import SphericalHarmonics
 from eqcalc.nn.convolution import Convolution, allowed_paths
 from eqcalc.nn.gate import Gate
-from eqcalc.nn.linear import Linear, SpeciesLinear
+from eqcalc.nn.linear import Linear, SpeciesLinear, block_offsets
 from eqcalc.nn.radial import BesselBasis, RadialNetwork
 from eqcalc.nn.reference import ReferenceEnergy
 
@@ -96,15 +97,17 @@ class InteractionLayer(nn.Module):
         )
         self.linear_mix = Linear(self.convolution.irreps_out, self.gate.irreps_in)
         self.self_connection = SpeciesLinear(irreps_in, self.gate.irreps_in, num_species)
-        self.message_norm = 1.0 / math.sqrt(avg_num_neighbors)
+        norm = torch.full((self.convolution.irreps_out.dim,), 1.0, dtype=torch.float64)
+        self.register_buffer("message_norm", norm / math.sqrt(avg_num_neighbors))
         self.num_scalars = irreps_out[0].mul
         self.has_readout = readout
         width = config.readout
         self.readout_in = nn.Parameter(torch.randn(self.num_scalars if readout else 0, width))
         self.readout_out = nn.Parameter(torch.randn(width if readout else 0))
 
-    def forward(self, node_feats: Tensor, edges: Edges, num_local: int) -> tuple[Tensor, Tensor]:
-        messages = self.convolution(
+    def messages(self, node_feats: Tensor, edges: Edges, num_local: int) -> Tensor:
+        """node_feats [M, irreps_in.dim] -> [num_local, convolution.irreps_out.dim]."""
+        return self.convolution(
             self.linear_up(node_feats),
             edges.attrs,
             self.radial_network(edges.radial),
@@ -112,8 +115,11 @@ class InteractionLayer(nn.Module):
             edges.dst,
             num_local,
         )
+
+    def forward(self, node_feats: Tensor, edges: Edges, num_local: int) -> tuple[Tensor, Tensor]:
+        messages = self.messages(node_feats, edges, num_local)
         own = self.self_connection(node_feats[:num_local], edges.species[:num_local])
-        x = self.gate(own + self.linear_mix(messages * self.message_norm))
+        x = self.gate(own + self.linear_mix(messages * self.message_norm.to(messages.dtype)))
         if not self.has_readout:
             return x, torch.zeros(num_local, dtype=torch.float64, device=x.device)
         scalars = x[:, : self.num_scalars]
@@ -139,7 +145,8 @@ class NequIP(Potential):
     Args:
         config: hyperparameters.
         atomic_numbers: Z of each species.
-        avg_num_neighbors: over all atoms of the training set; messages are divided by its root.
+        avg_num_neighbors: over all atoms of the training set; messages are divided by its root
+            until `calibrate` finds better.
         scale, shift: eV, one per species (see ReferenceEnergy).
     """
 
@@ -179,6 +186,46 @@ class NequIP(Potential):
         self.reference_energy = ReferenceEnergy(
             self.atomic_numbers, scale, shift, core_repulsion=config.core_repulsion
         )
+
+    def message_scales(self) -> list[list[float]]:
+        """The constants s_l by layer and irrep of its messages."""
+        return [
+            [
+                float(layer.message_norm[at])
+                for at in block_offsets(layer.convolution.irreps_out)[:-1]
+            ]
+            for layer in self.layers
+        ]
+
+    def set_message_scales(self, scales: list[list[float]]) -> None:
+        """Takes what `message_scales` of a network of the same shape returned."""
+        for layer, values in zip(self.layers, scales, strict=True):
+            dims = [mul * ir.dim for mul, ir in layer.convolution.irreps_out]
+            norm = torch.tensor(values, dtype=layer.message_norm.dtype)
+            layer.message_norm.copy_(norm.repeat_interleave(torch.tensor(dims)))
+
+    @torch.no_grad()
+    def calibrate(self, graph: Graph) -> None:
+        """Sets s_l so that the messages of every layer and irrep have unit mean square on `graph`.
+
+        Neighbours do not add up at random, as 1 / sqrt(n) supposes: in a molecule, features grow
+        tenfold with every layer and the forces of the untrained network are hundreds of eV/Å,
+        while the vectors and tensors of a crystal cancel. Layer by layer, as in Mishkin and Matas,
+        ICLR 2016 (arXiv:1511.06422). An irrep is raised by no more than ten times what the layer's
+        strongest would be, for other structures may excite what symmetry forbids in these. Rounded
+        to four digits, so that machines agree on them.
+        """
+        edges = self.edges(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst)
+        node_feats = self.embed(graph.species)
+        scales = self.message_scales()
+        for k, layer in enumerate(self.layers):
+            messages = layer.messages(node_feats, edges, graph.num_atoms)
+            widths = [mul * ir.dim for mul, ir in layer.convolution.irreps_out]
+            rms = [float(part.square().mean().sqrt()) for part in messages.split(widths, dim=1)]
+            if max(rms) > 0.0:  # not for isolated atoms
+                scales[k] = [float(f"{1.0 / max(x, 0.1 * max(rms)):.4g}") for x in rms]
+            self.set_message_scales(scales)
+            node_feats, _ = layer(node_feats, edges, graph.num_atoms)
 
     @torch.jit.export
     def embed(self, species: Tensor) -> Tensor:

@@ -47,10 +47,12 @@ class TrainingConfig:
     Attributes:
         epochs: upper limit.
         batch_size: structures per step.
-        learning_rate: of AdamW, at the start.
+        optimizer: "muon" (Muon for matrices, AdamW for the rest) or "adamw". Muon needs a third to
+            a fifth of the epochs; AdamW wants half of Muon's learning rate.
+        learning_rate: the highest of the schedule.
         schedule: "cosine" to zero over `epochs`, or "plateau" (halved when validation stalls).
         warmup_steps: linear warm-up of the learning rate.
-        weight_decay: of AdamW.
+        weight_decay: decoupled, per unit of learning rate.
         gradient_clip: largest norm of the gradient; 0 for none.
         loss: "huber", "mae" or "mse", of energy per atom, force and stress components.
         energy_weight, force_weight, stress_weight: per eV/atom, eV/Å and eV/Å^3 of "huber" and
@@ -69,7 +71,8 @@ class TrainingConfig:
 
     epochs: int = 200
     batch_size: int = 4
-    learning_rate: float = 5e-3
+    optimizer: Literal["muon", "adamw"] = "muon"
+    learning_rate: float = 1e-2
     schedule: Literal["cosine", "plateau"] = "cosine"
     warmup_steps: int = 100
     weight_decay: float = 1e-6

@@ -14,6 +14,7 @@ from eqcalc.engine.training import pairs_of
 from eqcalc.models.base import Potential
 from eqcalc.training.config import TrainingConfig
 from eqcalc.training.loss import UNITS, Loss, Prediction, residuals
+from eqcalc.training.muon import Muon
 
 
 def predict(model: Potential, batch: Batch, *, differentiable: bool = False) -> Prediction:
@@ -122,9 +123,14 @@ class PotentialTask(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         config = self.config
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        options = {"weight_decay": config.weight_decay}
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "muon":
+            optimizer = Muon(self.model, config.learning_rate, **options)
+        else:
+            optimizer = torch.optim.AdamW(
+                self.model.parameters(), lr=config.learning_rate, **options
+            )
         warmup, total = config.warmup_steps, config.epochs * self.steps_per_epoch
 
         def cosine(step: int) -> float:
