@@ -1,0 +1,168 @@
+"""From a config to data sets and an untrained network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from eqcalc.contract import set_precision
+from eqcalc.data.dataset import FrameDataset
+from eqcalc.data.frames import Frame, read_frames
+from eqcalc.data.statistics import gather, suspicious
+from eqcalc.engine.training import fuse
+from eqcalc.errors import InputError, did_you_mean
+from eqcalc.models.nequip import NequIP
+from eqcalc.training.folder import Constants, build_model, data_hash
+from eqcalc.training.options import Config, TrainingConfig
+
+#: the name of validation frames that were not named
+UNNAMED = "validation"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training needs.
+
+    Attributes:
+        config: as it is used; the [model] section is that of a model to fine-tune.
+        model: not trained yet, in the precision of training.
+        train: frames and graphs.
+        val: the same by name of the set.
+        setup: what is written to setup.json.
+    """
+
+    config: Config
+    model: NequIP
+    train: FrameDataset
+    val: dict[str, FrameDataset]
+    setup: dict[str, Any]
+
+
+def split(frames: list[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:
+    """Training and held-out frames, at random but repeatable; every config_type gives its share."""
+    if len(frames) < 2:
+        raise InputError("A single frame cannot be split: give validation frames with data.val.")
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(frames))
+    wanted = min(max(1, round(fraction * len(frames))), len(frames) - 1)
+    # systematic sampling from the list sorted by group keeps the groups' shares
+    by_group = sorted(order, key=lambda n: frames[n].config_type)
+    picks = {by_group[int((k + 0.5) * len(frames) / wanted)] for k in range(wanted)}
+    train = [f for n, f in enumerate(frames) if n not in picks]
+    return train, [frames[n] for n in sorted(picks)]
+
+
+def _keys(config: Config) -> dict[str, str]:
+    names = ("energy_key", "forces_key", "stress_key", "weight_key")
+    return {name: getattr(config.data, name) for name in names}
+
+
+def load_frames(config: Config) -> tuple[list[Frame], dict[str, list[Frame]]]:
+    """Training frames, and validation frames by name of the set."""
+    data = config.data
+    if not data.train:
+        raise InputError("No training frames: name at least one file in data.train.")
+    frames = read_frames(data.train, **_keys(config))
+    if isinstance(data.val, dict):
+        return frames, {k: read_frames(files, **_keys(config)) for k, files in data.val.items()}
+    if data.val:
+        return frames, {UNNAMED: read_frames(data.val, **_keys(config))}
+    seed = config.training.seed if data.split_seed is None else data.split_seed
+    train, val = split(frames, data.val_fraction, seed)
+    return train, {UNNAMED: val}
+
+
+def weighted(frames: Sequence[Frame], factors: dict[str, float]) -> list[Frame]:
+    """Frames whose weights are multiplied by the factor of their config_type."""
+    return [replace(f, weight=f.weight * factors.get(f.config_type, 1.0)) for f in frames]
+
+
+def _check_names(config: Config, train: list[Frame], val: dict[str, list[Frame]]) -> None:
+    """InputError for a config_type or a validation set that does not exist."""
+    groups = {f.config_type for frames in (train, *val.values()) for f in frames}
+    for name in config.training.config_weights:
+        if name not in groups:
+            raise InputError(
+                f"training.config_weights: no frame has the config_type '{name}'"
+                f"{did_you_mean(name, sorted(groups))}."
+            )
+    for name in config.training.monitor:
+        if name not in val:
+            raise InputError(
+                f"training.monitor: there is no validation set '{name}'{did_you_mean(name, val)}."
+            )
+
+
+def prepare(config: Config) -> Prepared:
+    """Reads the data and makes the network.
+
+    Raises:
+        InputError: what is wrong with the data or the options.
+    """
+    train, val = load_frames(config)
+    _check_names(config, train, val)
+    all_val = [f for frames in val.values() for f in frames]
+    isolated = config.data.isolated_atoms
+    statistics = gather(
+        train,
+        given=config.data.reference_energies,
+        isolated=read_frames(isolated, **_keys(config)) if isolated else [],
+    )
+    for sentence in suspicious([*train, *all_val], statistics):
+        warnings.warn(sentence, stacklevel=3)
+
+    numbers = statistics.atomic_numbers
+    factors = config.training.config_weights
+    train_set = FrameDataset(weighted(train, factors), numbers, config.model.cutoff)
+    constants = Constants(
+        numbers,
+        train_set.avg_num_neighbors,
+        scale=[statistics.force_rms] * len(numbers),
+        shift=statistics.shift,
+    )
+    model = build_model(config, constants)
+    setup = {
+        "atomic_numbers": numbers,
+        "reference_energies": constants.shift,
+        "force_rms": statistics.force_rms,
+        "avg_num_neighbors": constants.avg_num_neighbors,
+        "train_frames": len(train),
+        "val_frames": len(all_val),
+        "train_hash": data_hash(train),
+        "val_hash": data_hash(all_val),
+    }
+    if list(val) != [UNNAMED]:
+        setup["val_sets"] = {name: len(frames) for name, frames in val.items()}
+    return Prepared(
+        config=config,
+        model=set_precision(model, getattr(torch, config.training.precision)),
+        train=train_set,
+        val={
+            name: FrameDataset(weighted(frames, factors), numbers, config.model.cutoff)
+            for name, frames in val.items()
+        },
+        setup=setup,
+    )
+
+
+def ready(model: NequIP, options: TrainingConfig) -> NequIP:
+    """Compiled kernels, where they are wanted and possible, and nothing to train in empty tensors.
+
+    In place; the parameters stay what they are.
+    """
+    for parameter in model.parameters():
+        if not parameter.numel():  # of readouts that inner layers do not have
+            parameter.requires_grad_(False)
+    if options.fused and not (options.device != "cpu" and torch.cuda.is_available()):
+        try:
+            fuse(model)
+        except InputError as error:
+            warnings.warn(
+                f"Training without compiled kernels, several times slower: {error}", stacklevel=3
+            )
+    return model
