@@ -17,6 +17,14 @@ from eqcalc.data.statistics import gather, suspicious
 from eqcalc.engine.training import fuse
 from eqcalc.errors import InputError, did_you_mean
 from eqcalc.models.nequip import NequIP
+from eqcalc.training.finetune import (
+    adopt,
+    continued,
+    freeze,
+    known_energies,
+    read_source,
+    unfixed_elements,
+)
 from eqcalc.training.folder import Constants, build_model, data_hash
 from eqcalc.training.options import Config, TrainingConfig
 
@@ -104,28 +112,34 @@ def prepare(config: Config) -> Prepared:
     Raises:
         InputError: what is wrong with the data or the options.
     """
+    source = read_source(config.fine_tune.model) if config.fine_tune.model else None
+    if source:
+        config = adopt(config, source)
     train, val = load_frames(config)
     _check_names(config, train, val)
     all_val = [f for frames in val.values() for f in frames]
-    isolated = config.data.isolated_atoms
-    statistics = gather(
-        train,
-        given=config.data.reference_energies,
-        isolated=read_frames(isolated, **_keys(config)) if isolated else [],
-    )
+    path, given = config.data.isolated_atoms, config.data.reference_energies
+    isolated = read_frames(path, **_keys(config)) if path else []
+    if source:
+        given = known_energies(source, isolated) | given
+    statistics = gather(train, given=given, isolated=isolated)
     for sentence in suspicious([*train, *all_val], statistics):
         warnings.warn(sentence, stacklevel=3)
 
-    numbers = statistics.atomic_numbers
     factors = config.training.config_weights
-    train_set = FrameDataset(weighted(train, factors), numbers, config.model.cutoff)
-    constants = Constants(
-        numbers,
-        train_set.avg_num_neighbors,
-        scale=[statistics.force_rms] * len(numbers),
-        shift=statistics.shift,
-    )
-    model = build_model(config, constants)
+    cutoff = config.model.cutoff
+    elements = {*statistics.atomic_numbers, *(source.constants.atomic_numbers if source else ())}
+    train_set = FrameDataset(weighted(train, factors), sorted(elements), cutoff)
+    if source:
+        free = unfixed_elements(config, source, train, isolated)
+        model, constants = continued(config, source, statistics, train_set, free)
+        freeze(model, config.fine_tune.freeze)
+    else:
+        scale = [statistics.force_rms] * len(elements)
+        neighbors = train_set.avg_num_neighbors
+        constants = Constants(statistics.atomic_numbers, neighbors, scale, statistics.shift)
+        model = build_model(config, constants)
+    numbers = constants.atomic_numbers
     setup = {
         "atomic_numbers": numbers,
         "reference_energies": constants.shift,
@@ -138,12 +152,14 @@ def prepare(config: Config) -> Prepared:
     }
     if list(val) != [UNNAMED]:
         setup["val_sets"] = {name: len(frames) for name, frames in val.items()}
+    if source:
+        setup["scale"] = constants.scale
     return Prepared(
         config=config,
         model=set_precision(model, getattr(torch, config.training.precision)),
         train=train_set,
         val={
-            name: FrameDataset(weighted(frames, factors), numbers, config.model.cutoff)
+            name: FrameDataset(weighted(frames, factors), numbers, cutoff)
             for name, frames in val.items()
         },
         setup=setup,

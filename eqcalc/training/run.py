@@ -57,14 +57,14 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
     """
     out = Path(out)
     world = World.from_environment()
-    prepared = prepare(config)
-    if world.rank == 0:
-        if (out / "config.json").is_file():
-            check_same_run(out, prepared.config, prepared.setup)
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "config.json", prepared.config.to_dict())
-        write_json(out / "setup.json", prepared.setup)
     with surroundings(config.training):
+        prepared = prepare(config)
+        if world.rank == 0:
+            if (out / "config.json").is_file():
+                check_same_run(out, prepared.config, prepared.setup)
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / "config.json", prepared.config.to_dict())
+            write_json(out / "setup.json", prepared.setup)
         fit(prepared, out, world, quiet=quiet or world.rank > 0)
         return finish(out, prepared) if world.rank == 0 else {}
 
