@@ -13,7 +13,7 @@ from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import InputError
-from eqcalc.training.finetune import read_source
+from eqcalc.training.finetune import read_source, species_tables
 from eqcalc.training.folder import load_run
 from eqcalc.training.prepare import prepare
 from eqcalc.training.run import train
@@ -74,7 +74,11 @@ def test_a_new_element_begins_as_the_mean(data, original):
     source = read_source(str(original))
     model = prepare(fine_tuning(data["LiCO"], original)).model
     assert model.atomic_numbers == [3, 6, 8]
-    for name in ("species_embedding", "layers.1.self_connection.weight"):
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    tables = [name for name in shapes if shapes[name] != source.weights[name].shape]
+    assert tables == species_tables(model)
+    assert len(tables) == 3
+    for name in tables:
         table, old = dict(model.named_parameters())[name], source.weights[name]
         assert torch.equal(table[[0, 2]], old)
         assert torch.allclose(table[1], old.mean(dim=0))
@@ -105,12 +109,15 @@ def test_frozen_stays_and_the_new_element_learns(data, original, tmp_path, fused
     assert export.load(tmp_path / "model.pth").symbols == ["Li", "C", "O"]
 
 
-def test_elements_without_data_keep_their_energies_and_weights(data, original, tmp_path):
-    train(fine_tuning(data["Li"], original, weight_decay=0.0), tmp_path, quiet=True)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "schedule_free"])
+def test_elements_without_data_are_kept(data, original, tmp_path, optimizer):
+    config = fine_tuning(data["Li"], original, weight_decay=1.0, optimizer=optimizer)
+    train(config, tmp_path, quiet=True)
     old, new = read_source(str(original)), read_source(str(tmp_path))
     assert new.constants == old.constants
-    assert torch.equal(new.weights["species_embedding"][1], old.weights["species_embedding"][1])
-    assert not torch.equal(new.weights["species_embedding"][0], old.weights["species_embedding"][0])
+    for name in ("species_embedding", "layers.0.self_connection.weight"):
+        assert torch.equal(new.weights[name][1], old.weights[name][1])
+        assert not torch.equal(new.weights[name][0], old.weights[name][0])
 
 
 def test_resumes(data, original, tmp_path, monkeypatch):

@@ -194,6 +194,12 @@ def continued(
     return model, constants
 
 
+def species_tables(model: NequIP) -> list[str]:
+    """Names of the parameters [species, ...]."""
+    names = [name for name, _ in model.named_parameters()]
+    return [n for n in names if n == "species_embedding" or n.endswith(".self_connection.weight")]
+
+
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Excludes parameters from training, by name with * and ?.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
@@ -25,16 +25,16 @@ class MuonAdamW(torch.optim.Optimizer):
     of AdamW's (Liu et al., arXiv:2502.16982), so that one learning rate serves both.
 
     Args:
-        matrices: parameters of two dimensions.
-        rest: all others.
+        matrices: groups of parameters of two dimensions.
+        rest: groups of all others.
         lr: learning rate.
         weight_decay: of both.
     """
 
     def __init__(
         self,
-        matrices: Sequence[nn.Parameter],
-        rest: Sequence[nn.Parameter],
+        matrices: list[dict[str, Any]],
+        rest: list[dict[str, Any]],
         lr: float,
         weight_decay: float,
     ) -> None:
@@ -69,8 +69,15 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share_groups()
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, config: TrainingConfig, undecayed: Sequence[str] = ()
+) -> torch.optim.Optimizer:
     """The optimiser that `config` asks for, of all parameters that are not frozen.
+
+    Args:
+        model: the network.
+        config: how it is trained.
+        undecayed: names of parameters without weight decay.
 
     Raises:
         InputError: its package is missing, or everything is frozen.
@@ -79,14 +86,20 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     if not any(p.numel() for p in trained.values()):
         raise InputError("fine_tune.freeze leaves nothing to train: name fewer parameters.")
     options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+
+    def groups(names: Iterable[str]) -> list[dict[str, Any]]:
+        plain = {"params": [trained[n] for n in names if n not in undecayed]}
+        kept = {"params": [trained[n] for n in names if n in undecayed], "weight_decay": 0.0}
+        return [group for group in (plain, kept) if group["params"]]
+
     if config.optimizer == "muon":
         chosen = [
             n for n, p in trained.items() if p.numel() and any(fnmatch(n, m) for m in MATRICES)
         ]
-        rest = [p for name, p in trained.items() if name not in chosen]
+        rest = [name for name in trained if name not in chosen]
         if not chosen or not rest:  # frozen
-            return torch.optim.AdamW(trained.values(), **options)
-        return MuonAdamW([trained[name] for name in chosen], rest, **options)
+            return torch.optim.AdamW(groups(trained), **options)
+        return MuonAdamW(groups(chosen), groups(rest), **options)
     if config.optimizer == "schedule_free":
         try:
             from schedulefree import AdamWScheduleFree
@@ -96,8 +109,8 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
                 "pip install 'eqcalc[train]'."
             ) from None
         # Defazio et al., arXiv:2405.15682
-        return AdamWScheduleFree(trained.values(), warmup_steps=config.warmup_steps, **options)
-    return torch.optim.AdamW(trained.values(), **options)
+        return AdamWScheduleFree(groups(trained), warmup_steps=config.warmup_steps, **options)
+    return torch.optim.AdamW(groups(trained), **options)
 
 
 def switch(optimizer: torch.optim.Optimizer, *, training: bool) -> None:

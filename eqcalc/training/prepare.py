@@ -23,6 +23,7 @@ from eqcalc.training.finetune import (
     freeze,
     known_energies,
     read_source,
+    species_tables,
     unfixed_elements,
 )
 from eqcalc.training.folder import Constants, build_model, data_hash
@@ -42,6 +43,8 @@ class Prepared:
         train: frames and graphs.
         val: the same by name of the set.
         setup: what is written to setup.json.
+        undecayed: parameters without weight decay: tables with rows of elements that the training
+            frames lack, which nothing else would hold in place.
     """
 
     config: Config
@@ -49,6 +52,7 @@ class Prepared:
     train: FrameDataset
     val: dict[str, FrameDataset]
     setup: dict[str, Any]
+    undecayed: Sequence[str] = ()
 
 
 def split(frames: list[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:
@@ -128,6 +132,7 @@ def prepare(config: Config) -> Prepared:
 
     factors = config.training.config_weights
     cutoff = config.model.cutoff
+    seen = {int(z) for frame in train for z in frame.atoms.numbers}
     elements = {*statistics.atomic_numbers, *(source.constants.atomic_numbers if source else ())}
     train_set = FrameDataset(weighted(train, factors), sorted(elements), cutoff)
     if source:
@@ -163,6 +168,7 @@ def prepare(config: Config) -> Prepared:
             for name, frames in val.items()
         },
         setup=setup,
+        undecayed=species_tables(model) if elements - seen else (),
     )
 
 

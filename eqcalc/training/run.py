@@ -78,7 +78,8 @@ def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
         loader(frames, range(len(frames)), options.batch_size, world)
         for frames in prepared.val.values()
     ]
-    task = PotentialTask(ready(prepared.model, options), options, list(prepared.val), world)
+    model = ready(prepared.model, options)
+    task = PotentialTask(model, options, list(prepared.val), world, prepared.undecayed)
     trainer = lightning.Trainer(
         accelerator=options.device,
         max_epochs=options.epochs,

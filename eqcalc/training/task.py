@@ -120,19 +120,26 @@ class PotentialTask(lightning.LightningModule):
         config: how it is trained.
         val_names: of the validation sets, in the order of their loaders.
         world: the processes that train it.
+        undecayed: parameters without weight decay.
     """
 
     def __init__(
-        self, model: Potential, config: TrainingConfig, val_names: Sequence[str], world: World
+        self,
+        model: Potential,
+        config: TrainingConfig,
+        val_names: Sequence[str],
+        world: World,
+        undecayed: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.val_names = list(val_names)
         self.world_size = world.size
+        self.undecayed = [*undecayed]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimizer(self.model, self.config)
+        return make_optimizer(self.model, self.config, self.undecayed)
 
     def transfer_batch_to_device(
         self,
