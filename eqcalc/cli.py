@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from eqcalc.cli_checks import check_app
-from eqcalc.errors import InputError
+from eqcalc.errors import InputError, Interrupted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,8 +44,9 @@ def train(
     ] = None,
 ) -> None:
     """Train a potential; run the same command again to resume after an interruption."""
-    from eqcalc.training.config import Config, DataConfig, override, read_config
+    from eqcalc.training.config import override, read_config
     from eqcalc.training.evaluate import format_table
+    from eqcalc.training.options import Config, DataConfig
     from eqcalc.training.run import train as run_training
 
     if source.suffix == ".toml":
@@ -58,6 +59,8 @@ def train(
     config = override(config, assignments)
     folder = out or Path("runs") / source.name.split(".")[0]
     summary = run_training(config, folder)
+    if not summary:  # another process than the first
+        return
     for name, errors in summary["errors"].items():
         typer.echo(f"\n{name}\n{format_table(errors)}")
     typer.echo(
@@ -69,11 +72,15 @@ def train(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder made by 'eqcalc train'.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The potential file to write.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The potential file to write; default RUN/model.pth."),
+    ] = None,
 ) -> None:
     """Write the best model of a run as one TorchScript file for ASE and LAMMPS."""
     from eqcalc.training.run import export_run
 
+    output = output or run / "model.pth"
     document = export_run(run, output)
     typer.echo(
         f"{output}: {document['architecture']} for {', '.join(document['species'])}, "
@@ -224,6 +231,9 @@ def main() -> None:
     except InputError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except Interrupted as interruption:
+        typer.echo(f"\n{interruption}", err=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

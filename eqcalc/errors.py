@@ -21,3 +21,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f" (did you mean '{near[0]}'?)"
     return f" (known: {', '.join(known)})"
+
+
+class Interrupted(Exception):  # noqa: N818
+    """A user's ctrl-c; the message says how to go on. The command line exits with status 130."""

@@ -80,6 +80,18 @@ def test_the_rest_takes_adamw_steps():
     assert torch.equal(model.layers[0].linear_up.linear.weight, untouched)
 
 
+def test_parameters_without_decay():
+    """Weight decay alone: gradients of zero move nothing else."""
+    model, start = potential(), potential()
+    optimizer = Muon(model, 0.01, weight_decay=0.5, undecayed=["species_embedding"])
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for (name, p), q in zip(model.named_parameters(), start.parameters(), strict=True):
+        factor = 1.0 if name == "species_embedding" else 1.0 - 0.005
+        assert torch.allclose(p, factor * q, rtol=1e-6), name
+
+
 def test_state_survives_saving():
     model, resumed = potential(), potential()
     first, second = Muon(model, 0.01), Muon(resumed, 0.01)

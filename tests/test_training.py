@@ -18,10 +18,13 @@ from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import InputError
-from eqcalc.training.config import Config, from_dict, override, read_config
+from eqcalc.training.config import from_dict, override, read_config
+from eqcalc.training.folder import Constants, build_model, load_run
 from eqcalc.training.loss import Loss, residuals
-from eqcalc.training.run import build_model, load_run, train
+from eqcalc.training.options import Config
+from eqcalc.training.run import train
 from eqcalc.training.task import predict
+from eqcalc.training.template import to_toml
 
 DATA = Path(__file__).parent / "data"
 
@@ -106,12 +109,7 @@ def test_summary_agrees_with_the_export(run):
 def test_resume_after_kill_gives_the_same_numbers(run, tmp_path):
     out = tmp_path / "killed"
     config = tmp_path / "config.toml"
-    document = small().to_dict()
-    lines = []
-    for section, options in document.items():
-        lines.append(f"[{section}]")
-        lines += [f"{k} = {json.dumps(v)}" for k, v in options.items() if v != {}]
-    config.write_text("\n".join(lines))
+    config.write_text(to_toml(small()))
     command = [sys.executable, "-m", "eqcalc.cli", "train", str(config), "--out", str(out)]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -168,9 +166,8 @@ def test_loss_counts_only_what_is_labelled(kind):
     config = small(loss=kind)
     frames = read_frames([DATA / "lithium_strained.xyz", DATA / "acac.xyz"])
     dataset = FrameDataset(frames, [1, 3, 6, 8], config.model.cutoff)
-    from eqcalc.data.statistics import gather
-
-    model = build_model(config, gather(frames), dataset.avg_num_neighbors)
+    constants = Constants([1, 3, 6, 8], dataset.avg_num_neighbors, [1.0] * 4, [0.0] * 4)
+    model = build_model(config, constants)
     loss = Loss(config.training)
     batch = Batch.collate(dataset.items)
     difference = residuals(predict(model, batch, differentiable=True), batch)
@@ -190,9 +187,8 @@ def test_stress_and_forces_are_finite_differences_of_the_energy():
     frames = read_frames(DATA / "lithium_strained.xyz")[:3]
     from dataclasses import replace
 
-    from eqcalc.data.statistics import gather
-
-    model = set_precision(build_model(config, gather(frames), 10.0), torch.float64)
+    constants = Constants([3], 10.0, [1.0], [-1.0])
+    model = set_precision(build_model(config, constants), torch.float64)
 
     def energies(change):
         moved = []

@@ -21,7 +21,8 @@ class Batch:
     """Structures side by side and their labels; a label that a frame lacks is NaN.
 
     graph: B structures, N atoms. energy [B] eV, forces [N, 3] eV/Å, stress [B, 3, 3] eV/Å^3,
-    num_atoms [B], index [B] position of each frame in its dataset.
+    num_atoms [B], index [B] position of each frame in its dataset, weight [B] of each frame in the
+    loss; None: 1 for all.
     """
 
     graph: Graph
@@ -30,11 +31,11 @@ class Batch:
     stress: Tensor
     num_atoms: Tensor
     index: Tensor
+    weight: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(
-            **{name: value.to(device) for name, value in vars(self).items()}  # Graph has .to too
-        )
+        parts = {name: value for name, value in vars(self).items() if value is not None}
+        return Batch(**{name: value.to(device) for name, value in parts.items()})  # Graph, too
 
     @staticmethod
     def collate(items: Sequence[Batch]) -> Batch:
@@ -45,6 +46,9 @@ class Batch:
             stress=torch.cat([b.stress for b in items]),
             num_atoms=torch.cat([b.num_atoms for b in items]),
             index=torch.cat([b.index for b in items]),
+            weight=torch.cat([b.weight for b in items])
+            if all(b.weight is not None for b in items)
+            else None,
         )
 
 
@@ -100,6 +104,7 @@ class FrameDataset(Dataset):
                     stress=torch.from_numpy(np.array(stress, dtype=np.float64)).unsqueeze(0),
                     num_atoms=torch.tensor([size]),
                     index=torch.tensor([n]),
+                    weight=torch.tensor([frame.weight], dtype=torch.float64),
                 )
             )
 

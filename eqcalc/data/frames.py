@@ -21,7 +21,10 @@ from eqcalc.neighbors import check_structure
 
 @dataclass(frozen=True)
 class Frame:
-    """One labelled structure. forces [N, 3] and stress [3, 3] are None where the data lack them."""
+    """One labelled structure. forces [N, 3] and stress [3, 3] are None where the data lack them.
+
+    Its loss is multiplied by `weight` in training.
+    """
 
     atoms: Atoms
     energy: float
@@ -29,6 +32,7 @@ class Frame:
     stress: np.ndarray | None
     config_type: str
     source: str
+    weight: float = 1.0
 
 
 def _label(atoms: Atoms, key: str) -> np.ndarray | float | None:
@@ -57,6 +61,7 @@ def to_frame(
     energy_key: str = "energy",
     forces_key: str = "forces",
     stress_key: str = "stress",
+    weight_key: str = "",
 ) -> Frame:
     """One structure with its labels; InputError says which label is missing or broken."""
     energy = _label(atoms, energy_key)
@@ -80,10 +85,12 @@ def to_frame(
     for name, value in (("energy", energy), ("forces", forces), ("stress", stress)):
         if value is not None and not np.isfinite(value).all():
             raise InputError(f"{source}: the {name} is not a finite number; remove this frame.")
+    weight = atoms.info.get(weight_key, 1.0)
+    if not (isinstance(weight, (int, float, np.number)) and 0.0 <= weight < float("inf")):
+        raise InputError(f"{source}: its {weight_key} is {weight}, not a weight of 0 or more.")
     bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    return Frame(
-        bare, float(energy), forces, stress, str(atoms.info.get("config_type", "all")), source
-    )
+    group = str(atoms.info.get("config_type", "all"))
+    return Frame(bare, float(energy), forces, stress, group, source, float(weight))
 
 
 def _read_images(path: Path, index: str | int) -> list[Atoms] | Atoms:

@@ -13,7 +13,7 @@ the last row of the readout) takes AdamW steps at the same learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,8 +66,9 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         model: its parameters are optimised, those that require no gradient left alone.
-        learning_rate: of both.
-        weight_decay: decoupled, of both: w <- (1 - learning_rate weight_decay) w.
+        lr: learning rate of both.
+        weight_decay: decoupled, of both: w <- (1 - lr weight_decay) w.
+        undecayed: names of parameters without weight decay.
         momentum: Nesterov, of Muon.
         betas: of AdamW.
     """
@@ -75,23 +76,28 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        learning_rate: float,
+        lr: float,
         weight_decay: float = 0.0,
+        *,
+        undecayed: Sequence[str] = (),
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         shapes = matrix_shapes(model)
-        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.numel()]
-        matrices = [(n, p) for n, p in trained if n in shapes]
-        rest = [(n, p) for n, p in trained if n not in shapes]
-        self._shapes = {p: shapes[n] for n, p in matrices}
-        super().__init__(
-            [
-                {"params": [p for _, p in matrices], "momentum": momentum},
-                {"params": [p for _, p in rest], "betas": betas},
-            ],
-            {"lr": learning_rate, "weight_decay": weight_decay},
-        )
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
+        self._shapes = {p: shapes[n] for n, p in trained.items() if n in shapes}
+        groups = []
+        for matrices in (True, False):
+            for decayed in (True, False):
+                mine = [
+                    p
+                    for n, p in trained.items()
+                    if (n in shapes) == matrices and (n in undecayed) != decayed
+                ]
+                if mine:
+                    decay = weight_decay if decayed else 0.0
+                    groups.append({"params": mine, "matrices": matrices, "weight_decay": decay})
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -99,9 +105,11 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        matrices, rest = self.param_groups
-        self._muon_step(**matrices)
-        self._adamw_step(**rest)
+        for group in self.param_groups:
+            if group["matrices"]:
+                self._muon_step(**group)
+            else:
+                self._adamw_step(**group)
         return result
 
     def _muon_step(

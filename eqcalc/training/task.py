@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import lightning
 import torch
+from torch import Tensor
 
 from eqcalc import derivatives
 from eqcalc.data.dataset import Batch
 from eqcalc.engine.training import pairs_of
 from eqcalc.models.base import Potential
-from eqcalc.training.config import TrainingConfig
-from eqcalc.training.loss import UNITS, Loss, Prediction, residuals
-from eqcalc.training.muon import Muon
+from eqcalc.training.distributed import World, total
+from eqcalc.training.loss import UNITS, Loss, Prediction, component_weights, residuals
+from eqcalc.training.optimizers import make_optimizer, switch
+from eqcalc.training.options import TrainingConfig
 
 
 def predict(model: Potential, batch: Batch, *, differentiable: bool = False) -> Prediction:
@@ -48,7 +50,18 @@ class Errors:
         self.square = dict.fromkeys(UNITS, 0.0)
         self.count = dict.fromkeys(UNITS, 0)
 
-    def add(self, difference: dict[str, torch.Tensor]) -> None:
+    @staticmethod
+    def merged(parts: Iterable[Errors]) -> Errors:
+        """Of several sets together."""
+        result = Errors()
+        for part in parts:
+            for name in UNITS:
+                result.absolute[name] += part.absolute[name]
+                result.square[name] += part.square[name]
+                result.count[name] += part.count[name]
+        return result
+
+    def add(self, difference: dict[str, Tensor]) -> None:
         """Differences as from `residuals`, eV and Å."""
         for name, values in difference.items():
             self.absolute[name] += float(values.detach().abs().sum())
@@ -68,21 +81,65 @@ class Errors:
         }
 
 
+class Tally(Errors):
+    """Errors and loss of a whole set of frames, whatever its batches and processes were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums = dict.fromkeys(UNITS, 0.0)
+
+    def add(self, difference: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+        """Differences as from `residuals`, and their `Loss.sums`."""
+        super().add(difference)
+        for name, value in sums.items():
+            self.sums[name] += float(value.detach())
+
+    def reduce(self, device: torch.device) -> None:
+        """Sums over all processes."""
+        parts = (self.absolute, self.square, self.count, self.sums)
+        rows = [[part[name] for name in UNITS] for part in parts]
+        rows = total(torch.tensor(rows, dtype=torch.float64, device=device)).tolist()
+        for part, row in zip(parts, rows, strict=True):
+            part.update(zip(UNITS, row, strict=True))
+        self.count = {name: round(n) for name, n in self.count.items()}
+
+    def loss(self, loss: Loss) -> float:
+        """As if the set were one batch."""
+        return float(loss.combine({k: torch.tensor(v) for k, v in self.sums.items()}, self.count))
+
+    @property
+    def frames(self) -> int:
+        return self.count["energy"]
+
+
 class PotentialTask(lightning.LightningModule):
     """One potential in training.
 
     Args:
         model: the network.
         config: how it is trained.
-        steps_per_epoch: optimiser steps in an epoch, for the schedule.
+        val_names: of the validation sets, in the order of their loaders.
+        world: the processes that train it.
+        undecayed: parameters without weight decay.
     """
 
-    def __init__(self, model: Potential, config: TrainingConfig, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        model: Potential,
+        config: TrainingConfig,
+        val_names: Sequence[str],
+        world: World,
+        undecayed: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
-        self.loss = Loss(config)
-        self.steps_per_epoch = steps_per_epoch
+        self.val_names = list(val_names)
+        self.world_size = world.size
+        self.undecayed = [*undecayed]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.model, self.config, self.undecayed)
 
     def transfer_batch_to_device(
         self,
@@ -93,58 +150,48 @@ class PotentialTask(lightning.LightningModule):
         return batch.to(device)
 
     def on_train_epoch_start(self) -> None:
-        self.train_errors, self.train_loss = Errors(), 0.0
+        self.loss = Loss(self.config, self.current_epoch)
+        self.train_tally = Tally()
+        switch(self.optimizers(use_pl_optimizer=False), training=True)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         difference = residuals(predict(self.model, batch, differentiable=True), batch)
-        loss = self.loss(difference)
+        sums = self.loss.sums(difference, component_weights(batch))
+        numbers = [values.numel() for values in difference.values()]
+        counts = total(torch.tensor(numbers, device=batch.energy.device)).tolist()
+        loss = self.loss.combine(sums, dict(zip(difference, counts, strict=True)))
         if not torch.isfinite(loss):
             names = [int(n) for n in batch.index]
             raise FloatingPointError(f"the loss is {float(loss)} for training frames {names}")
-        self.train_errors.add(difference)
-        self.train_loss += float(loss.detach()) * len(batch.index)
-        return loss
+        self.train_tally.add(difference, sums)
+        return loss * self.world_size
 
     def on_validation_epoch_start(self) -> None:
-        self.val_errors, self.val_loss, self.val_count = Errors(), 0.0, 0
+        self.val_tallies = {name: Tally() for name in self.val_names}
+        switch(self.optimizers(use_pl_optimizer=False), training=False)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         difference = residuals(predict(self.model, batch), batch)
-        self.val_loss += float(self.loss(difference)) * len(batch.index)
-        self.val_count += len(batch.index)
-        self.val_errors.add(difference)
+        sums = self.loss.sums(difference, component_weights(batch))
+        self.val_tallies[self.val_names[dataloader_idx]].add(difference, sums)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_loss", self.val_loss / self.val_count)
+        for tally in (self.train_tally, *self.val_tallies.values()):
+            tally.reduce(self.device)
+        self.log("val_loss", self.val_loss, prog_bar=True)
         short = {"energy": "E", "forces": "F", "stress": "S"}
-        for name, error in self.val_errors.summary().items():
-            label = f"{short[name]} {UNITS[name][0]}"
-            self.log(label, error["mae"], prog_bar=True)
+        for name, error in self.merged_errors.summary().items():
+            self.log(f"{short[name]} {UNITS[name][0]}", error["mae"], prog_bar=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        config = self.config
-        options = {"weight_decay": config.weight_decay}
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "muon":
-            optimizer = Muon(self.model, config.learning_rate, **options)
-        else:
-            optimizer = torch.optim.AdamW(
-                self.model.parameters(), lr=config.learning_rate, **options
-            )
-        warmup, total = config.warmup_steps, config.epochs * self.steps_per_epoch
+    @property
+    def merged_errors(self) -> Errors:
+        """Of all validation sets together."""
+        return Errors.merged(self.val_tallies.values())
 
-        def cosine(step: int) -> float:
-            ramp = min(1.0, (step + 1) / (warmup + 1))
-            return ramp * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / total)))
-
-        if config.schedule == "cosine":
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-            }
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=10)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss", "interval": "epoch"},
-        }
+    @property
+    def val_loss(self) -> float:
+        """Of the validation sets that `training.monitor` names, each counting by its frames."""
+        names = self.config.monitor or self.val_names
+        tallies = [self.val_tallies[name] for name in names]
+        frames = sum(t.frames for t in tallies)
+        return sum(t.frames * t.loss(self.loss) for t in tallies) / frames

@@ -1,0 +1,154 @@
+"""What happens around the steps and epochs of a run: history, learning rate, checkpoints, end.
+
+All decisions are functions of the history, so that a run which is resumed makes the same ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from eqcalc.training.optimizers import LearningRate
+from eqcalc.training.options import Stage, TrainingConfig
+from eqcalc.training.task import PotentialTask
+
+
+class History(Callback):
+    """Errors after each epoch, in a CSV file.
+
+    Attributes:
+        rows: one for each epoch, in order, as in the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    numbers = {k: float(v) for k, v in row.items() if v}
+                    self.rows.append(numbers | {"epoch": int(row["epoch"])})
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Validation loss by epoch."""
+        return {int(row["epoch"]): row["val_loss"] for row in self.rows}
+
+    def stage_losses(self, stage: Stage) -> list[float]:
+        """Those of one stage, in order."""
+        return [loss for epoch, loss in self.losses.items() if stage.start <= epoch < stage.end]
+
+    def on_train_start(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
+        del task  # an epoch that was written down, but killed before its checkpoint, comes again
+        self.rows = [row for row in self.rows if row["epoch"] < trainer.current_epoch]
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
+        del trainer, task
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
+        row = {
+            "epoch": trainer.current_epoch,
+            "seconds": time.perf_counter() - self.started,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train_loss": task.train_tally.loss(task.loss),
+            "val_loss": task.val_loss,
+        }
+        parts = {"train": task.train_tally, "val": task.merged_errors}
+        if len(task.val_tallies) > 1:
+            for name, tally in task.val_tallies.items():
+                row[f"val_{name}_loss"] = tally.loss(task.loss)
+                parts[f"val_{name}"] = tally
+        for part, errors in parts.items():
+            for name, error in errors.summary().items():
+                row[f"{part}_{name}_mae"] = error["mae"]
+                row[f"{part}_{name}_rmse"] = error["rmse"]
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        names = list(dict.fromkeys(name for r in self.rows for name in r))
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, self.path)
+
+
+class LearningRateControl(Callback):
+    """Sets the learning rate before each step."""
+
+    def __init__(self, config: TrainingConfig, history: History) -> None:
+        self.config, self.history = config, history
+
+    def on_train_start(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
+        del task
+        self.rate = LearningRate(self.config, trainer.num_training_batches)
+
+    def on_train_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        task: PotentialTask,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        del task, batch, batch_idx
+        rate = self.rate(trainer.global_step, self.history.losses)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+
+class Checkpoints(Callback):
+    """last.ckpt after every epoch, best.ckpt if it is the best of its stage so far.
+
+    Written aside and renamed, so that a kill never leaves half of one; the best first, since the
+    epoch is trained again if last.ckpt does not know it.
+    """
+
+    def __init__(self, out: Path, config: TrainingConfig, history: History) -> None:
+        self.out, self.config, self.history = out, config, history
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
+        del task
+        *earlier, newest = self.history.stage_losses(self.config.stage(trainer.current_epoch))
+        improved = newest < min(earlier, default=math.inf)
+        for name in ("best", "last") if improved or not earlier else ("last",):
+            partial = self.out / f"{name}.ckpt.partial"
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                os.replace(partial, self.out / f"{name}.ckpt")
+
+
+class EarlyStop(Callback):
+    """Ends training after `patience` epochs of the last stage without a better one."""
+
+    def __init__(self, config: TrainingConfig, history: History) -> None:
+        self.config, self.history = config, history
+
+    def _judge(self, trainer: lightning.Trainer) -> None:
+        losses = self.history.stage_losses(self.config.stages[-1])
+        since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        trainer.should_stop |= since_best >= self.config.patience
+
+    def on_train_start(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
+        del task  # a finished run that is started again
+        self._judge(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
+        del task
+        self._judge(trainer)
+
+
+def averaging(decay: float) -> WeightAveraging:
+    """Exponential moving average, w += (1 - decay) (new - w), exact where nothing changes."""
+    return WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))

@@ -1,0 +1,228 @@
+"""Training that starts from a trained network: its options, weights and constants, and what stays.
+
+Elements that the network does not know get rows of their own in every table of species, the mean of
+the known rows, so that a new element begins as an average one. Species are in ascending order of Z,
+so known elements may move to other rows; elements that the new data lack are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers as number_of
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+from eqcalc import export
+from eqcalc.contract import set_precision
+from eqcalc.data.dataset import FrameDataset
+from eqcalc.data.frames import Frame
+from eqcalc.data.statistics import Statistics, composition
+from eqcalc.errors import InputError
+from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.training.config import model_config
+from eqcalc.training.folder import Constants, build_model, load_run
+from eqcalc.training.options import Config
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained network: its hyperparameters, its constants, its weights by name."""
+
+    name: str
+    model: NequIPConfig
+    constants: Constants
+    weights: dict[str, Tensor]
+
+
+def read_source(name: str) -> Source:
+    """From a potential file, a bundled model's name, a run folder (its best epoch) or a checkpoint.
+
+    Raises:
+        InputError: there is no such thing, or it does not say how it was made.
+    """
+    path = Path(name)
+    if path.is_dir() or path.suffix == ".ckpt":
+        folder = (path, "best.ckpt") if path.is_dir() else (path.parent, path.name)
+        config, model, setup = load_run(*folder)
+        weights = {k: p.detach() for k, p in model.named_parameters()}
+        return Source(name, config.model, Constants.from_setup(setup), weights)
+    file = export.load(name, dtype="float64")  # constants as they are in the file
+    hyper = dict(file.metadata.get("hyperparameters", {}))
+    if file.metadata.get("architecture") != "NequIP" or "avg_num_neighbors" not in hyper:
+        raise InputError(
+            f"{name} does not say its hyperparameters, so it cannot be fine-tuned: "
+            "take one that 'eqcalc train' or 'eqcalc export' has written."
+        )
+    neighbors = hyper.pop("avg_num_neighbors")
+    reference = file.module.reference_energy
+    scale, shift = reference.scale.tolist(), reference.shift.tolist()
+    blank = NequIP(model_config(hyper), file.atomic_numbers, neighbors, scale, shift)
+    norms = dict(file.module.named_buffers())
+    for k, layer in enumerate(blank.layers):
+        layer.message_norm.copy_(norms[f"layers.{k}.message_norm"])
+    constants = Constants(file.atomic_numbers, neighbors, scale, shift, blank.message_scales())
+    weights = {k: p.detach() for k, p in file.module.named_parameters()}
+    return Source(name, model_config(hyper), constants, weights)
+
+
+def adopt(config: Config, source: Source) -> Config:
+    """`config` with the [model] section of the source.
+
+    Raises:
+        InputError: an option of [model] that was given has another value there.
+    """
+    default = NequIPConfig()
+    for field in dataclasses.fields(NequIPConfig):
+        mine, theirs = (getattr(m, field.name) for m in (config.model, source.model))
+        written = f"model.{field.name}" in config.given or mine != getattr(default, field.name)
+        if written and mine != theirs:
+            raise InputError(
+                f"model.{field.name} = {mine}, but {source.name} has {theirs}: a network keeps its "
+                "shape when it is fine-tuned, so leave the [model] section out."
+            )
+    return dataclasses.replace(config, model=source.model)
+
+
+def known_energies(source: Source, isolated: Iterable[Frame]) -> dict[str, float]:
+    """Reference energies [eV] of the source by symbol, but for elements of `isolated` frames."""
+    measured = {int(frame.atoms.numbers[0]) for frame in isolated}
+    pairs = zip(source.constants.atomic_numbers, source.constants.shift, strict=True)
+    return {chemical_symbols[z]: energy for z, energy in pairs if z not in measured}
+
+
+def extend(source: Source, statistics: Statistics) -> Constants:
+    """Constants for the elements of the source and of the new data.
+
+    Reference energies are those of the statistics. A new element's scale is the mean of the known.
+    """
+    old = source.constants
+    numbers = sorted({*old.atomic_numbers, *statistics.atomic_numbers})
+    scale = dict.fromkeys(numbers, float(np.mean(old.scale)))
+    scale.update(zip(old.atomic_numbers, old.scale, strict=True))
+    shift = dict(zip(old.atomic_numbers, old.shift, strict=True))
+    shift.update(zip(statistics.atomic_numbers, statistics.shift, strict=True))
+    return Constants(
+        numbers,
+        old.avg_num_neighbors,
+        [scale[z] for z in numbers],
+        [shift[z] for z in numbers],
+        old.message_scales,
+    )
+
+
+def graft(model: NequIP, source: Source) -> None:
+    """Puts the source's weights into a model of the same hyperparameters, in place.
+
+    Tables of species [species, ...] are the parameters whose number of rows differs; their rows of
+    new elements become the mean of the source's.
+    """
+    rows = {z: n for n, z in enumerate(source.constants.atomic_numbers)}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            weight = source.weights[name].to(parameter.dtype)
+            if weight.shape != parameter.shape:
+                mean = weight.mean(dim=0)
+                table = [weight[rows[z]] if z in rows else mean for z in model.atomic_numbers]
+                weight = torch.stack(table)
+            parameter.copy_(weight)
+
+
+def fitted_shift(model: NequIP, frames: FrameDataset, free: Sequence[int]) -> list[float]:
+    """Reference energies [eV] of all species, those of the elements `free` (Z) fitted anew.
+
+    They take up, by least squares per atom (the smallest change where that leaves a choice), what
+    the model as it is leaves of the energies. Rounded to 1e-6 eV, so that a run that is resumed on
+    another machine finds the same. `model` is in float64.
+    """
+    numbers = model.atomic_numbers
+    counts = composition(frames.frames, numbers)
+    left = []
+    with torch.no_grad():
+        for item in frames.items:
+            graph = item.graph
+            edges = graph.edge_vec, graph.edge_src, graph.edge_dst
+            energy = model(graph.species, *edges, graph.num_atoms).sum()
+            left.append(float(item.energy - energy))
+    columns = [numbers.index(z) for z in free]
+    atoms = counts.sum(axis=1)
+    matrix = counts[:, columns] / atoms[:, None]
+    change = np.linalg.lstsq(matrix, np.array(left) / atoms, rcond=1e-10)[0]
+    shift = model.reference_energy.shift.clone()
+    shift[columns] += torch.from_numpy(change)
+    return [
+        round(value, 6) if z in free else value
+        for z, value in zip(numbers, shift.tolist(), strict=True)
+    ]
+
+
+def unfixed_elements(
+    config: Config, source: Source, train: Sequence[Frame], isolated: Sequence[Frame]
+) -> list[int]:
+    """Z of the elements of the training data whose reference energy is nowhere given."""
+    fixed = {number_of[symbol] for symbol in config.data.reference_energies}
+    fixed |= {int(frame.atoms.numbers[0]) for frame in isolated}
+    if not config.fine_tune.refit_energies:
+        fixed |= set(source.constants.atomic_numbers)
+    return sorted({int(z) for frame in train for z in frame.atoms.numbers} - fixed)
+
+
+def continued(
+    config: Config,
+    source: Source,
+    statistics: Statistics,
+    frames: FrameDataset,
+    free: Sequence[int],
+) -> tuple[NequIP, Constants]:
+    """The network that training starts from, and its constants.
+
+    Args:
+        config: with the [model] section of the source.
+        source: the trained network.
+        statistics: of the training frames, with the reference energies that are given.
+        frames: training frames, for the elements of both.
+        free: Z of the elements whose reference energies are to be fitted.
+    """
+    constants = extend(source, statistics)
+    model = build_model(config, constants)
+    graft(model, source)
+    if free:
+        model = set_precision(model, torch.float64)
+        constants = dataclasses.replace(constants, shift=fitted_shift(model, frames, free))
+        model = build_model(config, constants)
+        graft(model, source)
+    return model, constants
+
+
+def species_tables(model: NequIP) -> list[str]:
+    """Names of the parameters [species, ...]."""
+    names = [name for name, _ in model.named_parameters()]
+    return [n for n in names if n == "species_embedding" or n.endswith(".self_connection.weight")]
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Excludes parameters from training, by name with * and ?.
+
+    Raises:
+        InputError: a pattern that fits no parameter.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.numel()}
+    for pattern in patterns:
+        chosen = [p for name, p in parameters.items() if fnmatch(name, pattern)]
+        if not chosen:
+            words = [name.split(".") for name in parameters]
+            groups = {".".join([*w[:n], "*"]) for w in words for n in range(1, len(w))}
+            near = difflib.get_close_matches(pattern, sorted({*parameters, *groups}), 3, cutoff=0.0)
+            raise InputError(
+                f"fine_tune.freeze: no parameter is called '{pattern}'; the nearest are "
+                f"{', '.join(near)}."
+            )
+        for parameter in chosen:
+            parameter.requires_grad_(False)

@@ -1,0 +1,147 @@
+"""A run folder: what is in it, how it is read again, and whose run it holds.
+
+RUN/config.json      every option as it was used
+RUN/setup.json       elements, reference energies, split and data hash: what a resume needs
+RUN/history.csv      errors after each epoch; it says which epoch was the best
+RUN/last.ckpt        after the newest epoch; training resumes from it
+RUN/best.ckpt        of the lowest validation loss (of the last stage); it is what gets exported
+RUN/summary.json     errors of the best model by config_type
+RUN/learning_curve.png, RUN/parity.png
+RUN/model.pth        the export
+RUN/tensorboard/     history.csv for TensorBoard, on request
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eqcalc.data.frames import Frame
+from eqcalc.errors import InputError
+from eqcalc.models.nequip import NequIP
+from eqcalc.training.config import from_dict
+from eqcalc.training.options import Config
+
+#: options that may change between a run and its resumption
+FREE = {"threads", "device", "fused", "tensorboard"}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a network needs besides options and weights.
+
+    Attributes:
+        atomic_numbers: Z of each species, ascending.
+        avg_num_neighbors: of the training frames.
+        scale, shift: eV, one per species.
+        message_scales: by layer and irrep, once they are measured (`NequIP.calibrate`).
+    """
+
+    atomic_numbers: list[int]
+    avg_num_neighbors: float
+    scale: list[float]
+    shift: list[float]
+    message_scales: list[list[float]] | None = None
+
+    @classmethod
+    def from_setup(cls, setup: dict[str, Any]) -> Constants:
+        """From a setup.json."""
+        numbers = setup["atomic_numbers"]
+        scale = setup.get("scale", [setup["force_rms"]] * len(numbers))
+        shift, scales = setup["reference_energies"], setup["message_scales"]
+        return cls(numbers, setup["avg_num_neighbors"], scale, shift, scales)
+
+
+def build_model(config: Config, constants: Constants) -> NequIP:
+    """The untrained network, weights drawn from the config's seed, constants in float64."""
+    state = torch.random.get_rng_state()
+    try:
+        torch.manual_seed(config.training.seed)
+        options = asdict(constants)
+        scales = options.pop("message_scales")
+        model = NequIP(config.model, **options)
+    finally:
+        torch.random.set_rng_state(state)
+    if scales:
+        model.set_message_scales(scales)
+    return model
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Written aside first, so that a kill leaves the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def data_hash(frames: Sequence[Frame]) -> str:
+    """SHA-256 over elements, positions, cells, labels and weights of the frames, in order."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        atoms = frame.atoms
+        arrays = (atoms.numbers, atoms.positions, atoms.cell.array, frame.forces, frame.stress)
+        for array in arrays:
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(repr(frame.energy).encode())
+        if frame.weight != 1.0:
+            digest.update(repr(frame.weight).encode())
+    return digest.hexdigest()[:16]
+
+
+def check_same_run(out: Path, config: Config, setup: dict[str, Any]) -> None:
+    """A folder may be resumed by the same run only.
+
+    Raises:
+        InputError: it holds a run of other options or other data.
+    """
+    # read through the dataclasses, so that options added since then have their defaults
+    old = from_dict(read_json(out / "config.json")).to_dict()
+    new = config.to_dict()
+    changed = [
+        f"{section}.{key}"
+        for section in ("model", "fine_tune", "training")
+        for key, value in new[section].items()
+        if old[section][key] != value and key not in FREE
+    ]
+    if read_json(out / "setup.json") != setup:
+        changed.append("the data")
+    if changed:
+        raise InputError(
+            f"{out} holds a run with another setting of {', '.join(changed)}: choose another "
+            "folder with --out, or restore the setting to resume."
+        )
+
+
+def load_run(
+    out: str | Path, checkpoint: str = "best.ckpt"
+) -> tuple[Config, NequIP, dict[str, Any]]:
+    """Config, model of a checkpoint (averaged weights, where there are) and set-up of a run."""
+    out = Path(out)
+    for name in ("config.json", "setup.json", checkpoint):
+        if not (out / name).is_file():
+            raise InputError(
+                f"{out} is not a finished training run: {name} is missing; 'eqcalc train' makes it."
+            )
+    config = from_dict(read_json(out / "config.json"))
+    setup = read_json(out / "setup.json")
+    model = build_model(config, Constants.from_setup(setup))
+    saved = torch.load(out / checkpoint, map_location="cpu", weights_only=False)
+    # weights in the precision they were trained in; constants stay in float64, so that the export
+    # is exactly equivariant in either precision
+    for name, parameter in model.named_parameters():
+        parameter.data = saved["state_dict"][f"model.{name}"]
+    setup["epoch"] = int(saved["epoch"])
+    return config, model.eval(), setup

@@ -1,0 +1,109 @@
+"""Optimisers, and the learning rate as a function of what has happened so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from eqcalc.errors import InputError
+from eqcalc.training.muon import Muon
+from eqcalc.training.options import TrainingConfig
+
+
+def make_optimizer(
+    model: nn.Module, config: TrainingConfig, undecayed: Sequence[str] = ()
+) -> torch.optim.Optimizer:
+    """The optimiser that `config` asks for, of all parameters that are not frozen.
+
+    Args:
+        model: the network.
+        config: how it is trained.
+        undecayed: names of parameters without weight decay.
+
+    Raises:
+        InputError: its package is missing, or everything is frozen.
+    """
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad or not p.numel()}
+    if not any(p.numel() for p in trained.values()):
+        raise InputError("fine_tune.freeze leaves nothing to train: name fewer parameters.")
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+
+    def groups(names: Iterable[str]) -> list[dict[str, Any]]:
+        plain = {"params": [trained[n] for n in names if n not in undecayed]}
+        kept = {"params": [trained[n] for n in names if n in undecayed], "weight_decay": 0.0}
+        return [group for group in (plain, kept) if group["params"]]
+
+    if config.optimizer == "muon":
+        return Muon(model, undecayed=undecayed, **options)
+    if config.optimizer == "schedule_free":
+        try:
+            from schedulefree import AdamWScheduleFree
+        except ImportError:
+            raise InputError(
+                'training.optimizer = "schedule_free" needs the package schedulefree: '
+                "pip install 'eqcalc[train]'."
+            ) from None
+        # Defazio et al., arXiv:2405.15682
+        return AdamWScheduleFree(groups(trained), warmup_steps=config.warmup_steps, **options)
+    return torch.optim.AdamW(groups(trained), **options)
+
+
+def switch(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
+    """Puts the weights that are to be trained, or validated and saved, into the model.
+
+    They differ for schedule-free optimisers alone: gradients are taken at y, the average is x.
+    """
+    change = getattr(optimizer, "train" if training else "eval", None)
+    if change is not None:
+        change()
+
+
+class LearningRate:
+    """The learning rate, from the step and the validation losses of earlier epochs.
+
+    It has no state, so that a resumed run follows the same path.
+    """
+
+    def __init__(self, config: TrainingConfig, steps_per_epoch: int) -> None:
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+
+    def __call__(self, step: int, losses: Mapping[int, float]) -> float:
+        """Step from 0; losses by epoch, those of its own epoch and later ones are not looked at."""
+        config = self.config
+        epoch = step // self.steps_per_epoch
+        stage = config.stage(epoch)
+        if config.optimizer == "schedule_free":  # warms up by itself
+            return stage.learning_rate
+        ramp = min(1.0, (step + 1) / (config.warmup_steps + 1))
+        # the epochs of one schedule: both stages', unless the second has a learning rate
+        own = config.second_stage.learning_rate is not None
+        start, end = (stage.start, stage.end) if own else (0, config.epochs)
+        if config.schedule == "cosine":
+            done = (step - start * self.steps_per_epoch) / ((end - start) * self.steps_per_epoch)
+            ramp *= 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        elif config.schedule == "plateau":
+            for part in config.stages:
+                if start <= part.start <= epoch:  # losses of different stages are not compared
+                    past = [
+                        losses[e] for e in range(part.start, min(part.end, epoch)) if e in losses
+                    ]
+                    ramp *= config.plateau_factor ** stalls(past, config.plateau_patience)
+        return stage.learning_rate * ramp
+
+
+def stalls(losses: Sequence[float], patience: int) -> int:
+    """How often more than `patience` epochs in a row brought no improvement of 1e-4, relative."""
+    best, bad, count = math.inf, 0, 0
+    for loss in losses:
+        if loss < best * (1.0 - 1e-4):
+            best, bad = loss, 0
+        else:
+            bad += 1
+        if bad > patience:
+            count, bad = count + 1, 0
+    return count

@@ -1,0 +1,248 @@
+"""Every option of training, with its default, in one place.
+
+Sections of the file are the dataclasses below: [data], [model], [fine_tune], [training] and
+[training.second_stage].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from eqcalc.errors import InputError
+from eqcalc.models.nequip import NequIPConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the frames come from.
+
+    Attributes:
+        train: files that ASE reads; relative paths start at the config file.
+        val: validation files, or a table of them by name ([data.val] with bulk = ["a.xyz"], ...),
+            which gives each set its own errors; empty holds out `val_fraction` of the training
+            frames.
+        val_fraction: share of frames held out, at least one frame.
+        split_seed: of the frames held out; unset: training.seed.
+        energy_key, forces_key, stress_key: names of the labels.
+        weight_key: name of a number by which a frame's loss is multiplied; empty for none. A frame
+            without it counts once.
+        isolated_atoms: a file of one-atom frames whose energies become the reference energies.
+        reference_energies: eV of an isolated atom by symbol, e.g. {Si = -0.1}; over the file.
+            Elements without either are fitted to the training energies by least squares.
+    """
+
+    train: list[str] = field(default_factory=list)
+    val: list[str] | dict[str, list[str]] = field(default_factory=list)
+    val_fraction: float = 0.1
+    split_seed: int | None = None
+    energy_key: str = "energy"
+    forces_key: str = "forces"
+    stress_key: str = "stress"
+    weight_key: str = ""
+    isolated_atoms: str = ""
+    reference_energies: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """A trained model to start from.
+
+    Attributes:
+        model: a potential file, a bundled model's name, a run folder or one of its checkpoints;
+            empty starts from random weights. The [model] section is taken from it.
+        freeze: parameters that stay as they are, by name with * and ?, e.g. ["layers.0.*"].
+        refit_energies: fit the reference energies of all elements that data.reference_energies and
+            data.isolated_atoms do not give, for labels from another electronic structure method;
+            otherwise those of the elements that the model knows are kept.
+    """
+
+    model: str = ""
+    freeze: list[str] = field(default_factory=list)
+    refit_energies: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.model and (self.freeze or self.refit_energies):
+            raise InputError("fine_tune.freeze and refit_energies need a fine_tune.model.")
+
+
+@dataclass(frozen=True)
+class SecondStageConfig:
+    """Another loss towards the end, as a rule with more weight on energies.
+
+    Losses of the two stages cannot be compared: the best epoch is sought in the second one alone,
+    and early stopping counts there.
+
+    Attributes:
+        start: epoch, counted from 0, with which it begins; 0 for none.
+        energy_weight, force_weight, stress_weight: unset: as in the first stage.
+        learning_rate: with it each stage has a schedule of its own; unset: one schedule for both.
+    """
+
+    start: int = 0
+    energy_weight: float | None = None
+    force_weight: float | None = None
+    stress_weight: float | None = None
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        changes = self.energy_weight, self.force_weight, self.stress_weight, self.learning_rate
+        if self.start < 0:
+            raise InputError(f"training.second_stage.start must not be negative: {self.start}.")
+        if (self.start > 0) != any(c is not None for c in changes):
+            raise InputError(
+                "training.second_stage needs both its start (an epoch) and what changes then: "
+                "energy_weight, force_weight, stress_weight or learning_rate."
+            )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Epochs start .. end - 1 and what holds in them."""
+
+    start: int
+    end: int
+    learning_rate: float
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the weights are found.
+
+    Attributes:
+        epochs: upper limit.
+        batch_size: structures per step, over all processes.
+        optimizer: "muon" for matrices and AdamW for the rest; "adamw", which needs several times
+            as many epochs, at a fifth of the learning rate; or "schedule_free" AdamW, which needs
+            neither a schedule nor averaged weights.
+        learning_rate: of the optimizer, at the start.
+        schedule: "cosine" to zero over the stage, "plateau" (reduced when validation stalls) or
+            "constant"; none of them is used by "schedule_free".
+        plateau_factor: by which "plateau" multiplies the learning rate.
+        plateau_patience: epochs without improvement that "plateau" waits.
+        warmup_steps: linear warm-up of the learning rate.
+        weight_decay: of the optimizer.
+        gradient_clip: largest norm of the gradient; 0 for none.
+        loss: "huber", "mae" or "mse", of energy per atom, force and stress components.
+        energy_weight, force_weight, stress_weight: per eV/atom, eV/Å and eV/Å^3 of "huber" and
+            "mae"; per square of these for "mse".
+        config_weights: factors on the loss of all frames of a config_type, e.g. {surface = 2.0}.
+        huber_delta: where "huber" turns from quadratic to linear, for the energy per atom in
+            eV; ten times that for forces in eV/Å; as it is for stress in eV/Å^3.
+        ema_decay: of the averaged weights that are validated and exported; 0 for none.
+        monitor: names of the validation sets whose frames make val_loss, which chooses the best
+            epoch; empty for all.
+        patience: epochs without improvement before stopping; 0 for never.
+        seed: of weights, split and shuffling.
+        precision: "float32" or "float64" of the network; sums of energies, reference energies and
+            the loss are float64 in both.
+        device: "cpu", "cuda" or "auto".
+        threads: torch threads on CPU; 0 leaves torch's own choice.
+        fused: compile the convolutions for this machine (CPU only; several times faster, the same
+            numbers to rounding); without a C++ compiler training says so and goes on without.
+        tensorboard: write the columns of history.csv to RUN/tensorboard, too.
+        second_stage: see there.
+    """
+
+    epochs: int = 200
+    batch_size: int = 4
+    optimizer: Literal["muon", "adamw", "schedule_free"] = "muon"
+    learning_rate: float = 2e-2
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    plateau_factor: float = 0.5
+    plateau_patience: int = 10
+    warmup_steps: int = 100
+    weight_decay: float = 1e-6
+    gradient_clip: float = 10.0
+    loss: Literal["huber", "mae", "mse"] = "huber"
+    energy_weight: float = 1.0
+    force_weight: float = 1.0
+    stress_weight: float = 10.0
+    config_weights: dict[str, float] = field(default_factory=dict)
+    huber_delta: float = 0.002
+    ema_decay: float = 0.995
+    monitor: list[str] = field(default_factory=list)
+    patience: int = 0
+    seed: int = 1
+    precision: Literal["float32", "float64"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    fused: bool = True
+    tensorboard: bool = False
+    second_stage: SecondStageConfig = field(default_factory=SecondStageConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "huber_delta"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"training.{name} must be positive, not {getattr(self, name)}.")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise InputError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}.")
+        if not 0.0 < self.plateau_factor < 1.0:
+            raise InputError(
+                f"training.plateau_factor must lie between 0 and 1, not {self.plateau_factor}."
+            )
+        if self.optimizer == "schedule_free" and self.schedule == "plateau":
+            raise InputError(
+                'training.optimizer = "schedule_free" takes no schedule: remove schedule = '
+                '"plateau" or choose another optimizer.'
+            )
+        if self.second_stage.start >= self.epochs:
+            raise InputError(
+                f"training.second_stage.start = {self.second_stage.start}, but the last epoch is "
+                f"{self.epochs - 1}: start earlier or raise training.epochs."
+            )
+        for name, weight in self.config_weights.items():
+            if weight < 0.0:
+                raise InputError(
+                    f"training.config_weights.{name} must not be negative, not {weight}."
+                )
+
+    @property
+    def averaged(self) -> bool:
+        """Whether averaged weights are kept beside those that are trained."""
+        return self.ema_decay > 0.0 and self.optimizer != "schedule_free"
+
+    @property
+    def stages(self) -> list[Stage]:
+        """One or two."""
+        second = self.second_stage
+        weights = {
+            "energy": self.energy_weight,
+            "forces": self.force_weight,
+            "stress": self.stress_weight,
+        }
+        if not second.start:
+            return [Stage(0, self.epochs, self.learning_rate, weights)]
+        given = (second.energy_weight, second.force_weight, second.stress_weight)
+        new = {k: w if g is None else g for (k, w), g in zip(weights.items(), given, strict=True)}
+        rate = self.learning_rate if second.learning_rate is None else second.learning_rate
+        return [
+            Stage(0, second.start, self.learning_rate, weights),
+            Stage(second.start, self.epochs, rate, new),
+        ]
+
+    def stage(self, epoch: int) -> Stage:
+        """The one that an epoch belongs to."""
+        return [s for s in self.stages if s.start <= epoch][-1]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run.
+
+    `given` names the options that were written down, as "section.option", in contrast to those that
+    have their default.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: NequIPConfig = field(default_factory=NequIPConfig)
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        document = dataclasses.asdict(self)
+        del document["given"]
+        return document

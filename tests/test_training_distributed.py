@@ -1,0 +1,81 @@
+"""torchrun: as many processes as one likes, the same training."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import checkpoint, column, history, tiny, weights, write_frames
+
+from eqcalc.errors import InputError
+from eqcalc.training.distributed import Shares, World
+from eqcalc.training.run import train
+from eqcalc.training.template import to_toml
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory) -> str:
+    return write_frames(tmp_path_factory.mktemp("data") / "train.xyz", 13)
+
+
+def torchrun(config, out: Path, processes: int = 2) -> subprocess.CompletedProcess:
+    path = out.with_suffix(".toml")
+    path.write_text(to_toml(config))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [
+            *launcher,
+            f"--nproc-per-node={processes}",
+            *f"-m eqcalc.cli train {path} --out {out}".split(),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fused": True, "patience": 20, "second_stage": {"start": 2, "energy_weight": 9.0}},
+        {"optimizer": "schedule_free", "batch_size": 6},
+    ],
+    ids=["fused", "schedule-free"],
+)
+def test_two_processes_train_like_one(frames, tmp_path, options):
+    # 9 frames to train on: of the last batch of four, one process has nothing
+    config = tiny(frames, precision="float64", data={"val_fraction": 0.3}, **options)
+    one = train(config, tmp_path / "one", quiet=True)
+    done = torchrun(config, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert history(tmp_path / "one")[0] == history(tmp_path / "two")[0]
+    for name in history(tmp_path / "one")[0]:
+        a, b = (torch.tensor(column(tmp_path / part, name)) for part in ("one", "two"))
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10), name
+    for name, tensor in weights(tmp_path / "one").items():
+        assert torch.allclose(tensor, weights(tmp_path / "two")[name], rtol=0, atol=1e-9), name
+    assert checkpoint(tmp_path / "two")["epoch"] == 3
+    assert done.stdout.count("Best epoch") == 1
+    assert one["best_epoch"] == checkpoint(tmp_path / "two", "best.ckpt")["epoch"]
+    assert (tmp_path / "two" / "model.pth").is_file()
+
+
+def test_shares_are_the_batches_of_one_process():
+    for size, frames in ((4, 13), (6, 12), (2, 3)):
+        whole = list(Shares(range(frames), size, World()))
+        parts = [list(Shares(range(frames), size, World(2, 2, rank))) for rank in (0, 1)]
+        assert len(parts[0]) == len(parts[1]) == len(Shares(range(frames), size, World()))
+        for batch, a, b in zip(whole, *parts, strict=True):
+            assert sorted([*a, *b]) == batch
+            assert len(a) - len(b) in (0, 1)
+    assert list(Shares(range(13), 4, World(2, 2, 1)))[-1] == []
+    with pytest.raises(InputError, match="batch_size = 3 cannot be shared by 2 processes"):
+        Shares(range(4), 3, World(2, 2, 0))
+
+
+def test_users_see_one_sentence(frames, tmp_path):
+    done = torchrun(tiny(frames, batch_size=3), tmp_path / "out")
+    assert done.returncode != 0
+    assert "Error: training.batch_size = 3 cannot be shared by 2 processes" in done.stderr
+    assert "last.ckpt" not in [p.name for p in tmp_path.rglob("*")]

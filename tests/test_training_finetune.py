@@ -1,0 +1,167 @@
+"""Fine-tuning: nothing is lost at the start, frozen stays frozen, new elements and labels learn."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from ase.io import read, write
+from runs import MODEL, history, tiny, train_in_pieces, weights, write_frames
+
+from eqcalc import export
+from eqcalc.contract import set_precision
+from eqcalc.data.dataset import Batch, FrameDataset
+from eqcalc.data.frames import read_frames
+from eqcalc.errors import InputError
+from eqcalc.training.finetune import read_source, species_tables
+from eqcalc.training.folder import load_run
+from eqcalc.training.prepare import prepare
+from eqcalc.training.run import train
+from eqcalc.training.task import predict
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, str]:
+    """The original's elements, one that comes between them, and one before them alone."""
+    folder = tmp_path_factory.mktemp("data")
+    return {
+        "LiO": write_frames(folder / "lio.xyz", 12, symbols="LiO"),
+        "LiCO": write_frames(folder / "lico.xyz", 12, symbols="LiCO", seed=3),
+        "Li": write_frames(folder / "li.xyz", 8, symbols="Li", seed=4),
+    }
+
+
+@pytest.fixture(scope="module")
+def original(data, tmp_path_factory):
+    """A trained run of Li and O."""
+    out = tmp_path_factory.mktemp("runs") / "original"
+    train(tiny(data["LiO"], epochs=3), out, quiet=True)
+    return out
+
+
+def predictions(model, path):
+    items = FrameDataset(read_frames(path), model.atomic_numbers, model.cutoff).items
+    return predict(model, Batch.collate(items))
+
+
+def fine_tuning(frames, source, *, freeze=(), refit=False, **options):
+    section = {"model": str(source), "freeze": list(freeze), "refit_energies": refit}
+    return tiny(frames, fine_tune=section, **options)
+
+
+@pytest.mark.parametrize("kind", ["export", "run", "checkpoint"])
+@pytest.mark.parametrize("elements", ["LiO", "LiCO", "Li"])
+def test_it_starts_as_the_original(data, original, kind, elements):
+    source = {"export": "model.pth", "run": "", "checkpoint": "best.ckpt"}[kind]
+    prepared = prepare(fine_tuning(data[elements], original / source))
+    assert prepared.model.atomic_numbers == ([3, 6, 8] if elements == "LiCO" else [3, 8])
+    expected = predictions(load_run(original)[1], data["LiO"])
+    got = predictions(prepared.model, data["LiO"])
+    assert torch.allclose(got.energy, expected.energy, rtol=0, atol=1e-5)
+    assert torch.allclose(got.forces, expected.forces, rtol=0, atol=1e-5)
+    assert (expected.forces.abs() > 0.01).any(), "forces that are zero prove nothing"
+
+
+def test_in_float64_it_starts_exactly_as_the_original(data, original):
+    model = set_precision(load_run(original)[1], torch.float64)
+    got = prepare(fine_tuning(data["LiCO"], original / "model.pth", precision="float64")).model
+    before, after = predictions(model, data["LiO"]), predictions(got, data["LiO"])
+    assert (before.forces - after.forces).abs().max() < 1e-12
+    assert (before.energy - after.energy).abs().max() < 1e-11
+
+
+def test_a_new_element_begins_as_the_mean(data, original):
+    source = read_source(str(original))
+    model = prepare(fine_tuning(data["LiCO"], original)).model
+    assert model.atomic_numbers == [3, 6, 8]
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    tables = [name for name in shapes if shapes[name] != source.weights[name].shape]
+    assert tables == species_tables(model)
+    assert len(tables) == 3
+    for name in tables:
+        table, old = dict(model.named_parameters())[name], source.weights[name]
+        assert torch.equal(table[[0, 2]], old)
+        assert torch.allclose(table[1], old.mean(dim=0))
+    # its reference energy takes up, in the mean, what the others leave: normal equation
+    model = prepare(fine_tuning(data["LiCO"], original, data={"val": [data["LiO"]]})).model
+    frames = read_frames(data["LiCO"])
+    carbon = np.array([(f.atoms.numbers == 6).sum() for f in frames])
+    size = np.array([len(f.atoms) for f in frames])
+    left = np.array([f.energy for f in frames]) - predictions(model, data["LiCO"]).energy.numpy()
+    assert abs(left @ (carbon / size**2)) < 1e-4
+    assert np.abs(left).max() > 1e-2
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_frozen_stays_and_the_new_element_learns(data, original, tmp_path, fused):
+    config = fine_tuning(
+        data["LiCO"], original, freeze=["layers.0.*", "layers.1.radial*"], fused=fused
+    )
+    start = {name: p.detach().clone() for name, p in prepare(config).model.named_parameters()}
+    train(config, tmp_path, quiet=True)
+    averaged = dict(load_run(tmp_path)[1].named_parameters())
+    for name, before in start.items():
+        frozen = name.startswith(("layers.0.", "layers.1.radial")) or not before.numel()
+        assert torch.equal(weights(tmp_path)[f"model.{name}"], before) == frozen, name
+        assert torch.equal(averaged[name], before) == frozen, name
+    moved = (weights(tmp_path)["model.species_embedding"] - start["species_embedding"]).abs()
+    assert (moved.amax(dim=1) > 1e-4).all()  # of all three elements
+    assert export.load(tmp_path / "model.pth").symbols == ["Li", "C", "O"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "schedule_free"])
+def test_elements_without_data_are_kept(data, original, tmp_path, optimizer):
+    config = fine_tuning(data["Li"], original, weight_decay=1.0, optimizer=optimizer)
+    train(config, tmp_path, quiet=True)
+    old, new = read_source(str(original)), read_source(str(tmp_path))
+    assert new.constants == old.constants
+    for name in ("species_embedding", "layers.0.self_connection.weight"):
+        assert torch.equal(new.weights[name][1], old.weights[name][1])
+        assert not torch.equal(new.weights[name][0], old.weights[name][0])
+
+
+def test_resumes(data, original, tmp_path, monkeypatch):
+    config = fine_tuning(data["LiCO"], original, refit=True)
+    train(config, tmp_path / "whole", quiet=True)
+    train_in_pieces(config, tmp_path / "pieces", monkeypatch)
+    assert history(tmp_path / "whole") == history(tmp_path / "pieces")
+    written = json.loads((tmp_path / "whole" / "config.json").read_text())["model"]
+    assert {key: written[key] for key in MODEL} == MODEL
+
+
+def test_energies_of_another_method(data, original, tmp_path):
+    """The same forces, energies moved by 5 and -3 eV per atom: refitting finds the difference."""
+    frames = read(data["LiO"], ":")
+    model = load_run(original)[1]
+    energies = predictions(model, data["LiO"]).energy.tolist()
+    for atoms, energy in zip(frames, energies, strict=True):
+        counts = [(atoms.numbers == z).sum() for z in (3, 8)]
+        atoms.calc.results["energy"] = energy + 5.0 * counts[0] - 3.0 * counts[1]
+    write(tmp_path / "moved.xyz", frames, format="extxyz")
+    moved = str(tmp_path / "moved.xyz")
+    old = read_source(str(original)).constants.shift
+    assert prepare(fine_tuning(moved, original)).setup["reference_energies"] == old
+    new = prepare(fine_tuning(moved, original, refit=True)).setup["reference_energies"]
+    assert np.subtract(new, old) == pytest.approx([5.0, -3.0], abs=1e-4)
+    given = {"reference_energies": {"Li": -7.0}}
+    new = prepare(fine_tuning(moved, original, data=given)).setup["reference_energies"]
+    assert new == [-7.0, old[1]]
+
+
+def test_what_is_wrong_is_said(data, original, tmp_path, potential_path):
+    with pytest.raises(InputError, match=r"model\.cutoff = 3\.5, but .* has 4\.0"):
+        prepare(fine_tuning(data["LiO"], original, model={"cutoff": 3.5}))
+    # the default, when it is written down, is a conflict, too
+    with pytest.raises(InputError, match=r"model\.cutoff = 5\.0, but .* has 4\.0"):
+        prepare(fine_tuning(data["LiO"], original, model={"cutoff": 5.0}))
+    prepare(fine_tuning(data["LiO"], original, model={"cutoff": 4.0}))
+    with pytest.raises(InputError, match=r"called 'layer\.0\.\*'; the nearest are layers\.0\."):
+        prepare(fine_tuning(data["LiO"], original, freeze=["layer.0.*"]))
+    with pytest.raises(InputError, match="leaves nothing to train"):
+        train(fine_tuning(data["LiO"], original, freeze=["*"]), tmp_path / "x", quiet=True)
+    with pytest.raises(InputError, match="does not say its hyperparameters"):
+        prepare(fine_tuning(data["LiO"], potential_path))
+    with pytest.raises(InputError, match="no model file 'nowhere'"):
+        prepare(fine_tuning(data["LiO"], "nowhere"))
+    with pytest.raises(InputError, match=r"need a fine_tune\.model"):
+        tiny(data["LiO"], fine_tune={"freeze": ["layers.0.*"]})

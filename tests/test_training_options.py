@@ -1,0 +1,233 @@
+"""Stages, weights, validation sets, schedules, optimisers: each does what its option says."""
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from ase.io import read, write
+from runs import checkpoint, column, history, tiny, train_in_pieces, weights, write_frames
+
+from eqcalc.data.dataset import Batch, FrameDataset
+from eqcalc.data.frames import read_frames
+from eqcalc.errors import InputError
+from eqcalc.training.folder import load_run
+from eqcalc.training.loss import Loss, component_weights, residuals
+from eqcalc.training.optimizers import LearningRate, stalls
+from eqcalc.training.options import SecondStageConfig, TrainingConfig
+from eqcalc.training.prepare import prepare
+from eqcalc.training.run import train
+from eqcalc.training.task import predict
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory) -> str:
+    return write_frames(tmp_path_factory.mktemp("data") / "train.xyz", 12)
+
+
+SECOND = {"start": 2, "energy_weight": 50.0, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"second_stage": SECOND},
+        {"second_stage": {"start": 2, "energy_weight": 50.0}, "schedule": "plateau"},
+        {
+            "optimizer": "adamw",
+            "schedule": "plateau",
+            "plateau_patience": 0,
+            "plateau_factor": 0.3,
+            "learning_rate": 0.1,
+        },
+        {"optimizer": "muon"},
+        {"optimizer": "schedule_free"},
+        {"patience": 2, "learning_rate": 0.1},
+    ],
+    ids=["second-stage", "second-stage-plateau", "plateau", "muon", "schedule-free", "patience"],
+)
+def test_resumed_is_uninterrupted(frames, tmp_path, monkeypatch, options):
+    config = tiny(frames, epochs=5, **options)
+    train(config, tmp_path / "whole", quiet=True)
+    train_in_pieces(config, tmp_path / "pieces", monkeypatch)
+    assert history(tmp_path / "whole") == history(tmp_path / "pieces")
+    for name in ("last.ckpt", "best.ckpt"):
+        whole, pieces = (weights(tmp_path / part, name) for part in ("whole", "pieces"))
+        assert all(torch.equal(tensor, pieces[key]) for key, tensor in whole.items())
+    if options.get("schedule") == "plateau" and "plateau_factor" in options:
+        assert len(set(column(tmp_path / "whole", "learning_rate")[1:])) > 1, "nothing to compare"
+
+
+def test_second_stage_changes_the_loss_and_seeks_its_own_best(frames, tmp_path):
+    train(tiny(frames, second_stage=SECOND), tmp_path / "two", quiet=True)
+    train(tiny(frames, schedule="constant"), tmp_path / "one", quiet=True)
+    losses = column(tmp_path / "two", "val_loss")
+    assert min(losses[2:]) > min(losses[:2])  # fifty times the energy: not comparable
+    assert checkpoint(tmp_path / "two", "best.ckpt")["epoch"] == losses.index(min(losses[2:]))
+    rates = column(tmp_path / "two", "learning_rate")
+    assert rates[1] < 0.3 * 5e-3  # each stage has its own cosine
+    assert rates[2] < 1e-3
+    energy = column(tmp_path / "two", "val_energy_mae")[-1] * 1e-3
+    assert losses[-1] > 40.0 * (energy - 0.002)  # the weight of the second stage
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["training"]["second_stage"]
+
+
+def test_schedules():
+    steps = 10
+
+    def rates(losses=(), **options):
+        rate = LearningRate(TrainingConfig(warmup_steps=4, learning_rate=1.0, **options), steps)
+        return [rate(step, dict(enumerate(losses))) for step in range(60)]
+
+    cosine = rates(epochs=6)
+    assert cosine[:3] == pytest.approx([0.2, 0.4, 0.6], rel=0.01)
+    assert cosine[30] == pytest.approx(0.5)
+    assert cosine[59] < 1e-3
+    two = rates(epochs=6, second_stage=SecondStageConfig(start=4, learning_rate=0.1))
+    assert two[20] == pytest.approx(0.5)
+    assert two[39] < 2e-3
+    assert two[40] == pytest.approx(0.1)
+    assert two[50] == pytest.approx(0.05)
+    shared = rates(epochs=6, second_stage=SecondStageConfig(start=4, energy_weight=2.0))
+    assert shared == cosine
+    plateau = rates([1.0, 0.9, 0.9, 0.9, 0.8, 0.8], schedule="plateau", plateau_patience=1)
+    assert plateau[35] == 1.0
+    assert plateau[40] == plateau[59] == 0.5
+    assert rates(schedule="constant")[59] == 1.0
+
+
+def test_plateau_agrees_with_torch():
+    generator = torch.Generator().manual_seed(0)
+    losses = (1.0 + torch.rand(300, generator=generator) - torch.arange(300) / 150).tolist()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.9, patience=5, eps=0.0)
+    for n, loss in enumerate(losses):
+        theirs.step(loss)
+        expected = round(math.log(optimizer.param_groups[0]["lr"], 0.9))
+        assert stalls(losses[: n + 1], 5) == expected
+    assert expected > 3
+
+
+def test_weights_of_frames_multiply_their_loss(frames, tmp_path):
+    surface = write_frames(tmp_path / "s.xyz", 4, config_type="surface", seed=1, importance=3.0)
+    given = read_frames([frames, surface], weight_key="importance")
+    assert [f.weight for f in given] == [1.0] * 12 + [3.0] * 4
+    config = tiny(frames, data={"train": [frames, surface], "weight_key": "importance"})
+    assert prepare(config).train.items[-1].weight == 3.0
+    config = tiny(frames, data={"train": [frames, surface]}, config_weights={"surface": 2.0})
+    prepared = prepare(config)
+    assert {(f.config_type, f.weight) for f in prepared.train.frames} == {
+        ("molecule", 1.0),
+        ("surface", 2.0),
+    }
+    batch = Batch.collate(prepared.train.items)
+    loss = Loss(config.training)
+    difference = residuals(predict(prepared.model, batch), batch)
+    value = loss(difference, component_weights(batch))
+    # the same as if surfaces stood twice in the data, but for the number of labels
+    twice = [i for i in prepared.train.items for _ in range(int(i.weight))]
+    repeated = Batch.collate(twice)
+    again = residuals(predict(prepared.model, repeated), repeated)
+    sums = loss.sums(again)
+    counts = {name: v.numel() for name, v in difference.items()}
+    assert float(loss.combine(sums, counts)) == pytest.approx(float(value))
+    assert value > 1.01 * loss(difference)
+
+
+def test_names_that_do_not_exist(frames, tmp_path):
+    surface = write_frames(tmp_path / "s.xyz", 4, config_type="surface")
+    config = tiny(frames, data={"train": [frames, surface]}, config_weights={"surfaces": 2.0})
+    with pytest.raises(InputError, match=r"'surfaces' \(did you mean 'surface'"):
+        prepare(config)
+    config = tiny(frames, data={"val": {"bulk": [surface]}}, monitor=["bluk"])
+    with pytest.raises(InputError, match=r"no validation set 'bluk' \(did you mean 'bulk'"):
+        prepare(config)
+    broken = read(frames, ":2")
+    broken[1].info["w"] = -1.0
+    write(tmp_path / "b.xyz", broken)
+    with pytest.raises(InputError, match=r"b\.xyz, frame 1: its w is -1"):
+        read_frames(tmp_path / "b.xyz", weight_key="w")
+    for wrong, sentence in (
+        ({"second_stage": {"start": 2}}, "needs both its start"),
+        ({"second_stage": {"energy_weight": 2.0}}, "needs both its start"),
+        ({"second_stage": {"start": 9, "energy_weight": 2.0}}, "the last epoch is 3"),
+        ({"optimizer": "schedule_free", "schedule": "plateau"}, "takes no schedule"),
+        ({"plateau_factor": 1.5}, "between 0 and 1"),
+        ({"config_weights": {"a": -1.0}}, "must not be negative"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            tiny(frames, **wrong)
+
+
+def test_several_validation_sets(frames, tmp_path):
+    near = write_frames(tmp_path / "near.xyz", 3, seed=5)
+    far = write_frames(tmp_path / "far.xyz", 5, seed=6)
+    val = {"near": [near], "far": [far]}
+    summary = train(tiny(frames, data={"val": val}), tmp_path / "all", quiet=True)
+    assert summary["errors"]["validation near"]["all"]["energy"]["count"] == 3
+    assert summary["errors"]["validation far"]["all"]["energy"]["count"] == 5
+    parts = [column(tmp_path / "all", f"val_{name}_loss")[-1] for name in ("near", "far")]
+    total = column(tmp_path / "all", "val_loss")[-1]
+    assert total == pytest.approx((3 * parts[0] + 5 * parts[1]) / 8, rel=1e-12)
+    errors = [column(tmp_path / "all", f"val_{n}energy_mae")[-1] for n in ("near_", "far_", "")]
+    assert errors[2] == pytest.approx((3 * errors[0] + 5 * errors[1]) / 8, rel=1e-12)
+    train(tiny(frames, data={"val": val}, monitor=["far"]), tmp_path / "far", quiet=True)
+    assert column(tmp_path / "far", "val_loss") == column(tmp_path / "all", "val_far_loss")
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "schedule_free"])
+def test_optimizers_learn(frames, tmp_path, optimizer):
+    rate = 0.05 if optimizer == "schedule_free" else 0.02
+    train(tiny(frames, epochs=25, optimizer=optimizer, learning_rate=rate), tmp_path, quiet=True)
+    losses = column(tmp_path, "train_loss")
+    assert losses[-1] < 0.6 * losses[0]
+    if optimizer == "schedule_free":  # validated, saved and exported is the average, not y or z
+        _, model, setup = load_run(tmp_path)
+        config = tiny(frames)
+        batch = Batch.collate(next(iter(prepare(config).val.values())).items)
+        loss = Loss(config.training)(residuals(predict(model, batch), batch))
+        assert float(loss) == pytest.approx(column(tmp_path, "val_loss")[setup["epoch"]], rel=1e-5)
+        assert "current_model_state" not in checkpoint(tmp_path)
+
+
+def test_early_stop_ends_once_and_for_all(frames, tmp_path):
+    config = tiny(frames, epochs=60, patience=1, learning_rate=0.3, schedule="constant")
+    train(config, tmp_path / "r", quiet=True)
+    losses = column(tmp_path / "r", "val_loss")
+    assert len(losses) < 60
+    assert losses[-1] >= min(losses[:-1])
+    assert all(b < a for a, b in pairwise(losses[:-1]))
+    before = history(tmp_path / "r")
+    train(config, tmp_path / "r", quiet=True)
+    assert history(tmp_path / "r") == before
+
+
+def test_early_stop_counts_in_the_last_stage(frames, tmp_path):
+    stage = {"start": 4, "energy_weight": 2.0}
+    options = {"epochs": 60, "patience": 1, "learning_rate": 1.0, "ema_decay": 0.0}
+    config = tiny(frames, schedule="constant", second_stage=stage, **options)
+    train(config, tmp_path, quiet=True)
+    losses = column(tmp_path, "val_loss")
+    assert any(b >= a for a, b in pairwise(losses[:4])), "nothing to ignore"
+    assert 5 < len(losses) < 60
+
+
+def test_runs_from_before_new_options_still_resume(frames, tmp_path):
+    config = tiny(frames, epochs=2)
+    train(config, tmp_path, quiet=True)
+    old = json.loads((tmp_path / "config.json").read_text())
+    for key in ("optimizer", "second_stage", "config_weights", "monitor", "tensorboard"):
+        del old["training"][key]
+    del old["fine_tune"], old["data"]["weight_key"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    load_run(tmp_path)
+    train(config, tmp_path, quiet=True)
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(InputError, match=r"another setting of training\.optimizer"):
+        train(tiny(frames, epochs=2, optimizer="adamw"), tmp_path, quiet=True)
+
+
+def test_batch_without_weights_counts_every_frame_once(frames):
+    items = FrameDataset(read_frames(frames), [1, 3], 4.0).items
+    assert component_weights(Batch.collate(items)) is None
