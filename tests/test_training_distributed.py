@@ -23,9 +23,9 @@ def torchrun(config, out: Path, processes: int = 2) -> subprocess.CompletedProce
     path = out.with_suffix(".toml")
     path.write_text(to_toml(config))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = ["-m", "eqcalc.cli", "train", path, "--out", out]
     return subprocess.run(
-        [*launcher, f"--nproc-per-node={processes}", "-m", "eqcalc.cli", "train", path]
-        + ["--out", out],
+        [*launcher, f"--nproc-per-node={processes}", *command],
         capture_output=True,
         text=True,
         check=False,
