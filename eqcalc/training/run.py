@@ -142,6 +142,8 @@ def surroundings(options: TrainingConfig) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
+            if World.from_environment().rank:  # the first process says it for all
+                warnings.simplefilter("ignore")
             yield
     finally:
         torch.set_num_threads(threads)
