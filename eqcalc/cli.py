@@ -9,12 +9,15 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eqcalc.cli_checks import check_app
 from eqcalc.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from eqcalc.training.options import Config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,12 +45,21 @@ def train(
         list[str] | None,
         typer.Option("--set", help="section.option=value over the config, e.g. training.epochs=50"),
     ] = None,
+    committee: Annotated[
+        int, typer.Option(help="Train so many models of different seeds, into OUT/1, OUT/2, ...")
+    ] = 0,
+    *,
+    resplit: Annotated[
+        bool, typer.Option("--resplit", help="Let members of a committee hold out other frames.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show data, network, time and memory; write nothing."),
+    ] = False,
 ) -> None:
     """Train a potential; run the same command again to resume after an interruption."""
     from eqcalc.training.config import override, read_config
-    from eqcalc.training.evaluate import format_table
     from eqcalc.training.options import Config, DataConfig
-    from eqcalc.training.run import train as run_training
 
     if source.suffix == ".toml":
         config = read_config(source)
@@ -58,6 +70,20 @@ def train(
         assignments.append(f"data.val={json.dumps([str(p.resolve()) for p in val])}")
     config = override(config, assignments)
     folder = out or Path("runs") / source.name.split(".")[0]
+    if dry_run:
+        from eqcalc.training.dryrun import dry_run as look_ahead
+
+        typer.echo(look_ahead(config))
+    elif committee:
+        _train_committee(config, folder, committee, resplit=resplit)
+    else:
+        _train_one(config, folder)
+
+
+def _train_one(config: Config, folder: Path) -> None:
+    from eqcalc.training.evaluate import format_table
+    from eqcalc.training.run import train as run_training
+
     summary = run_training(config, folder)
     if not summary:  # another process than the first
         return
@@ -67,6 +93,34 @@ def train(
         f"\nBest epoch {summary['best_epoch']}. Written to {folder}: model.pth, summary.json, "
         "history.csv, learning_curve.png, parity.png"
     )
+
+
+def _train_committee(config: Config, folder: Path, size: int, *, resplit: bool) -> None:
+    from eqcalc.training.committee import format_committee, train_committee
+    from eqcalc.training.evaluate import format_table
+
+    summary = train_committee(config, folder, size, resplit=resplit)
+    if not summary:
+        return
+    typer.echo(
+        f"\nmean of the members on validation frames\n{format_table({'all': summary['errors']})}"
+    )
+    typer.echo(f"{format_committee(summary)}\nWritten to {folder}: committee.json, N/model.pth")
+
+
+@app.command("config")
+def print_config(
+    source: Annotated[
+        Path | None, typer.Argument(help="A TOML config to complete; default: all defaults.")
+    ] = None,
+) -> None:
+    """Print all options of training with their meaning, as a TOML config."""
+    from eqcalc.training.config import read_config
+    from eqcalc.training.options import Config
+    from eqcalc.training.template import to_toml
+
+    config = read_config(source) if source else Config()
+    typer.echo(to_toml(config, comments=True), nl=False)
 
 
 @app.command()

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from ase import Atoms
 from ase.calculators.morse import MorsePotential
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
+from eqcalc.training.callbacks import Checkpoints
 from eqcalc.training.config import from_dict
 from eqcalc.training.options import Config
+from eqcalc.training.run import train
 
 MODEL = {
     "cutoff": 4.0,
@@ -89,11 +92,8 @@ class Killed(BaseException):
     """Nobody catches it, as nobody catches SIGKILL."""
 
 
-def train_in_pieces(config: Config, out: Path, monkeypatch, *, kill_in: int = 2) -> None:
-    """Breaks the run off after the history of an epoch is written, before its checkpoint is."""
-    from eqcalc.training.callbacks import Checkpoints
-    from eqcalc.training.run import train
-
+def train_and_kill(config: Config, out: Path, monkeypatch, *, kill_in: int = 2) -> None:
+    """Breaks a run off after the history of an epoch is written, before its checkpoint is."""
     plain = Checkpoints.on_train_epoch_end
 
     def killing(self, trainer, task):
@@ -101,13 +101,14 @@ def train_in_pieces(config: Config, out: Path, monkeypatch, *, kill_in: int = 2)
             raise Killed
         plain(self, trainer, task)
 
-    monkeypatch.setattr(Checkpoints, "on_train_epoch_end", killing)
-    try:
-        train(config, out, quiet=True)
-    except Killed:
-        pass
-    else:
-        raise AssertionError("the run ended before it was killed")
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "on_train_epoch_end", killing)
+        with pytest.raises(Killed):
+            train(config, out, quiet=True)
     assert checkpoint(out)["epoch"] == kill_in - 1
+
+
+def train_in_pieces(config: Config, out: Path, monkeypatch) -> None:
+    """Killed once, resumed once."""
+    train_and_kill(config, out, monkeypatch)
     train(config, out, quiet=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import checkpoint, column, history, tiny, weights, write_frames
+from runs import checkpoint, column, history, tiny, train_and_kill, weights, write_frames
 
 from eqcalc.errors import InputError
 from eqcalc.training.distributed import Shares, World
@@ -23,12 +23,9 @@ def torchrun(config, out: Path, processes: int = 2) -> subprocess.CompletedProce
     path = out.with_suffix(".toml")
     path.write_text(to_toml(config))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = ["-m", "eqcalc.cli", "train", path, "--out", out]
     return subprocess.run(
-        [
-            *launcher,
-            f"--nproc-per-node={processes}",
-            *f"-m eqcalc.cli train {path} --out {out}".split(),
-        ],
+        [*launcher, f"--nproc-per-node={processes}", *command],
         capture_output=True,
         text=True,
         check=False,
@@ -43,10 +40,12 @@ def torchrun(config, out: Path, processes: int = 2) -> subprocess.CompletedProce
     ],
     ids=["fused", "schedule-free"],
 )
-def test_two_processes_train_like_one(frames, tmp_path, options):
+def test_two_processes_train_like_one(frames, tmp_path, monkeypatch, options):
     # 9 frames to train on: of the last batch of four, one process has nothing
     config = tiny(frames, precision="float64", data={"val_fraction": 0.3}, **options)
     one = train(config, tmp_path / "one", quiet=True)
+    if "optimizer" in options:  # begun by one process, finished by two
+        train_and_kill(config, tmp_path / "two", monkeypatch)
     done = torchrun(config, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert history(tmp_path / "one")[0] == history(tmp_path / "two")[0]

@@ -26,6 +26,7 @@ def frames(tmp_path_factory) -> str:
     return write_frames(tmp_path_factory.mktemp("data") / "train.xyz", 12)
 
 
+ALL_WEIGHTS = ("energy_weight", "force_weight", "stress_weight")
 SECOND = {"start": 2, "energy_weight": 50.0, "learning_rate": 1e-3}
 
 
@@ -155,6 +156,11 @@ def test_names_that_do_not_exist(frames, tmp_path):
         ({"optimizer": "schedule_free", "schedule": "plateau"}, "takes no schedule"),
         ({"plateau_factor": 1.5}, "between 0 and 1"),
         ({"config_weights": {"a": -1.0}}, "must not be negative"),
+        ({"force_weight": -1.0}, "must not be negative, nor all zero"),
+        (
+            {"second_stage": {"start": 2, **dict.fromkeys(ALL_WEIGHTS, 0.0)}},
+            r"from epoch 2\) must not be negative, nor all zero",
+        ),
     ):
         with pytest.raises(InputError, match=sentence):
             tiny(frames, **wrong)

@@ -6,6 +6,7 @@ All decisions are functions of the history, so that a run which is resumed makes
 from __future__ import annotations
 
 import csv
+import importlib.util
 import math
 import os
 import time
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.fabric.loggers import TensorBoardLogger
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from eqcalc.errors import InputError
 from eqcalc.training.optimizers import LearningRate
 from eqcalc.training.options import Stage, TrainingConfig
 from eqcalc.training.task import PotentialTask
@@ -147,6 +150,37 @@ class EarlyStop(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
         del task
         self._judge(trainer)
+
+
+class TensorBoard(Callback):
+    """The rows of the history as scalars, the epoch as their step.
+
+    A run that is resumed declares the epochs from there on as not yet written, so that none shows
+    up twice.
+    """
+
+    def __init__(self, out: Path, history: History) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise InputError(
+                "training.tensorboard needs the package tensorboard: pip install 'eqcalc[train]'."
+            )
+        self.out, self.history = out, history
+
+    def on_train_start(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
+        del task
+        epoch = trainer.current_epoch
+        self.logger = TensorBoardLogger(self.out, name="", version="tensorboard", purge_step=epoch)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
+        del task
+        row = {k: v for k, v in self.history.rows[-1].items() if k != "epoch"}
+        self.logger.log_metrics(row, step=trainer.current_epoch)
+        if trainer.is_global_zero:
+            self.logger.experiment.flush()
+
+    def on_train_end(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
+        del trainer, task
+        self.logger.finalize("success")
 
 
 def averaging(decay: float) -> WeightAveraging:

@@ -193,6 +193,13 @@ class TrainingConfig:
                 f"training.second_stage.start = {self.second_stage.start}, but the last epoch is "
                 f"{self.epochs - 1}: start earlier or raise training.epochs."
             )
+        for stage in self.stages:
+            if min(stage.weights.values()) < 0.0 or not any(stage.weights.values()):
+                weights = ", ".join(f"{k} {w:g}" for k, w in stage.weights.items())
+                raise InputError(
+                    f"The weights in training ({weights}, from epoch {stage.start}) must not be "
+                    "negative, nor all zero."
+                )
         for name, weight in self.config_weights.items():
             if weight < 0.0:
                 raise InputError(

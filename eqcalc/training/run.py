@@ -27,6 +27,7 @@ from eqcalc.training.callbacks import (
     EarlyStop,
     History,
     LearningRateControl,
+    TensorBoard,
     averaging,
 )
 from eqcalc.training.distributed import World, loader
@@ -121,6 +122,8 @@ def callbacks(out: Path, options: TrainingConfig, *, quiet: bool) -> list[Callba
         chosen.append(averaging(options.ema_decay))
     if options.patience:
         chosen.append(EarlyStop(options, history))
+    if options.tensorboard:
+        chosen.append(TensorBoard(out, history))
     chosen.append(Checkpoints(out, options, history))
     if not quiet:
         chosen.append(TQDMProgressBar(refresh_rate=5))
@@ -139,6 +142,8 @@ def surroundings(options: TrainingConfig) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
+            if World.from_environment().rank:  # the first process says it for all
+                warnings.simplefilter("ignore")
             yield
     finally:
         torch.set_num_threads(threads)

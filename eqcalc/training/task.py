@@ -105,7 +105,8 @@ class Tally(Errors):
 
     def loss(self, loss: Loss) -> float:
         """As if the set were one batch."""
-        return float(loss.combine({k: torch.tensor(v) for k, v in self.sums.items()}, self.count))
+        sums = {k: torch.tensor(v, dtype=torch.float64) for k, v in self.sums.items()}
+        return float(loss.combine(sums, self.count))
 
     @property
     def frames(self) -> int:

@@ -1,0 +1,145 @@
+"""What a run would be like: its data, its network, its time and memory. Nothing is written."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import cycle, islice
+
+import torch
+from ase.data import chemical_symbols
+
+from eqcalc.data.dataset import EpochShuffle
+from eqcalc.models.base import Potential
+from eqcalc.training.distributed import World, loader
+from eqcalc.training.loss import Loss, component_weights, residuals
+from eqcalc.training.optimizers import LearningRate, make_optimizer, switch
+from eqcalc.training.options import Config, TrainingConfig
+from eqcalc.training.prepare import Prepared, prepare, ready
+from eqcalc.training.run import surroundings
+from eqcalc.training.task import predict
+
+#: training steps that are timed, after one that is not
+STEPS = 4
+
+
+def dry_run(config: Config) -> str:
+    """The report, after a few training steps on the real data."""
+    with surroundings(config.training):
+        prepared = prepare(config)
+        rows = [*_data(prepared), *_network(prepared)]
+        rows += [*_cost(prepared), *_schedule(prepared)]
+    return "\n".join(f"{name:<22}{text}" for name, text in rows)
+
+
+def _data(prepared: Prepared) -> Iterator[tuple[str, str]]:
+    for name, frames in {"training": prepared.train, **prepared.val}.items():
+        groups = Counter(f.config_type for f in frames.frames)
+        atoms = sum(len(f.atoms) for f in frames.frames)
+        named = ", ".join(f"{group} {n}" for group, n in groups.most_common())
+        yield f"{name} frames", f"{len(frames)} with {atoms} atoms ({named})"
+    setup = prepared.setup
+    symbols = [chemical_symbols[z] for z in setup["atomic_numbers"]]
+    pairs = zip(symbols, setup["reference_energies"], strict=True)
+    yield "reference energies", ", ".join(f"{s} {e:.4f} eV" for s, e in pairs)
+    yield "root mean square force", f"{setup['force_rms']:.4f} eV/Å"
+    graphs = [item.graph for item in prepared.train.items]
+    counts = torch.cat([torch.bincount(g.edge_dst, minlength=g.num_atoms) for g in graphs])
+    least, most, mean = int(counts.min()), int(counts.max()), float(counts.double().mean())
+    within = f"within {prepared.model.cutoff:g} Å"
+    yield "neighbours", f"{least} to {most} {within}, {mean:.1f} on average"
+
+
+def _network(prepared: Prepared) -> Iterator[tuple[str, str]]:
+    total, trained = 0, 0
+    parts: Counter[str] = Counter()
+    for name, parameter in prepared.model.named_parameters():
+        words = name.split(".")
+        parts[words[2] if words[0] == "layers" else words[0]] += parameter.numel()
+        total += parameter.numel()
+        trained += parameter.numel() * parameter.requires_grad
+    yield "parameters", f"{total}" + (f", {total - trained} of them frozen" * (trained < total))
+    for name, number in parts.most_common():
+        yield f"  {name}", f"{number}"
+
+
+def _cost(prepared: Prepared) -> Iterator[tuple[str, str]]:
+    options = prepared.config.training
+    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    model = ready(prepared.model.to(device), options)
+    before = _peak_memory(device)
+    step, validation = _timings(model, prepared, device)
+    steps = math.ceil(len(prepared.train) / options.batch_size)
+    epoch = steps * step + validation * sum(map(len, prepared.val.values()))
+    # weights, gradients, two moments and, where there is one, the average
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    copies = 5 if options.averaged else 4
+    activations = max(_peak_memory(device) - before, 0.0)
+    frames = f"{options.batch_size} frames"
+    hours = epoch * options.epochs / 3600
+    yield "time of a step", f"{step:.3g} s for {frames}"
+    yield "time of an epoch", f"{epoch:.3g} s for {steps} steps and validation"
+    yield "time in all", f"{hours:.2g} h for {options.epochs} epochs"
+    yield "memory", f"{size * copies / 1e6:.1f} MB for weights and optimizer"
+    yield "", f"about {activations / 1e6:.0f} MB more during a step"
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Bytes."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def _timings(model: Potential, prepared: Prepared, device: torch.device) -> tuple[float, float]:
+    """Seconds of a training step, and of a frame in validation."""
+    options = prepared.config.training
+    optimizer = make_optimizer(model, options, prepared.undecayed)
+    switch(optimizer, training=True)
+    loss = Loss(options)
+    order = EpochShuffle(len(prepared.train), options.seed)
+    batches = list(islice(loader(prepared.train, order, options.batch_size, World()), 1 + STEPS))
+    seconds = []
+    for batch in (b.to(device) for b in islice(cycle(batches), 1 + STEPS)):
+        start = time.perf_counter()
+        difference = residuals(predict(model, batch, differentiable=True), batch)
+        loss(difference, component_weights(batch)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(_elapsed(start, device))
+    held_out = next(iter(prepared.val.values()))
+    batch = next(iter(loader(held_out, range(len(held_out)), options.batch_size, World())))
+    start = time.perf_counter()
+    predict(model, batch.to(device))
+    return sum(seconds[1:]) / STEPS, _elapsed(start, device) / len(batch.index)
+
+
+def _elapsed(start: float, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _schedule(prepared: Prepared) -> Iterator[tuple[str, str]]:
+    options = prepared.config.training
+    steps = math.ceil(len(prepared.train) / options.batch_size)
+    rate = LearningRate(options, steps)
+    for number, stage in enumerate(options.stages, 1):
+        first = max(stage.start * steps, min(options.warmup_steps, stage.end * steps - 1))
+        weights = ", ".join(f"{name} {w:g}" for name, w in stage.weights.items())
+        rates = f"{rate(first, {}):.2g} to {rate(stage.end * steps - 1, {}):.2g}"
+        epochs = f"epochs {stage.start} to {stage.end - 1}"
+        how = f"{epochs}; {_name(options)}, learning rate {rates}; weights: {weights}"
+        yield f"stage {number}", how
+
+
+def _name(options: TrainingConfig) -> str:
+    if options.optimizer == "schedule_free":
+        return options.optimizer
+    return f"{options.optimizer}, {options.schedule}"
