@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from eqcalc.cli_checks import check_app
+from eqcalc.cli_data import data_app
 from eqcalc.errors import InputError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 lammps_app = typer.Typer(no_args_is_help=True, help="The pair style for LAMMPS.")
 app.add_typer(check_app, name="check")
+app.add_typer(data_app, name="data")
 app.add_typer(lammps_app, name="lammps")
 
 Model = Annotated[str, typer.Argument(help="A potential file, or a bundled model's name: si.")]
