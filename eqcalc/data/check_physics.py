@@ -88,15 +88,18 @@ class Slope:
     slope: float
     spread: float
 
-    @property
-    def pressure(self) -> float:
-        """GPa that all stresses lack according to the energies, by least squares; 0 if unknown."""
+    def with_pressure(self) -> tuple[float, float]:
+        """Slope if all stresses lack one and the same pressure, and that pressure (GPa).
+
+        Least squares of energy = slope * work - pressure * swelling; the slope as it is, and 0,
+        where there are too few pairs to tell.
+        """
         if len(self.work) < 6 or np.ptp(self.swelling) < 1e-6:
-            return 0.0
+            return self.slope, 0.0
         scale = (_weights(self.work) / np.maximum(np.abs(self.work), LEAST_WORK))[:, None]
-        matrix = np.column_stack([self.work, self.swelling]) * scale
-        slope, offset = np.linalg.lstsq(matrix, self.energy * scale[:, 0], rcond=None)[0]
-        return float(-offset / slope / _GPA)
+        matrix = np.column_stack([self.work, -self.swelling]) * scale
+        slope, pressure = np.linalg.lstsq(matrix, self.energy * scale[:, 0], rcond=None)[0]
+        return float(slope), float(pressure / _GPA)
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
@@ -235,11 +238,13 @@ def force_test(frames: Sequence[Frame]) -> Slope:
 
 
 def _cause(slope: Slope, causes: dict[float, str]) -> str:
-    """What explains a slope, if anything does."""
-    for value, cause in causes.items():
-        if value * slope.slope > 0 and abs(np.log(slope.slope / value)) < 0.15:
-            return cause
-    return ""
+    """What explains a slope, the best explanation first, if anything does."""
+    apart = {
+        abs(np.log(slope.slope / value)): cause
+        for value, cause in causes.items()
+        if value * slope.slope > 0
+    }
+    return "; or ".join(apart[k] for k in sorted(apart) if k < 0.15)
 
 
 def judge(slope: Slope, frames: Sequence[Frame], label: str) -> list[Finding]:
@@ -248,19 +253,16 @@ def judge(slope: Slope, frames: Sequence[Frame], label: str) -> list[Finding]:
     if number == 0 or not np.isfinite(slope.slope):
         return []
     rests = f"{number} pair{'s' if number > 1 else ''} of similar frames"
+    corrected, pressure = slope.with_pressure()
+    if label == "stress" and abs(pressure) > PULAY and 1 / TOLERANCE < corrected < TOLERANCE:
+        sentence = (
+            f"The stress lacks a constant pressure of {pressure:+.2g} GPa that the energies of "
+            f"{rests} show: a plane-wave cutoff that is too low for the stress (Pulay)?"
+        )
+        return [Finding("warning", "pressure", sentence)]
     if 1 / TOLERANCE < slope.slope < TOLERANCE:
-        if number < 3:
-            return []
         sentence = f"Energies and {label} agree: slope {slope.slope:.3f} over {rests}."
-        findings = [Finding("note", label, sentence)]
-        pressure = slope.pressure if label == "stress" else 0.0
-        if abs(pressure) > PULAY:
-            sentence = (
-                f"The stress lacks a constant pressure of {pressure:+.2g} GPa that the energies "
-                f"of {rests} show: a plane-wave cutoff that is too low for the stress (Pulay)?"
-            )
-            findings.append(Finding("warning", "pressure", sentence))
-        return findings
+        return [Finding("note", label, sentence)] if number >= 3 else []
     cause = _cause(slope, FORCE_SLOPES if label == "forces" else STRESS_SLOPES)
     if not cause and label == "stress" and slope.volume.all():
         ratio = _weighted_median(slope.energy * slope.volume / slope.work, np.abs(slope.work))

@@ -181,9 +181,9 @@ def _slope(axis: Axes, scene: _Scene, label: str) -> None:
     axis.axline((0.0, 0.0), slope=1.0, color="0.4", lw=1.0, ls="--")
     good = 0.8 < test.slope < 1.25
     axis.set(
-        title=f"do {label} fit the energies? slope {test.slope:.3g}",
-        xlabel=f"work of the {label} between similar frames (meV/atom)",
-        ylabel="energy difference (meV/atom)",
+        title=f"energies over {label}: slope {test.slope:.3g}, should be 1",
+        xlabel=f"work of the {label} (meV/atom)",
+        ylabel="energy difference of similar frames",
     )
     if not good:
         axis.axline((0.0, 0.0), slope=test.slope, color=_FLAG, lw=1.0)
