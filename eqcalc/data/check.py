@@ -15,7 +15,8 @@ from ase.data import chemical_symbols
 from eqcalc.data import check_geometry, check_labels
 from eqcalc.data.check_copies import Twins, copies, find_twins
 from eqcalc.data.check_geometry import Geometry, measure
-from eqcalc.data.check_physics import Slope, force_test, judge, strain_test
+from eqcalc.data.check_physics import Slope, force_test, strain_test
+from eqcalc.data.check_units import judge
 from eqcalc.data.findings import LEVELS, Finding, count, sources, such_as
 from eqcalc.data.frames import Frame, Labels, iter_images, make_frame, read_labels
 from eqcalc.data.statistics import gather, left_over
@@ -211,7 +212,9 @@ def check(train: Paths, test: Paths = (), *, cutoff: float = 5.0, **keys: str) -
         frames, findings = frames + held_out, findings + more
     shapes = [measure(frame, cutoff) for frame in frames]
     twins = find_twins(frames, shapes, cutoff)
-    tests = {"forces": force_test(frames), "stress": strain_test(frames)}
+    forces = force_test(frames)
+    known = forces.agrees or not np.isfinite(forces.slope)
+    tests = {"forces": forces, "stress": strain_test(frames, forces_known=known)}
     findings += check_labels.missing(frames)
     if test:
         findings += new_elements(frames[:num_train], frames[num_train:])

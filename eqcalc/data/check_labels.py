@@ -97,13 +97,28 @@ def net_forces(frames: Sequence[Frame]) -> list[Finding]:
 
 
 def _far(values: np.ndarray, least: float) -> np.ndarray:
-    """Indices beyond SIGMAS robust deviations from the median, and at least `least`.
+    """Indices of values that are far from all others, by at least `least`.
 
-    More than one in twenty are a population of its own (a melt among crystals), not outliers.
+    Either beyond SIGMAS robust deviations from the median, or, among several populations (crystals
+    and a melt), beyond a gap as wide as the range of the rest. More than one in twenty are a
+    population of their own, not outliers.
     """
+    most = max(1, len(values) // 20)
     distance = np.abs(values - np.median(values))
-    far = np.flatnonzero(distance > max(SIGMAS * 1.4826 * float(np.median(distance)), least))
-    return far if len(far) <= max(1, len(values) // 20) else far[:0]
+    far = distance > max(SIGMAS * 1.4826 * float(np.median(distance)), least)
+    if far.sum() > most:
+        far[:] = False
+    order = np.argsort(values)
+    inner = values[order[most : len(values) - most]]
+    gap = max(least, float(np.ptp(inner)))
+    steps = np.diff(values[order])
+    above = np.flatnonzero(steps[-most:] > gap)
+    if len(above):
+        far[order[len(values) - most + above[0] :]] = True
+    below = np.flatnonzero(steps[:most] > gap)
+    if len(below):
+        far[order[: below[-1] + 1]] = True
+    return np.flatnonzero(far)
 
 
 def outliers(frames: Sequence[Frame], statistics: Statistics) -> list[Finding]:

@@ -15,56 +15,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eqcalc.data.findings import Finding
 from eqcalc.data.frames import Frame
 
 #: a strain test takes pairs between these strains; up to the first distance (Å) atoms are at the
 #: same places in the cell, up to the second the work of their forces is taken into account
 STRAINS, SAME_PLACE, SIMILAR_PLACE = (5e-4, 0.04), 0.01, 0.15
 
-#: a force test takes pairs whose atoms moved by no more than this, Å
-MOVED = 0.35
+#: a force test takes pairs whose atoms moved by less than the first distance (Å) if there are as
+#: many, otherwise those up to the second, for which the trapezoid is rough
+MOVED, ENOUGH, MOVED_FAR = 0.35, 8, 1.0
 
 #: frames of one system that are compared with each other
 MOST_FRAMES = 400
 
-#: a slope within this factor of one is right; pairs without more work (eV) than this say nothing;
-#: constant pressures (GPa) that deserve a warning
-TOLERANCE, LEAST_WORK, PULAY = 1.25, 5e-5, 0.5
+#: a slope within this factor of one is right, within the second where the trapezoid is rough
+TOLERANCE, ROUGH = 1.25, 2.0
 
-_BOHR, _HARTREE, _KCAL, _KJ, _GPA = 0.529177, 27.2114, 0.0433641, 0.0103643, 0.00624151
+#: pairs without more work (eV) say nothing; constant pressures (GPa) that deserve a warning
+LEAST_WORK, PULAY = 5e-5, 0.5
 
-#: slope of energies over works -> what is wrong
-FORCE_SLOPES = {
-    -1.0: "forces have the wrong sign (they are gradients)",
-    _HARTREE / _BOHR: "forces are in Hartree/Bohr, not eV/Å",
-    _BOHR / _HARTREE: "forces were multiplied by 51.4 (Hartree/Bohr to eV/Å) once too often",
-    1 / _BOHR: "forces are in eV/Bohr, not eV/Å",
-    _BOHR: "forces were divided by 0.529 (Bohr to Å) once too often",
-    _HARTREE / _BOHR / 2: "forces are in Rydberg/Bohr, not eV/Å",
-    _HARTREE: "forces are in Hartree/Å, not eV/Å, or energies were multiplied by 27.2 twice",
-    1 / _HARTREE: "energies are in Hartree, not eV, or forces were multiplied by 27.2 too often",
-    2 / _HARTREE: "energies are in Rydberg, not eV",
-    1 / _KCAL: "energies are in kcal/mol, not eV",
-    _KCAL: "forces are in kcal/mol/Å, not eV/Å",
-    1 / _KJ: "energies are in kJ/mol, not eV",
-    _KJ: "forces are in kJ/mol/Å, not eV/Å",
-}
-STRESS_SLOPES = {
-    -1.0: "the stress has the wrong sign (compression must be negative)",
-    _GPA: "the stress is in GPa, not eV/Å^3",
-    -_GPA: "the stress is in GPa, not eV/Å^3, and has the wrong sign",
-    _GPA / 10: "the stress is in kbar, not eV/Å^3",
-    -_GPA / 10: "the stress is in kbar, not eV/Å^3, and has the wrong sign (VASP's)",
-    0.1: "the stress is ten times too large (kbar taken for GPa)",
-    -0.1: "the stress is ten times too large (kbar taken for GPa) and has the wrong sign",
-    10.0: "the stress is ten times too small",
-    -10.0: "the stress is ten times too small and has the wrong sign",
-    _HARTREE / _BOHR**3: "the stress is in Hartree/Bohr^3, not eV/Å^3",
-    1 / _HARTREE: "energies are in Hartree, not eV",
-    1 / _KCAL: "energies are in kcal/mol, not eV",
-    1 / _KJ: "energies are in kJ/mol, not eV",
-}
+#: eV/Å^3
+GPA = 0.00624151
 
 
 @dataclass(frozen=True)
@@ -78,6 +49,7 @@ class Slope:
         swelling: [P] Å^3, by how much it changes.
         slope: median of energy over work, weighted by `_weights`; NaN without pairs.
         spread: median relative distance of pairs from it, weighted by their work.
+        tolerance: a slope within this factor of one is right.
     """
 
     work: np.ndarray
@@ -87,6 +59,12 @@ class Slope:
     swelling: np.ndarray
     slope: float
     spread: float
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Units and sign are right as far as can be told."""
+        return bool(1 / self.tolerance < self.slope < self.tolerance)
 
     def with_pressure(self) -> tuple[float, float]:
         """Slope if all stresses lack one and the same pressure, and that pressure (GPa).
@@ -99,10 +77,10 @@ class Slope:
         scale = (_weights(self.work) / np.maximum(np.abs(self.work), LEAST_WORK))[:, None]
         matrix = np.column_stack([self.work, -self.swelling]) * scale
         slope, pressure = np.linalg.lstsq(matrix, self.energy * scale[:, 0], rcond=None)[0]
-        return float(slope), float(pressure / _GPA)
+        return float(slope), float(pressure / GPA)
 
 
-def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     order = np.argsort(values)
     total = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(total, 0.5 * total[-1])])
@@ -114,7 +92,7 @@ def _weights(work: np.ndarray) -> np.ndarray:
     return np.minimum(size, 2.0 * np.median(size))
 
 
-def _fit(rows: list[tuple[float, ...]]) -> Slope:
+def _fit(rows: list[tuple[float, ...]], tolerance: float = TOLERANCE) -> Slope:
     """Rows: work, energy difference, two frames, volume, its change."""
     table = np.array(rows).reshape(-1, 6)
     table = table[np.maximum(np.abs(table[:, 0]), np.abs(table[:, 1])) > LEAST_WORK]
@@ -124,9 +102,9 @@ def _fit(rows: list[tuple[float, ...]]) -> Slope:
     slope = spread = np.nan
     if known.any():
         weight, ratio = _weights(work[known]), energy[known] / work[known]
-        slope = _weighted_median(ratio, weight)
-        spread = _weighted_median(np.abs(ratio - slope), weight) / max(abs(slope), 1e-300)
-    return Slope(work, energy, pairs, volume, swelling, slope, spread)
+        slope = weighted_median(ratio, weight)
+        spread = weighted_median(np.abs(ratio - slope), weight) / max(abs(slope), 1e-300)
+    return Slope(work, energy, pairs, volume, swelling, slope, spread, tolerance)
 
 
 def _groups(frames: Sequence[Frame], *, same_cell: bool) -> list[list[int]]:
@@ -141,11 +119,16 @@ def _groups(frames: Sequence[Frame], *, same_cell: bool) -> list[list[int]]:
     return [members[:MOST_FRAMES] for members in groups.values() if len(members) > 1]
 
 
-def strain_test(frames: Sequence[Frame]) -> Slope:
+def strain_test(frames: Sequence[Frame], *, forces_known: bool = True) -> Slope:
     """Energies of strained copies of a structure over the work of their stresses.
 
     Each frame is paired with the two others of least but sufficient strain between them.
+
+    Args:
+        frames: labelled structures.
+        forces_known: the forces are right, so that they may tell the part of displaced atoms.
     """
+    reach = SIMILAR_PLACE if forces_known else SAME_PLACE
     rows, done = [], set()
     usable = [n for n, f in enumerate(frames) if f.stress is not None and np.isfinite(f.energy)]
     for members in _groups([frames[n] for n in usable], same_cell=False):
@@ -166,7 +149,7 @@ def strain_test(frames: Sequence[Frame]) -> Slope:
             shift -= np.round(shift - shift[:, :1]) + shift[:, :1]
             shift -= shift.mean(axis=1, keepdims=True)
             moved = np.sqrt(np.square(shift @ cell[a]).sum(axis=2).max(axis=1))
-            fits = (strain > STRAINS[0]) & (strain < STRAINS[1]) & (moved < SIMILAR_PLACE)
+            fits = (strain > STRAINS[0]) & (strain < STRAINS[1]) & (moved < reach)
             near = np.flatnonzero(fits)
             closeness = strain[near] + 0.1 * moved[near]
             for b in near[np.argsort(closeness, kind="stable")][:2]:
@@ -228,56 +211,13 @@ def force_test(frames: Sequence[Frame]) -> Slope:
             moved[moved < 1e-3] = np.inf  # itself, or a copy of it
             b = int(moved.argmin())
             pair = tuple(sorted((group[a], group[b])))
-            if moved[b] > MOVED or pair in done:
+            if moved[b] > MOVED_FAR or pair in done:
                 continue
             done.add(pair)
             work = -0.5 * np.sum((forces[a] + other[b]) * change[b])
             energy = frames[group[b]].energy - frames[group[a]].energy
-            rows.append((work, energy, *pair, volume, 0.0))
-    return _fit(rows)
-
-
-def _cause(slope: Slope, causes: dict[float, str]) -> str:
-    """What explains a slope, the best explanation first, if anything does."""
-    apart = {
-        abs(np.log(slope.slope / value)): cause
-        for value, cause in causes.items()
-        if value * slope.slope > 0
-    }
-    return "; or ".join(apart[k] for k in sorted(apart) if k < 0.15)
-
-
-def judge(slope: Slope, frames: Sequence[Frame], label: str) -> list[Finding]:
-    """Says whether energies and a label ("forces" or "stress") belong together."""
-    number = len(slope.work)
-    if number == 0 or not np.isfinite(slope.slope):
-        return []
-    rests = f"{number} pair{'s' if number > 1 else ''} of similar frames"
-    corrected, pressure = slope.with_pressure()
-    if label == "stress" and abs(pressure) > PULAY and 1 / TOLERANCE < corrected < TOLERANCE:
-        sentence = (
-            f"The stress lacks a constant pressure of {pressure:+.2g} GPa that the energies of "
-            f"{rests} show: a plane-wave cutoff that is too low for the stress (Pulay)?"
-        )
-        return [Finding("warning", "pressure", sentence)]
-    if 1 / TOLERANCE < slope.slope < TOLERANCE:
-        sentence = f"Energies and {label} agree: slope {slope.slope:.3f} over {rests}."
-        return [Finding("note", label, sentence)] if number >= 3 else []
-    cause = _cause(slope, FORCE_SLOPES if label == "forces" else STRESS_SLOPES)
-    if not cause and label == "stress" and slope.volume.all():
-        ratio = _weighted_median(slope.energy * slope.volume / slope.work, np.abs(slope.work))
-        if 1 / TOLERANCE < abs(ratio) < TOLERANCE:
-            virial = "minus the virial" if ratio > 0 else "the virial"
-            cause = f"it is {virial} in eV: divide by the volume" + (
-                "" if ratio > 0 else " and change the sign"
-            )
-    certain = number >= 4 and slope.spread < 0.3
-    sources = tuple(dict.fromkeys(frames[n].source for n in slope.frames.ravel()))
-    sentence = (
-        f"Energies do not change as the {label} say: by {slope.slope:.3g} times the work of the "
-        f"{label} over {rests}"
-    )
-    sentence += f": {cause}." if cause else "; check units, signs, and that one method made all."
-    if not certain:
-        sentence += " The pairs scatter or are few, so this may be chance."
-    return [Finding("error" if certain else "warning", label, sentence, sources)]
+            rows.append((moved[b], (work, energy, *pair, volume, 0.0)))
+    near = [row for distance, row in rows if distance <= MOVED]
+    if len(near) >= ENOUGH:
+        return _fit(near)
+    return _fit([row for _, row in rows], ROUGH)
