@@ -109,6 +109,23 @@ class FrameDataset(Dataset):
     def __getitem__(self, index: int) -> Batch:
         return self.items[index]
 
+    def config_type(self, index: int) -> str:
+        return self.frames[index].config_type
+
+    def source(self, index: int) -> str:
+        return self.frames[index].source
+
+    def num_atoms(self, index: int) -> int:
+        return len(self.frames[index].atoms)
+
+    def periodic(self, index: int) -> bool:
+        """In any direction."""
+        return bool(self.frames[index].atoms.pbc.any())
+
+    def smallest(self) -> Batch:
+        """The first frame of fewest edges."""
+        return min(self.items, key=lambda item: item.graph.num_edges)
+
     @property
     def avg_num_neighbors(self) -> float:
         """Edges per atom over the whole set; 1 where no atom has a neighbour."""

@@ -57,7 +57,8 @@ def _label(atoms: Atoms, key: str) -> np.ndarray | float | str | None:
     return next(found, None)
 
 
-def _stress_matrix(value: np.ndarray, source: str) -> np.ndarray:
+def stress_matrix(value: np.ndarray, source: str) -> np.ndarray:
+    """[3, 3] of a stress as [6] in ASE's order xx yy zz yz xz xy, [9] or [3, 3]."""
     value = np.asarray(value, dtype=np.float64)
     if value.shape == (6,):
         xx, yy, zz, yz, xz, xy = value
@@ -95,7 +96,7 @@ def read_labels(
         if forces.shape != (len(atoms), 3):
             raise InputError(f"{source}: the forces have shape {forces.shape}, not (atoms, 3).")
     if stress is not None:
-        stress = _stress_matrix(stress, source)
+        stress = stress_matrix(stress, source)
     return Labels(energy, forces, stress)
 
 
