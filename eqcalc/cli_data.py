@@ -55,3 +55,34 @@ def data_check(
         typer.echo(f"Written: {', '.join(map(str, written))}")
     if not survey.passed:
         raise typer.Exit(1)
+
+
+@data_app.command("pack")
+def data_pack(
+    frames: Frames,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write: NAME.eqdata.")],
+    *,
+    cutoff: Annotated[float, typer.Option(help="Å, of the model to be trained.")] = 5.0,
+    energy_key: EnergyKey = "energy",
+    forces_key: ForcesKey = "forces",
+    stress_key: StressKey = "stress",
+) -> None:
+    """Prepare graphs and labels once, on disk, for sets that do not fit into memory."""
+    from ase.data import chemical_symbols
+
+    from eqcalc.data.store import pack
+
+    header = pack(
+        frames,
+        output,
+        cutoff,
+        energy_key=energy_key,
+        forces_key=forces_key,
+        stress_key=stress_key,
+    )
+    size = sum(path.stat().st_size for path in output.iterdir())
+    symbols = ", ".join(chemical_symbols[z] for z in header["elements"])
+    typer.echo(
+        f"{output}: {header['frames']} frames, {header['atoms']} atoms of {symbols}, "
+        f"{header['edges']} edges within {header['cutoff']:g} Å, {size / 1e6:.3g} MB"
+    )

@@ -73,6 +73,21 @@ def frame_to_graph(frame: Frame, atomic_numbers: Sequence[int], cutoff: float) -
     )
 
 
+def frame_to_batch(frame: Frame, atomic_numbers: Sequence[int], cutoff: float, index: int) -> Batch:
+    """One frame, which has `index` in its dataset; raises as `frame_to_graph`."""
+    size = len(frame.atoms)
+    forces = np.full((size, 3), np.nan) if frame.forces is None else frame.forces
+    stress = np.full((3, 3), np.nan) if frame.stress is None else frame.stress
+    return Batch(
+        graph=frame_to_graph(frame, atomic_numbers, cutoff),
+        energy=torch.tensor([frame.energy], dtype=torch.float64),
+        forces=torch.from_numpy(np.array(forces, dtype=np.float64)),
+        stress=torch.from_numpy(np.array(stress, dtype=np.float64)).unsqueeze(0),
+        num_atoms=torch.tensor([size]),
+        index=torch.tensor([index]),
+    )
+
+
 class FrameDataset(Dataset):
     """All frames as one-structure batches, held in memory.
 
@@ -86,22 +101,9 @@ class FrameDataset(Dataset):
         self, frames: Sequence[Frame], atomic_numbers: Sequence[int], cutoff: float
     ) -> None:
         self.frames = list(frames)
-        self.items = []
-        nan = float("nan")
-        for n, frame in enumerate(frames):
-            size = len(frame.atoms)
-            forces = np.full((size, 3), nan) if frame.forces is None else frame.forces
-            stress = np.full((3, 3), nan) if frame.stress is None else frame.stress
-            self.items.append(
-                Batch(
-                    graph=frame_to_graph(frame, atomic_numbers, cutoff),
-                    energy=torch.tensor([frame.energy], dtype=torch.float64),
-                    forces=torch.from_numpy(np.array(forces, dtype=np.float64)),
-                    stress=torch.from_numpy(np.array(stress, dtype=np.float64)).unsqueeze(0),
-                    num_atoms=torch.tensor([size]),
-                    index=torch.tensor([n]),
-                )
-            )
+        self.items = [
+            frame_to_batch(frame, atomic_numbers, cutoff, n) for n, frame in enumerate(self.frames)
+        ]
 
     def __len__(self) -> int:
         return len(self.items)

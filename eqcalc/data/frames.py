@@ -6,6 +6,7 @@ negative, tension positive; i.e. dE/d(strain) / V).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -34,6 +35,25 @@ class Frame:
     stress: np.ndarray | None
     config_type: str
     source: str
+
+
+class FrameHash:
+    """SHA-256 over elements, positions, cells and labels of frames, added one after the other."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, frame: Frame) -> None:
+        atoms = frame.atoms
+        arrays = (atoms.numbers, atoms.positions, atoms.cell.array, frame.forces, frame.stress)
+        for array in arrays:
+            if array is not None:
+                self._digest.update(np.ascontiguousarray(array).tobytes())
+        self._digest.update(repr(frame.energy).encode())
+
+    def hexdigest(self) -> str:
+        """The first 16 digits."""
+        return self._digest.hexdigest()[:16]
 
 
 class Labels(NamedTuple):
@@ -156,10 +176,17 @@ def read_structure(path: str | os.PathLike) -> Atoms:
 
 
 def _iread(path: Path) -> Iterator[Atoms]:
-    """ASE's reader; compressed files are unpacked aside first.
+    """ASE's reader; databases with all their columns, compressed files unpacked aside first.
 
     The readers step back after each frame, for which a compressed stream starts from its beginning.
     """
+    if path.suffix == ".db":
+        from ase.db import connect
+
+        with connect(path, serial=True) as database:
+            for row in database.select():
+                yield row.toatoms(add_additional_information=True)
+        return
     if path.suffix not in {".gz", ".bz2", ".xz"}:
         yield from iread(path, index=":")
         return

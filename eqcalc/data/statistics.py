@@ -36,13 +36,15 @@ def composition(frames: Sequence[Frame], atomic_numbers: Sequence[int]) -> np.nd
 
 
 def reference_energies(
-    frames: Sequence[Frame],
+    counts: np.ndarray,
+    energies: np.ndarray,
     atomic_numbers: Sequence[int],
     given: dict[str, float] | None,
     isolated: Sequence[Frame],
 ) -> np.ndarray:
     """Energy of each element [eV]: given by name, from isolated atoms, or least squares.
 
+    `counts` [frames, elements] and `energies` [frames] eV are those of the training frames,
     `isolated` are frames of one atom each. Elements without either are fitted to what the others
     leave of the training energies (minimum-norm least squares, weighted by 1 / atoms).
     """
@@ -55,15 +57,31 @@ def reference_energies(
         if symbol not in number_of:
             raise InputError(f"data.reference_energies names '{symbol}': not a chemical symbol.")
         known[number_of[symbol]] = float(energy)
-    counts = composition(frames, atomic_numbers).astype(np.float64)
+    counts = counts.astype(np.float64)
     atoms = counts.sum(axis=1)
     fixed = np.array([known[z] is not None for z in atomic_numbers])
     shift = np.array([known[z] if known[z] is not None else 0.0 for z in atomic_numbers])
     if not fixed.all():
-        left = np.array([f.energy for f in frames]) - counts @ shift
+        left = energies - counts @ shift
         matrix = counts[:, ~fixed] / atoms[:, None]
         shift[~fixed] = np.linalg.lstsq(matrix, left / atoms, rcond=None)[0]
     return shift
+
+
+def statistics_of(
+    counts: np.ndarray,
+    energies: np.ndarray,
+    atomic_numbers: list[int],
+    force_rms: float,
+    given: dict[str, float] | None = None,
+    isolated: Sequence[Frame] = (),
+) -> Statistics:
+    """Statistics from what `reference_energies` takes; `force_rms` is NaN without forces."""
+    shift = reference_energies(counts, energies, atomic_numbers, given, isolated)
+    per_atom = (energies - counts @ shift) / counts.sum(axis=1)
+    force_rms = max(force_rms, 1e-3) if np.isfinite(force_rms) else 1.0
+    energy_rms = float(np.sqrt(np.square(per_atom).mean()))
+    return Statistics(atomic_numbers, shift.tolist(), force_rms, energy_rms)
 
 
 def gather(
@@ -74,13 +92,11 @@ def gather(
 ) -> Statistics:
     """Statistics of the training frames."""
     numbers = sorted({int(z) for f in (*frames, *isolated) for z in f.atoms.numbers})
-    shift = reference_energies(frames, numbers, given, isolated)
-    left = [f.energy for f in frames] - composition(frames, numbers) @ shift
-    per_atom = left / [len(f.atoms) for f in frames]
     squares = [np.square(f.forces) for f in frames if f.forces is not None]
-    force_rms = float(np.sqrt(np.concatenate(squares).mean())) if squares else 1.0
-    return Statistics(
-        numbers, shift.tolist(), max(force_rms, 1e-3), float(np.sqrt(np.square(per_atom).mean()))
+    force_rms = float(np.sqrt(np.concatenate(squares).mean())) if squares else float("nan")
+    energies = np.array([f.energy for f in frames])
+    return statistics_of(
+        composition(frames, numbers), energies, numbers, force_rms, given, isolated
     )
 
 
