@@ -211,6 +211,19 @@ def test_gradients_of_the_loss_are_those_of_frames(store, frames):
     assert all(torch.equal(x, y) for x, y in zip(*gradients, strict=True))
 
 
+def test_evaluation_of_a_store(store, frames, tmp_path):
+    from potentials import untrained
+
+    from eqcalc.export import load
+    from eqcalc.training.evaluate import evaluate
+
+    model = load(untrained(tmp_path / "m.pth", elements=ELEMENTS, layers=1)).module
+    packed, held = PackedDataset(store, ELEMENTS, 4.0), FrameDataset(frames, ELEMENTS, 4.0)
+    summary = evaluate(model, packed).summary()
+    assert summary == evaluate(model, held).summary()
+    assert {"all", "Elastic"} <= summary.keys()
+
+
 def test_command(tmp_path):
     command = ["data", "pack", str(FILES[0]), "-o", str(tmp_path / "a.eqdata"), "--cutoff", "4"]
     run = CliRunner().invoke(app, command, catch_exceptions=False)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import Frame, Labels, stress_matrix
+from eqcalc.data.packed import PackedDataset
 from eqcalc.training.loss import UNITS
 from eqcalc.training.metrics import QUANTITIES, Evaluation, compare
 from eqcalc.training.parity import plot_parity
@@ -43,7 +44,9 @@ def _single(batch: Batch, values: Any) -> Iterator[Labels]:
         yield Labels(float(energy[k]), forces[end[k] - size : end[k]], stress[k])
 
 
-def evaluate(model: torch.nn.Module, frames: FrameDataset, batch_size: int = 4) -> Evaluation:
+def evaluate(
+    model: torch.nn.Module, frames: FrameDataset | PackedDataset, batch_size: int = 4
+) -> Evaluation:
     """`model`: a potential, scripted or not, on the CPU or where its parameters are."""
     result = Evaluation()
     device = next(model.parameters()).device
