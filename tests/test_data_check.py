@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,29 @@ def test_units_and_signs(tmp_path, healthy, name, factor, check_name, words):
     (finding,) = found(result, "error", check_name)
     assert re.search(words, finding.sentence)
     assert finding.sources
+
+
+def test_order_of_components(tmp_path, healthy):
+    """VASP's xx yy zz xy yz zx read as ASE's xx yy zz yz xz xy."""
+    images = copies(healthy)
+    for atoms in images:
+        xx, yy, zz, yz, xz, xy = atoms.calc.results["stress"]
+        atoms.calc.results["stress"] = np.array([xx, yy, zz, xy, yz, xz])
+    (finding,) = found(survey(tmp_path, images), "error", "order")
+    assert "xy yz xz (VASP) instead of yz xz xy" in finding.sentence
+    assert not found(survey(tmp_path, healthy), "error", "order")
+    assert not found(survey(tmp_path, healthy), "warning", "order")
+
+
+def test_many_copies_are_found_quickly(tmp_path, healthy):
+    """Each frame of a crystal at rest repeats all before it; a leak among them is found too."""
+    started = time.perf_counter()
+    result = survey(tmp_path, [healthy[0]] * 400, [healthy[0]] * 3)
+    assert time.perf_counter() - started < 30
+    (duplicate,) = found(result, "warning", "duplicate")
+    assert duplicate.sentence.startswith("399 frames")
+    (leak,) = found(result, "warning", "leak")
+    assert leak.sentence.startswith("3 frames")
 
 
 def test_virials_instead_of_stress(tmp_path, healthy):

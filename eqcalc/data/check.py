@@ -16,7 +16,7 @@ from eqcalc.data import check_geometry, check_labels
 from eqcalc.data.check_copies import Twins, copies, find_twins
 from eqcalc.data.check_geometry import Geometry, measure
 from eqcalc.data.check_physics import Slope, force_test, strain_test
-from eqcalc.data.check_units import judge
+from eqcalc.data.check_units import component_order, judge
 from eqcalc.data.findings import LEVELS, Finding, count, sources, such_as
 from eqcalc.data.frames import Frame, Labels, iter_images, make_frame, read_labels
 from eqcalc.data.statistics import gather, left_over
@@ -211,7 +211,7 @@ def check(train: Paths, test: Paths = (), *, cutoff: float = 5.0, **keys: str) -
         held_out, more = read_leniently(test, **keys)
         frames, findings = frames + held_out, findings + more
     shapes = [measure(frame, cutoff) for frame in frames]
-    twins = find_twins(frames, shapes, cutoff)
+    twins = find_twins(frames, shapes, cutoff, num_train)
     forces = force_test(frames)
     known = forces.agrees or not np.isfinite(forces.slope)
     tests = {"forces": forces, "stress": strain_test(frames, forces_known=known)}
@@ -230,6 +230,7 @@ def check(train: Paths, test: Paths = (), *, cutoff: float = 5.0, **keys: str) -
     findings += check_labels.net_forces(frames)
     for label, slope in tests.items():
         findings += judge(slope, frames, label)
+    findings += component_order(tests["stress"], frames)
     if frames:
         findings += copies(frames, num_train, twins)
         findings += check_geometry.overlaps(frames, shapes)

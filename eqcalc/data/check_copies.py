@@ -20,6 +20,9 @@ from eqcalc.data.frames import Frame
 #: Å by which distances of one and the same structure may differ, and of almost the same
 SAME, NEAR = 3e-4, 0.01
 
+#: copies of a frame that are looked for
+MOST_EACH = 5
+
 #: differences between labels of one structure that different k-points or settings explain:
 #: eV/atom, eV/Å, eV/Å^3 (0.5 GPa)
 ENERGY, FORCE, STRESS = 5e-3, 0.1, 0.5 / 160.2
@@ -38,10 +41,28 @@ def _matched(a: np.ndarray, b: np.ndarray) -> float:
     return max(float(KDTree(y).query(x, p=np.inf)[0].max()) for x, y in ((a, b), (b, a)))
 
 
+def _nearest(pairs: np.ndarray, distance: np.ndarray, num_train: int) -> np.ndarray:
+    """Which pairs [P, 2] to look at: for the later frame of each, the nearest MOST_EACH earlier
+    training frames and as many earlier test frames.
+    """
+    first, second = pairs.min(axis=1), pairs.max(axis=1)
+    bucket = 2 * second + (first >= num_train)
+    order = np.lexsort((first, distance, bucket))
+    ranked = bucket[order]
+    return np.sort(order[np.arange(len(order)) - np.searchsorted(ranked, ranked) < MOST_EACH])
+
+
 def find_twins(
-    frames: Sequence[Frame], shapes: Sequence[Geometry], cutoff: float, within: float = NEAR
+    frames: Sequence[Frame],
+    shapes: Sequence[Geometry],
+    cutoff: float,
+    num_train: int,
+    within: float = NEAR,
 ) -> list[Twins]:
-    """All pairs of frames of one composition and periodicity that differ by less than `within`."""
+    """Pairs of frames of one composition and periodicity that differ by less than `within` (Å).
+
+    The first `num_train` frames are training frames; of many copies the nearest are listed.
+    """
     groups: dict[tuple, list[int]] = {}
     for n, frame in enumerate(frames):
         key = (*sorted(frame.atoms.numbers.tolist()), bool(frame.atoms.pbc.any()))
@@ -58,7 +79,9 @@ def find_twins(
         tree = KDTree(signatures[:, : signatures.shape[1] // 3])
         candidates = tree.query_pairs(within, p=np.inf, output_type="ndarray")
         near = np.abs(signatures[candidates[:, 0]] - signatures[candidates[:, 1]]).max(axis=1)
-        for p, q in candidates[near <= within]:
+        candidates, near = candidates[near <= within], near[near <= within]
+        place = np.array(members)
+        for p, q in candidates[_nearest(place[candidates], near, num_train)]:
             first, second = sorted((members[p], members[q]))
             volume = [
                 f.atoms.get_volume() if f.atoms.pbc.all() else 1.0

@@ -25,8 +25,8 @@ STRAINS, SAME_PLACE, SIMILAR_PLACE = (5e-4, 0.04), 0.01, 0.15
 #: many, otherwise those up to the second, for which the trapezoid is rough
 MOVED, ENOUGH, MOVED_FAR = 0.35, 8, 1.0
 
-#: frames of one system that are compared with each other
-MOST_FRAMES = 400
+#: frames of one system that are compared with each other: so many that frames^2 * atoms is this
+MOST_COMPARED = 3e7
 
 #: a slope within this factor of one is right, within the second where the trapezoid is rough
 TOLERANCE, ROUGH = 1.25, 2.0
@@ -116,7 +116,8 @@ def _groups(frames: Sequence[Frame], *, same_cell: bool) -> list[list[int]]:
         if same_cell:
             key += (np.round(atoms.cell.array, 5).tobytes() if atoms.pbc.any() else b"",)
         groups.setdefault(key, []).append(n)
-    return [members[:MOST_FRAMES] for members in groups.values() if len(members) > 1]
+    most = {key: int(np.sqrt(MOST_COMPARED / len(frames[m[0]].atoms))) for key, m in groups.items()}
+    return [m[: max(30, most[key])] for key, m in groups.items() if len(m) > 1]
 
 
 def strain_test(frames: Sequence[Frame], *, forces_known: bool = True) -> Slope:

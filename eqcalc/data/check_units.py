@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from eqcalc.data.check_physics import GPA, PULAY, TOLERANCE, Slope, weighted_median
+from eqcalc.data.check_physics import GPA, PULAY, TOLERANCE, Slope, strain_test, weighted_median
 from eqcalc.data.findings import Finding
 from eqcalc.data.frames import Frame
 
@@ -53,6 +54,54 @@ def _cause(slope: Slope, causes: dict[float, str]) -> str:
         if value * slope.slope > 0
     }
     return "; or ".join(apart[k] for k in sorted(apart) if k < 0.15)
+
+
+#: what the off-diagonals in ASE's order yz xz xy may really be, by the order they were taken for
+_ORDERS = {
+    (1, 2, 0): "xy yz xz (VASP)",
+    (2, 1, 0): "xy xz yz (LAMMPS)",
+    (1, 0, 2): "xz yz xy",
+    (0, 2, 1): "yz xy xz",
+    (2, 0, 1): "xz xy yz",
+}
+
+
+def _reordered(stress: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """The stress whose off-diagonals yz xz xy are the given ones of this stress."""
+    off = stress[[1, 0, 0], [2, 2, 1]][list(order)]
+    fixed = np.diag(np.diag(stress))
+    fixed[[1, 0, 0], [2, 2, 1]] = off
+    fixed[[2, 2, 1], [1, 0, 0]] = off
+    return fixed
+
+
+def component_order(slope: Slope, frames: Sequence[Frame]) -> list[Finding]:
+    """Off-diagonals of the stress that fit the energies of sheared frames in another order only.
+
+    `slope` is that of the frames as they are; nothing is said unless units and sign are right.
+    """
+    if len(slope.work) < 6 or not slope.agrees:
+        return []
+    misfit = float(np.abs(slope.energy - slope.work).sum())
+    best, name = misfit, ""
+    for order, meaning in _ORDERS.items():
+        changed = [
+            f if f.stress is None else replace(f, stress=_reordered(f.stress, order))
+            for f in frames
+        ]
+        other = strain_test(changed)
+        left = float(np.abs(other.energy - other.work).sum())
+        if left < best:
+            best, name = left, meaning
+    if best > 0.5 * misfit:
+        return []
+    sentence = (
+        f"The off-diagonals of the stress fit the energies of {len(slope.work)} pairs of sheared "
+        f"frames {misfit / best:.2g} times better if they are taken for {name} instead of yz xz "
+        "xy, ASE's order."
+    )
+    sources = tuple(dict.fromkeys(frames[n].source for n in slope.frames.ravel()))
+    return [Finding("error" if best < 0.25 * misfit else "warning", "order", sentence, sources)]
 
 
 def judge(slope: Slope, frames: Sequence[Frame], label: str) -> list[Finding]:
