@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eqcalc.cli_checks import check_app
+from eqcalc.cli_data import EnergyKey, ForcesKey, StressKey, data_app
 from eqcalc.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 lammps_app = typer.Typer(no_args_is_help=True, help="The pair style for LAMMPS.")
 app.add_typer(check_app, name="check")
+app.add_typer(data_app, name="data")
 app.add_typer(lammps_app, name="lammps")
 
 Model = Annotated[str, typer.Argument(help="A potential file, or a bundled model's name: si.")]
@@ -186,27 +188,45 @@ def info(
 def evaluate(
     model: Model,
     frames: Annotated[list[Path], typer.Argument(help="Labelled frames that ASE reads.")],
+    *,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write errors as JSON to this file.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a parity plot (PNG).")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write frames with labels and predictions (extended XYZ).")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
+    engine: Annotated[str, typer.Option(help="auto, fused, exact or torch.")] = "auto",
+    energy_key: EnergyKey = "energy",
+    forces_key: ForcesKey = "forces",
+    stress_key: StressKey = "stress",
 ) -> None:
     """Errors of a potential on labelled frames, by config_type."""
-    from eqcalc.data.dataset import FrameDataset
-    from eqcalc.data.frames import read_frames
-    from eqcalc.export import load
+    from eqcalc.calculator import EquivariantCalculator
+    from eqcalc.checks.report import write_json
+    from eqcalc.data.frames import iter_images, read_frames
     from eqcalc.training import evaluate as ev
-    from eqcalc.training.run import write_json
 
-    potential = load(model, dtype=dtype)
-    dataset = FrameDataset(read_frames(frames), potential.atomic_numbers, potential.cutoff)
-    result = ev.evaluate(potential.module, dataset)
+    calculator = EquivariantCalculator(model, dtype=dtype, engine=engine)
+    labelled = read_frames(
+        frames, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key
+    )
+    for frame in labelled:
+        try:
+            calculator.potential.species_of(frame.atoms.numbers)
+        except InputError as error:
+            raise InputError(f"{frame.source}: {error}") from None
+    results = calculator.evaluate(frame.atoms for frame in labelled)
+    result = ev.evaluate_results(labelled, results)
     typer.echo(ev.format_table(result.summary()))
     if output:
         write_json(output, result.summary())
     if plot:
         ev.plot_parity({Path(frames[0]).name: result}, plot)
+    if predictions:
+        images = [atoms for atoms, _ in iter_images(frames)]
+        ev.write_predictions(predictions, images, labelled, results)
 
 
 @lammps_app.command("build")

@@ -9,7 +9,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from eqcalc.data.dataset import EpochShuffle, FrameDataset
-from eqcalc.data.frames import read_frames
+from eqcalc.data.frames import iter_frames, read_frames
 from eqcalc.data.statistics import gather, suspicious
 from eqcalc.errors import InputError
 from eqcalc.training.run import split
@@ -150,3 +150,127 @@ def test_unknown_element_and_overlap():
     close.info["energy"] = 0.0
     with pytest.raises(InputError, match=r"less than 0\.1 Å apart"):
         FrameDataset([to_frame(close, "here")], [3], 4.0)
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    atoms = read(DATA / "lithium_strained.xyz", 0)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "train.xyz", [atoms, atoms])
+    paths = [tmp_path / folder / "train.xyz" for folder in ("a", "b")]
+    sources = [f.source for f in read_frames(paths)]
+    assert len(set(sources)) == 4
+    assert sources[3] == f"{paths[1]}, frame 1"
+    assert read_frames(paths[0])[1].source == "train.xyz, frame 1"
+
+
+def test_frames_are_read_one_at_a_time(tmp_path):
+    images = read(DATA / "lithium_strained.xyz", ":3")
+    del images[2].calc.results["energy"]
+    write(tmp_path / "a.xyz", images)
+    frames = iter_frames(tmp_path / "a.xyz")
+    assert next(frames).source == "a.xyz, frame 0"
+    next(frames)
+    with pytest.raises(InputError, match="frame 2 has no energy"):
+        next(frames)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
+def test_compressed_files(tmp_path, ending):
+    import bz2
+    import gzip
+    import lzma
+
+    opener = {".gz": gzip, ".bz2": bz2, ".xz": lzma}[ending].open
+    plain = DATA / "lithium_strained.xyz"
+    with opener(tmp_path / f"a.xyz{ending}", "wb") as file:
+        file.write(plain.read_bytes())
+    packed, expected = read_frames(tmp_path / f"a.xyz{ending}"), read_frames(plain)
+    assert [f.energy for f in packed] == [f.energy for f in expected]
+    assert all(np.array_equal(a.forces, b.forces) for a, b in zip(packed, expected, strict=True))
+
+
+def test_ase_database(tmp_path):
+    from ase.db import connect
+
+    images = read(DATA / "lithium_strained.xyz", ":3")
+    with connect(tmp_path / "a.db") as database:
+        for n, atoms in enumerate(images):
+            database.write(
+                atoms,
+                config_type="strained",
+                ref_energy=-10.0 - n,
+                data={"ref_forces": np.full((len(atoms), 3), 0.5)},
+            )
+    frames = read_frames(tmp_path / "a.db")
+    for frame, atoms in zip(frames, images, strict=True):
+        assert frame.energy == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
+        assert np.allclose(frame.forces, atoms.get_forces(), atol=1e-12)
+        assert frame.config_type == "strained"
+        assert (frame.stress is None) == ("stress" not in atoms.calc.results)
+    other = read_frames(tmp_path / "a.db", energy_key="ref_energy", forces_key="ref_forces")
+    assert [f.energy for f in other] == [-10.0, -11.0, -12.0]
+    assert np.array_equal(other[0].forces, np.full((2, 3), 0.5))
+    with pytest.raises(InputError, match=r"it has: .*ref_energy"):
+        read_frames(tmp_path / "a.db", energy_key="dft")
+
+
+#: what VASP writes, as far as its reader looks at it; stress in kbar with VASP's sign
+VASPRUN = """<?xml version="1.0" encoding="ISO-8859-1"?>
+<modeling>
+ <generator><i name="version" type="string">5.4.4</i></generator>
+ <kpoints><varray name="kpointlist"><v>0.0 0.0 0.0</v></varray></kpoints>
+ <parameters></parameters>
+ <atominfo>
+  <atoms>2</atoms><types>1</types>
+  <array name="atoms">
+   <field type="string">element</field><field type="int">atomtype</field>
+   <set><rc><c>Si</c><c>1</c></rc><rc><c>Si</c><c>1</c></rc></set>
+  </array>
+ </atominfo>
+{structure}
+{steps}
+</modeling>
+"""
+STRUCTURE = """ <structure{name}>
+   <crystal><varray name="basis">
+    <v>0.0 2.7 2.7</v><v>2.7 0.0 2.7</v><v>2.7 2.7 0.0</v></varray></crystal>
+   <varray name="positions"><v>0.0 0.0 0.0</v><v>0.25 0.25 0.26</v></varray>
+  </structure>"""
+STEP = """ <calculation>
+  <scstep><energy><i name="e_fr_energy">{free}</i><i name="e_wo_entrp">{energy}</i>
+   <i name="e_0_energy">{energy}</i></energy></scstep>
+{structure}
+  <varray name="forces"><v>0.1 0.2 0.3</v><v>-0.1 -0.2 -0.3</v></varray>
+  <varray name="stress"><v>16.0 1.0 2.0</v><v>1.0 17.0 3.0</v><v>2.0 3.0 18.0</v></varray>
+  <energy><i name="e_fr_energy">{free}</i><i name="e_wo_entrp">{energy}</i>
+   <i name="e_0_energy">{energy}</i></energy>
+ </calculation>"""
+
+
+def test_vasprun(tmp_path):
+    steps = "\n".join(
+        STEP.format(free=-10.8 - n, energy=-10.7 - n, structure=STRUCTURE.format(name=""))
+        for n in range(2)
+    )
+    initial = STRUCTURE.format(name=' name="initialpos"')
+    (tmp_path / "vasprun.xml").write_text(VASPRUN.format(structure=initial, steps=steps))
+    frames = read_frames(tmp_path / "vasprun.xml")
+    assert [f.energy for f in frames] == [-10.7, -11.7]
+    assert frames[1].forces[0].tolist() == [0.1, 0.2, 0.3]
+    # compression is positive in VASP, negative here; 1602 kbar are 1 eV/Å^3
+    expected = -np.array([[16.0, 1, 2], [1, 17, 3], [2, 3, 18]]) / 1602.1766
+    assert np.allclose(frames[0].stress, expected, rtol=1e-6)
+    free = read_frames(tmp_path / "vasprun.xml", energy_key="free_energy")
+    assert [f.energy for f in free] == [-10.8, -11.8]
+
+
+def test_a_named_label_that_no_frame_has(tmp_path):
+    write(tmp_path / "a.xyz", read(DATA / "lithium_strained.xyz", ":3"))
+    with pytest.raises(InputError, match=r"No frame has forces under the key 'F': correct data\."):
+        read_frames(tmp_path / "a.xyz", forces_key="F")
+    images = read(DATA / "lithium_strained.xyz", ":3")
+    images[0].info["energy_text"] = "minus ten"
+    write(tmp_path / "a.xyz", images)
+    with pytest.raises(InputError, match="is 'minus ten', not one number"):
+        read_frames(tmp_path / "a.xyz", energy_key="energy_text")

@@ -41,7 +41,7 @@ def test_commands_exist():
         if line.startswith("eqcalc ")
     }
     assert len(words) >= 6
-    groups = {"check", "lammps"}
+    groups = {"check", "data", "lammps"}
     for command in words:
         call = command if command[0] in groups else command[:1]
         result = CliRunner().invoke(app, [*call, "--help"])

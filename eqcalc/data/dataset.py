@@ -77,6 +77,22 @@ def frame_to_graph(frame: Frame, atomic_numbers: Sequence[int], cutoff: float) -
     )
 
 
+def frame_to_batch(frame: Frame, atomic_numbers: Sequence[int], cutoff: float, index: int) -> Batch:
+    """One frame, which has `index` in its dataset; raises as `frame_to_graph`."""
+    size = len(frame.atoms)
+    forces = np.full((size, 3), np.nan) if frame.forces is None else frame.forces
+    stress = np.full((3, 3), np.nan) if frame.stress is None else frame.stress
+    return Batch(
+        graph=frame_to_graph(frame, atomic_numbers, cutoff),
+        energy=torch.tensor([frame.energy], dtype=torch.float64),
+        forces=torch.from_numpy(np.array(forces, dtype=np.float64)),
+        stress=torch.from_numpy(np.array(stress, dtype=np.float64)).unsqueeze(0),
+        num_atoms=torch.tensor([size]),
+        index=torch.tensor([index]),
+        weight=torch.tensor([frame.weight], dtype=torch.float64),
+    )
+
+
 class FrameDataset(Dataset):
     """All frames as one-structure batches, held in memory.
 
@@ -90,29 +106,32 @@ class FrameDataset(Dataset):
         self, frames: Sequence[Frame], atomic_numbers: Sequence[int], cutoff: float
     ) -> None:
         self.frames = list(frames)
-        self.items = []
-        nan = float("nan")
-        for n, frame in enumerate(frames):
-            size = len(frame.atoms)
-            forces = np.full((size, 3), nan) if frame.forces is None else frame.forces
-            stress = np.full((3, 3), nan) if frame.stress is None else frame.stress
-            self.items.append(
-                Batch(
-                    graph=frame_to_graph(frame, atomic_numbers, cutoff),
-                    energy=torch.tensor([frame.energy], dtype=torch.float64),
-                    forces=torch.from_numpy(np.array(forces, dtype=np.float64)),
-                    stress=torch.from_numpy(np.array(stress, dtype=np.float64)).unsqueeze(0),
-                    num_atoms=torch.tensor([size]),
-                    index=torch.tensor([n]),
-                    weight=torch.tensor([frame.weight], dtype=torch.float64),
-                )
-            )
+        self.items = [
+            frame_to_batch(frame, atomic_numbers, cutoff, n) for n, frame in enumerate(self.frames)
+        ]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Batch:
         return self.items[index]
+
+    def config_type(self, index: int) -> str:
+        return self.frames[index].config_type
+
+    def source(self, index: int) -> str:
+        return self.frames[index].source
+
+    def num_atoms(self, index: int) -> int:
+        return len(self.frames[index].atoms)
+
+    def periodic(self, index: int) -> bool:
+        """In any direction."""
+        return bool(self.frames[index].atoms.pbc.any())
+
+    def smallest(self) -> Batch:
+        """The first frame of fewest edges."""
+        return min(self.items, key=lambda item: item.graph.num_edges)
 
     @property
     def avg_num_neighbors(self) -> float:

@@ -36,13 +36,15 @@ def composition(frames: Sequence[Frame], atomic_numbers: Sequence[int]) -> np.nd
 
 
 def reference_energies(
-    frames: Sequence[Frame],
+    counts: np.ndarray,
+    energies: np.ndarray,
     atomic_numbers: Sequence[int],
     given: dict[str, float] | None,
     isolated: Sequence[Frame],
 ) -> np.ndarray:
     """Energy of each element [eV]: given by name, from isolated atoms, or least squares.
 
+    `counts` [frames, elements] and `energies` [frames] eV are those of the training frames,
     `isolated` are frames of one atom each. Elements without either are fitted to what the others
     leave of the training energies (minimum-norm least squares, weighted by 1 / atoms).
     """
@@ -55,15 +57,31 @@ def reference_energies(
         if symbol not in number_of:
             raise InputError(f"data.reference_energies names '{symbol}': not a chemical symbol.")
         known[number_of[symbol]] = float(energy)
-    counts = composition(frames, atomic_numbers).astype(np.float64)
+    counts = counts.astype(np.float64)
     atoms = counts.sum(axis=1)
     fixed = np.array([known[z] is not None for z in atomic_numbers])
     shift = np.array([known[z] if known[z] is not None else 0.0 for z in atomic_numbers])
     if not fixed.all():
-        left = np.array([f.energy for f in frames]) - counts @ shift
+        left = energies - counts @ shift
         matrix = counts[:, ~fixed] / atoms[:, None]
         shift[~fixed] = np.linalg.lstsq(matrix, left / atoms, rcond=None)[0]
     return shift
+
+
+def statistics_of(
+    counts: np.ndarray,
+    energies: np.ndarray,
+    atomic_numbers: list[int],
+    force_rms: float,
+    given: dict[str, float] | None = None,
+    isolated: Sequence[Frame] = (),
+) -> Statistics:
+    """Statistics from what `reference_energies` takes; `force_rms` is NaN without forces."""
+    shift = reference_energies(counts, energies, atomic_numbers, given, isolated)
+    per_atom = (energies - counts @ shift) / counts.sum(axis=1)
+    force_rms = max(force_rms, 1e-3) if np.isfinite(force_rms) else 1.0
+    energy_rms = float(np.sqrt(np.square(per_atom).mean()))
+    return Statistics(atomic_numbers, shift.tolist(), force_rms, energy_rms)
 
 
 def gather(
@@ -74,48 +92,72 @@ def gather(
 ) -> Statistics:
     """Statistics of the training frames."""
     numbers = sorted({int(z) for f in (*frames, *isolated) for z in f.atoms.numbers})
-    shift = reference_energies(frames, numbers, given, isolated)
-    left = [f.energy for f in frames] - composition(frames, numbers) @ shift
-    per_atom = left / [len(f.atoms) for f in frames]
     squares = [np.square(f.forces) for f in frames if f.forces is not None]
-    force_rms = float(np.sqrt(np.concatenate(squares).mean())) if squares else 1.0
-    return Statistics(
-        numbers, shift.tolist(), max(force_rms, 1e-3), float(np.sqrt(np.square(per_atom).mean()))
+    force_rms = float(np.sqrt(np.concatenate(squares).mean())) if squares else float("nan")
+    energies = np.array([f.energy for f in frames])
+    return statistics_of(
+        composition(frames, numbers), energies, numbers, force_rms, given, isolated
     )
+
+
+def left_over(frames: Sequence[Frame], statistics: Statistics) -> np.ndarray:
+    """What the reference energies leave of each frame's energy: [frames] eV/atom."""
+    counts = composition(frames, statistics.atomic_numbers)
+    return (np.array([f.energy for f in frames]) - counts @ statistics.shift) / counts.sum(axis=1)
+
+
+def impossible_energies(frames: Sequence[Frame], statistics: Statistics) -> dict[int, str]:
+    """Frames by index whose energy cannot be a total energy in eV, each with a sentence."""
+    counts = composition(frames, statistics.atomic_numbers)
+    atoms = counts.sum(axis=1)
+    energy = np.array([f.energy for f in frames])
+    # no electronic structure code puts an atom below Thomas-Fermi's -20.9 Z^(7/3) eV
+    floor = -25.0 * (counts @ np.power(statistics.atomic_numbers, 7 / 3)) / atoms - 50.0
+    bad = np.flatnonzero((energy / atoms < floor) | (energy / atoms > 50.0))
+    return {
+        int(n): f"{frames[n].source}: {energy[n] / atoms[n]:.6g} eV/atom is far outside what is "
+        f"plausible for {frames[n].atoms.get_chemical_formula()}; energies must be total energies "
+        "in eV."
+        for n in bad
+    }
+
+
+def far_energies(frames: Sequence[Frame], statistics: Statistics) -> dict[int, str]:
+    """Frames by index whose energy is far from those of all others, each with a sentence."""
+    residual = left_over(frames, statistics)
+    distance = np.abs(residual - np.median(residual))
+    typical = float(np.median(distance))
+    return {
+        int(n): f"{frames[n].source} ({frames[n].config_type}): its energy is "
+        f"{residual[n]:+.3g} eV/atom away from the reference energies, while half of all frames "
+        f"lie within {typical:.2g}; check this calculation."
+        for n in np.flatnonzero(distance > max(50 * (typical + 1e-3), 2.0))
+    }
+
+
+def unlike_units(frames: Sequence[Frame], statistics: Statistics) -> list[str]:
+    """A sentence if energies vary much more than forces of that size can make them."""
+    moved = [f.forces for f in frames if f.forces is not None and np.abs(f.forces).max() > 1e-6]
+    if len(moved) < 10:
+        return []
+    residual = left_over(frames, statistics)
+    typical = float(np.median(np.abs(residual - np.median(residual))))
+    ratio = typical / float(np.sqrt(np.square(np.concatenate(moved)).mean()))
+    if ratio <= 5.0:
+        return []
+    symbols = ", ".join(chemical_symbols[z] for z in statistics.atomic_numbers)
+    sentence = (
+        f"Energies of the {symbols} frames vary by {typical:.3g} per atom but forces are "
+        f"only {typical / ratio:.3g} per Å (ratio {ratio:.0f} Å, usually below 1): "
+        "energies in kcal/mol or kJ/mol instead of eV, or forces in Hartree/Bohr?"
+    )
+    return [sentence]
 
 
 def suspicious(frames: Sequence[Frame], statistics: Statistics) -> list[str]:
     """One sentence for each sign of wrong units or broken labels; empty when all looks right."""
-    warnings = []
-    counts = composition(frames, statistics.atomic_numbers)
-    atoms = np.array([len(f.atoms) for f in frames])
-    energy = np.array([f.energy for f in frames])
-    residual = (energy - counts @ statistics.shift) / atoms
-
-    # no electronic structure code puts an atom below Thomas-Fermi's -20.9 Z^(7/3) eV
-    floor = -25.0 * (counts @ np.power(statistics.atomic_numbers, 7 / 3)) / atoms - 50.0
-    impossible = np.flatnonzero((energy / atoms < floor) | (energy / atoms > 50.0))
-    warnings += [
-        f"{frames[n].source}: {energy[n] / atoms[n]:.6g} eV/atom is far outside what is plausible "
-        f"for {frames[n].atoms.get_chemical_formula()}; energies must be total energies in eV."
-        for n in impossible[:3]
+    return [
+        *list(impossible_energies(frames, statistics).values())[:3],
+        *list(far_energies(frames, statistics).values())[:3],
+        *unlike_units(frames, statistics),
     ]
-    distance = np.abs(residual - np.median(residual))
-    typical = float(np.median(distance))
-    warnings += [
-        f"{frames[n].source} ({frames[n].config_type}): its energy is {residual[n]:+.3g} eV/atom "
-        f"away from the reference energies, while half of all frames lie within {typical:.2g}; "
-        "check this calculation."
-        for n in np.flatnonzero(distance > max(50 * (typical + 1e-3), 2.0))[:3]
-    ]
-    moved = [f.forces for f in frames if f.forces is not None and np.abs(f.forces).max() > 1e-6]
-    if len(moved) >= 10:
-        ratio = typical / float(np.sqrt(np.square(np.concatenate(moved)).mean()))
-        if ratio > 5.0:
-            symbols = ", ".join(chemical_symbols[z] for z in statistics.atomic_numbers)
-            warnings.append(
-                f"Energies of the {symbols} frames vary by {typical:.3g} per atom but forces are "
-                f"only {typical / ratio:.3g} per Å (ratio {ratio:.0f} Å, usually below 1): "
-                "energies in kcal/mol or kJ/mol instead of eV, or forces in Hartree/Bohr?"
-            )
-    return warnings

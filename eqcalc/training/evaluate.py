@@ -3,112 +3,139 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass, field
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from torch.utils.data import DataLoader
 
 from eqcalc.data.dataset import Batch, FrameDataset
-from eqcalc.training.loss import UNITS, residuals
-from eqcalc.training.task import Errors, predict
+from eqcalc.data.frames import Frame, Labels, stress_matrix
+from eqcalc.data.packed import PackedDataset
+from eqcalc.training.loss import UNITS
+from eqcalc.training.metrics import QUANTITIES, Evaluation, compare
+from eqcalc.training.parity import plot_parity
+from eqcalc.training.task import predict
+
+__all__ = [
+    "Evaluation",
+    "evaluate",
+    "evaluate_results",
+    "format_table",
+    "plot_learning_curve",
+    "plot_parity",
+    "write_predictions",
+]
 
 
-@dataclass
-class Evaluation:
-    """Errors by group, and labels against predictions for the parity plot (eV, Å)."""
-
-    groups: dict[str, Errors] = field(default_factory=dict)
-    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = field(
-        default_factory=lambda: {name: [] for name in UNITS}
+def _single(batch: Batch, values: Any) -> Iterator[Labels]:
+    """Energies, forces and stresses of a batch, structure by structure."""
+    end = batch.num_atoms.cumsum(0).tolist()
+    energy, forces, stress = (
+        getattr(values, name).detach().cpu().double().numpy()
+        for name in ("energy", "forces", "stress")
     )
-
-    def summary(self) -> dict[str, Any]:
-        """{"all": ..., config_type: ...}, each {quantity: {mae, rmse, count}} in UNITS."""
-        return {name: errors.summary() for name, errors in self.groups.items()}
+    for k, size in enumerate(batch.num_atoms.tolist()):
+        yield Labels(float(energy[k]), forces[end[k] - size : end[k]], stress[k])
 
 
-def evaluate(model: torch.nn.Module, frames: FrameDataset, batch_size: int = 4) -> Evaluation:
+def evaluate(
+    model: torch.nn.Module, frames: FrameDataset | PackedDataset, batch_size: int = 4
+) -> Evaluation:
     """`model`: a potential, scripted or not, on the CPU or where its parameters are."""
-    result = Evaluation(groups={"all": Errors()})
+    result = Evaluation()
     device = next(model.parameters()).device
     for one in DataLoader(frames, batch_size=batch_size, collate_fn=Batch.collate):
         batch = one.to(device)
-        prediction = predict(model, batch)
-        atom_end = batch.num_atoms.cumsum(0)
-        for k, index in enumerate(batch.index.tolist()):
-            atoms = slice(int(atom_end[k] - batch.num_atoms[k]), int(atom_end[k]))
-            single = Batch(
-                graph=batch.graph,
-                energy=batch.energy[k : k + 1],
-                forces=batch.forces[atoms],
-                stress=batch.stress[k : k + 1],
-                num_atoms=batch.num_atoms[k : k + 1],
-                index=batch.index[k : k + 1],
-            )
-            part = type(prediction)(
-                prediction.energy[k : k + 1],
-                prediction.forces[atoms],
-                prediction.stress[k : k + 1],
-            )
-            difference = residuals(part, single)
-            group = frames.frames[index].config_type
-            result.groups["all"].add(difference)
-            result.groups.setdefault(group, Errors()).add(difference)
-            per_atom = single.num_atoms
-            for name, label, value in (
-                ("energy", single.energy / per_atom, part.energy / per_atom),
-                ("forces", single.forces, part.forces),
-                ("stress", single.stress, part.stress),
-            ):
-                known = torch.isfinite(label)
-                if known.any():
-                    pair = (label[known].cpu().numpy(), value[known].cpu().numpy())
-                    result.pairs[name].append(pair)
+        values = _single(batch, predict(model, batch))
+        indices = batch.index.tolist()
+        for n, label, value in zip(indices, _single(batch, batch), values, strict=True):
+            pairs = compare(label, value, molecule=not frames.periodic(n))
+            result.add(frames.config_type(n), pairs)
     return result
+
+
+def prediction(result: Mapping[str, Any]) -> Labels:
+    """Energy, forces and stress from a calculator's results; no stress where there is none."""
+    stress = result.get("stress")
+    stress = None if stress is None else stress_matrix(stress, "the prediction")
+    return Labels(float(result["energy"]), np.asarray(result["forces"]), stress)
+
+
+def evaluate_results(frames: Sequence[Frame], results: Sequence[Mapping[str, Any]]) -> Evaluation:
+    """Errors of a calculator's results for frames, both in the same order."""
+    result = Evaluation()
+    for frame, found in zip(frames, results, strict=True):
+        label = Labels(frame.energy, frame.forces, frame.stress)
+        molecule = not frame.atoms.pbc.any()
+        result.add(frame.config_type, compare(label, prediction(found), molecule=molecule))
+    return result
+
+
+def write_predictions(
+    path: Path,
+    images: Sequence[Atoms],
+    frames: Sequence[Frame],
+    results: Sequence[Mapping[str, Any]],
+) -> None:
+    """Extended XYZ of the images with their labels as they are, and beside them
+
+    eqcalc_energy (eV), eqcalc_forces (eV/Å), eqcalc_stress (eV/Å^3, xx yy zz yz xz xy), and errors
+    of the frame: eqcalc_energy_error (eV/atom, prediction less label), eqcalc_forces_rmse (eV/Å),
+    eqcalc_stress_rmse (eV/Å^3). Written aside and renamed.
+    """
+    from ase.io import write
+
+    written = []
+    for image, frame, found in zip(images, frames, results, strict=True):
+        atoms = image.copy()
+        atoms.calc = image.calc
+        atoms.info |= atoms.info.pop("key_value_pairs", {})  # of an ASE database
+        atoms.info.pop("data", None)
+        atoms.info["eqcalc_energy"] = float(found["energy"])
+        atoms.arrays["eqcalc_forces"] = np.array(found["forces"], dtype=np.float64)
+        if "stress" in found:
+            atoms.info["eqcalc_stress"] = np.array(found["stress"], dtype=np.float64)
+        label = Labels(frame.energy, frame.forces, frame.stress)
+        for name, (known, value) in compare(label, prediction(found), molecule=False).items():
+            if name == "energy":
+                atoms.info["eqcalc_energy_error"] = float(value[0] - known[0])
+            elif name in {"forces", "stress"}:
+                rmse = math.sqrt(float(np.square(value - known).mean()))
+                atoms.info[f"eqcalc_{name}_rmse"] = rmse
+        written.append(atoms)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        write(partial, written, format="extxyz")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def format_table(summary: dict[str, Any]) -> str:
     """Errors by group as text, one row each: MAE / RMSE."""
-    header = "".join(f"{name + ' ' + UNITS[name][0]:>24}" for name in UNITS)
-    rows = [f"{'MAE / RMSE':<20}{header}"]
+    shown = [q for q in QUANTITIES if any(q in errors for errors in summary.values())]
+    titles = {"stress_offdiagonal": "off-diagonal", "energy_total": "energy of a molecule"}
+    rows = [["MAE / RMSE", *(f"{titles.get(q, q)} {QUANTITIES[q][0]}" for q in shown)]]
     for group, errors in summary.items():
         cells = [
-            f"{errors[name]['mae']:.2f} / {errors[name]['rmse']:.2f}" if name in errors else "-"
-            for name in UNITS
+            f"{errors[q]['mae']:.2f} / {errors[q]['rmse']:.2f}" if q in errors else "-"
+            for q in shown
         ]
-        rows.append(f"{group:<20}" + "".join(f"{cell:>24}" for cell in cells))
-    return "\n".join(rows)
-
-
-def plot_parity(results: dict[str, Evaluation], path: Path) -> None:
-    """Predictions over labels: energy per atom, force components, stress components."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    axes = figure.subplots(1, 3)
-    scales = {"energy": ("eV/atom", 1.0), "forces": ("eV/Å", 1.0), "stress": ("GPa", 1.602e2)}
-    for axis, (name, (unit, _)) in zip(axes, UNITS.items(), strict=True):
-        shown, scale = scales[name]
-        lines = []
-        for label, result in results.items():
-            if not result.pairs[name]:
-                continue
-            x, y = (np.concatenate(c) * scale for c in zip(*result.pairs[name], strict=True))
-            axis.plot(x, y, ".", ms=3, alpha=0.6, label=label, rasterized=True)
-            error = result.summary()["all"][name]
-            lines.append(f"{label}: MAE {error['mae']:.2f} {unit}")
-        if not lines:
-            axis.set_axis_off()
-            continue
-        axis.axline((x[0], x[0]), slope=1, color="0.4", lw=0.8, zorder=0)
-        axis.set_title(f"{name}\n" + "\n".join(lines), fontsize=10)
-        axis.set_xlabel(f"DFT ({shown})")
-        axis.set_ylabel(f"model ({shown})")
-        axis.legend(frameon=False, markerscale=3)
-    figure.savefig(path, dpi=130)
+        rows.append([group, *cells])
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join(
+        "   ".join(
+            f"{cell:>{width}}" if k else f"{cell:<{width}}"
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
 
 
 def plot_learning_curve(history: Path, path: Path) -> None:

@@ -13,18 +13,16 @@ RUN/tensorboard/     history.csv for TensorBoard, on request
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from eqcalc.data.frames import Frame
+from eqcalc.data.frames import Frame, FrameHash
 from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP
 from eqcalc.training.config import from_dict
@@ -86,19 +84,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def data_hash(frames: Sequence[Frame]) -> str:
-    """SHA-256 over elements, positions, cells, labels and weights of the frames, in order."""
-    digest = hashlib.sha256()
+def data_hash(frames: Iterable[Frame]) -> str:
+    """The same for the same frames in the same order."""
+    digest = FrameHash()
     for frame in frames:
-        atoms = frame.atoms
-        arrays = (atoms.numbers, atoms.positions, atoms.cell.array, frame.forces, frame.stress)
-        for array in arrays:
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(repr(frame.energy).encode())
-        if frame.weight != 1.0:
-            digest.update(repr(frame.weight).encode())
-    return digest.hexdigest()[:16]
+        digest.add(frame)
+    return digest.hexdigest()
 
 
 def check_same_run(out: Path, config: Config, setup: dict[str, Any]) -> None:

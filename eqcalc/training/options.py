@@ -193,6 +193,9 @@ class TrainingConfig:
                 f"training.second_stage.start = {self.second_stage.start}, but the last epoch is "
                 f"{self.epochs - 1}: start earlier or raise training.epochs."
             )
+        self._check_weights()
+
+    def _check_weights(self) -> None:
         for stage in self.stages:
             if min(stage.weights.values()) < 0.0 or not any(stage.weights.values()):
                 weights = ", ".join(f"{k} {w:g}" for k, w in stage.weights.items())

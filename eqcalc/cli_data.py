@@ -1,0 +1,90 @@
+"""`eqcalc data ...`: thin layers over eqcalc.data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: check them, pack them.")
+
+Frames = Annotated[list[Path], typer.Argument(help="Frames in any format that ASE reads.")]
+EnergyKey = Annotated[str, typer.Option(help="Name of the energy in the files.")]
+ForcesKey = Annotated[str, typer.Option(help="Name of the forces in the files.")]
+StressKey = Annotated[str, typer.Option(help="Name of the stress in the files.")]
+
+
+@data_app.command("check")
+def data_check(
+    frames: Frames,
+    *,
+    test: Annotated[
+        list[Path] | None,
+        typer.Option(help="Test frames, which no training frame may equal."),
+    ] = None,
+    cutoff: Annotated[float, typer.Option(help="Å, of the model to be trained.")] = 5.0,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of the data (PNG).")] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Write all findings with their frames as JSON.")
+    ] = None,
+    energy_key: EnergyKey = "energy",
+    forces_key: ForcesKey = "forces",
+    stress_key: StressKey = "stress",
+) -> None:
+    """Units, signs, outliers, copies, leaks into test frames, overlaps; exit status 1 on errors."""
+    from eqcalc.checks.report import png, write_bytes, write_json
+    from eqcalc.data.check import check
+    from eqcalc.data.check_plot import draw
+
+    survey = check(
+        frames,
+        test or (),
+        cutoff=cutoff,
+        energy_key=energy_key,
+        forces_key=forces_key,
+        stress_key=stress_key,
+    )
+    typer.echo(str(survey))
+    written = []
+    if json_:
+        written.append(write_json(json_, survey.to_dict()))
+    if plot:
+        written.append(write_bytes(plot, png(draw(survey))))
+    if written:
+        typer.echo(f"Written: {', '.join(map(str, written))}")
+    if not survey.passed:
+        raise typer.Exit(1)
+
+
+@data_app.command("pack")
+def data_pack(
+    frames: Frames,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write: NAME.eqdata.")],
+    *,
+    cutoff: Annotated[float, typer.Option(help="Å, of the model to be trained.")] = 5.0,
+    energy_key: EnergyKey = "energy",
+    forces_key: ForcesKey = "forces",
+    stress_key: StressKey = "stress",
+    weight_key: Annotated[str, typer.Option(help="Name of the frames' weights, if any.")] = "",
+) -> None:
+    """Prepare graphs and labels once, on disk, for sets that do not fit into memory."""
+    from ase.data import chemical_symbols
+
+    from eqcalc.data.store import pack
+
+    header = pack(
+        frames,
+        output,
+        cutoff,
+        energy_key=energy_key,
+        forces_key=forces_key,
+        stress_key=stress_key,
+        weight_key=weight_key,
+    )
+    size = sum(path.stat().st_size for path in output.iterdir())
+    symbols = ", ".join(chemical_symbols[z] for z in header["elements"])
+    typer.echo(
+        f"{output}: {header['frames']} frames, {header['atoms']} atoms of {symbols}, "
+        f"{header['edges']} edges within {header['cutoff']:g} Å, {size / 1e6:.3g} MB"
+    )

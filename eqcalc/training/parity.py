@@ -1,0 +1,90 @@
+"""The parity plot: predictions over labels, and what is left of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.units import GPa
+
+from eqcalc.training.metrics import QUANTITIES, Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: shown quantity, its unit on the axes, that unit in eV and Å, unit of the errors, that unit
+_PANELS = {
+    "energy": ("eV/atom", 1.0, "meV/atom", 1e-3),
+    "forces": ("eV/Å", 1.0, "meV/Å", 1e-3),
+    "stress": ("GPa", GPa, "GPa", GPa),
+}
+
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#a6761d", "#7570b3", "#1a1a1a")
+
+
+def _series(results: dict[str, Evaluation]) -> list[tuple[str, Evaluation, str | None]]:
+    """What gets a colour: the parts of a run, or the config_types of a single evaluation."""
+    if len(results) > 1:
+        return [(name, result, None) for name, result in results.items()]
+    (name, result), *_ = results.items()
+    groups = sorted(result.groups, key=lambda g: -result.pairs("forces", g).shape[1])
+    if len(groups) < 2:
+        return [(name, result, None)]
+    return [(group, result, group) for group in groups]
+
+
+def _marks(quantity: str) -> list[tuple[str, dict]]:
+    """Quantities drawn in a panel: off-diagonal stresses are hollow triangles over the points."""
+    point = {"marker": ".", "ms": 4, "alpha": 0.6}
+    if quantity != "stress":
+        return [(quantity, point)]
+    return [("stress", point), ("stress_offdiagonal", {"marker": "^", "ms": 5, "mfc": "none"})]
+
+
+def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation]) -> None:
+    unit, scale, error_unit, error_scale = _PANELS[quantity]
+    anything = False
+    for colour, (label, result, group) in enumerate(_series(results)):
+        for name, mark in _marks(quantity):
+            known, value = result.pairs(name, group)
+            if not len(known):
+                continue
+            style = mark | {"ls": "", "color": _COLOURS[colour % len(_COLOURS)]}
+            text = label if name == quantity else f"{label}, off-diagonal"
+            top.plot(known / scale, value / scale, label=text, rasterized=True, **style)
+            bottom.plot(known / scale, (value - known) / error_scale, rasterized=True, **style)
+            anything = True
+    if not anything:
+        top.set_axis_off()
+        bottom.set_axis_off()
+        return
+    everything = np.concatenate([result.pairs(quantity).ravel() for result in results.values()])
+    top.axline((everything[0] / scale,) * 2, slope=1, color="0.4", lw=0.8, zorder=0)
+    bottom.axhline(0.0, color="0.4", lw=0.8, zorder=0)
+    lines = [quantity]
+    for label, result in results.items():
+        error = result.summary()["all"].get(quantity)
+        if error:
+            shown = f"MAE {error['mae']:.3g}, RMSE {error['rmse']:.3g} {QUANTITIES[quantity][0]}"
+            lines.append(f"{label}: {shown}")
+    top.set_title("\n".join(lines), fontsize=10)
+    top.set(ylabel=f"model ({unit})")
+    bottom.set(xlabel=f"DFT ({unit})", ylabel=f"model less DFT ({error_unit})")
+    for axis in (top, bottom):
+        axis.grid(alpha=0.25)
+    top.legend(frameon=False, fontsize=8, markerscale=1.6)
+
+
+def plot_parity(results: dict[str, Evaluation], path: Path) -> None:
+    """Predictions over labels and errors over labels: energy per atom, forces, stress components.
+
+    Several evaluations are told apart by colour, or the config_types of a single one.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 7.5), layout="constrained")
+    axes = figure.subplots(2, 3, sharex="col", height_ratios=(3, 2))
+    for column, quantity in enumerate(_PANELS):
+        _panel(axes[0, column], axes[1, column], quantity, results)
+    figure.savefig(path, dpi=120)

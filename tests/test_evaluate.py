@@ -1,0 +1,185 @@
+"""Errors on labelled frames: hand-made figures, engines that agree, files that keep the labels."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import read, write
+from ase.units import GPa
+from typer.testing import CliRunner
+
+from eqcalc import EquivariantCalculator
+from eqcalc.cli import app
+from eqcalc.data.dataset import FrameDataset
+from eqcalc.data.frames import Frame, Labels
+from eqcalc.errors import InputError
+from eqcalc.export import load
+from eqcalc.training.evaluate import evaluate, evaluate_results, format_table, write_predictions
+from eqcalc.training.metrics import Evaluation, compare
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def frames(crystal, molecule) -> list[Frame]:
+    """Two crystals, one without stress, and a molecule, with labels out of the air."""
+    rng = np.random.default_rng(0)
+    other = crystal.copy()
+    other.rattle(0.1, seed=7)
+    made = []
+    for n, atoms in enumerate((crystal, other, molecule)):
+        stress = rng.normal(scale=0.01, size=(3, 3))
+        made.append(
+            Frame(
+                atoms,
+                -20.0 - n,
+                rng.normal(size=(len(atoms), 3)),
+                stress + stress.T if n == 0 else None,
+                "molecule" if n == 2 else "crystal",
+                f"a.xyz, frame {n}",
+            )
+        )
+    return made
+
+
+def test_figures_by_hand():
+    label = Labels(-8.0, np.zeros((2, 3)), np.zeros((3, 3)))
+    stress = np.array([[1.0, 4, 5], [4, 2, 6], [5, 6, 3]]) * GPa
+    value = Labels(-8.2, np.full((2, 3), 0.05), stress)
+    result = Evaluation()
+    result.add("a", compare(label, value, molecule=False))
+    errors = result.summary()["a"]
+    assert errors["energy"]["mae"] == pytest.approx(100.0)  # meV/atom
+    assert errors["forces"] == {"mae": pytest.approx(50.0), "rmse": pytest.approx(50.0), "count": 6}
+    assert errors["stress"]["mae"] == pytest.approx(3.5)
+    assert errors["stress"]["count"] == 6
+    assert errors["stress_offdiagonal"]["mae"] == pytest.approx(5.0)
+    assert errors["stress_offdiagonal"]["rmse"] == pytest.approx(np.sqrt(77 / 3))
+    assert "energy_total" not in errors
+    assert result.summary()["all"] == errors
+    molecules = Evaluation()
+    molecules.add("b", compare(label, value, molecule=True))
+    assert molecules.summary()["all"]["energy_total"]["mae"] == pytest.approx(200.0)  # meV
+    assert "energy of a molecule meV" in format_table(molecules.summary())
+    unlabelled = compare(Labels(np.nan, None, None), value, molecule=True)
+    assert unlabelled == {}
+
+
+def test_energies_of_molecules_are_not_mixed_with_those_of_crystals(frames, potential_path):
+    results = EquivariantCalculator(potential_path, engine="torch").evaluate(
+        frame.atoms for frame in frames
+    )
+    summary = evaluate_results(frames, results).summary()
+    assert "energy_total" in summary["molecule"]
+    assert "energy_total" not in summary["crystal"]
+    assert "energy_total" not in summary["all"]
+    assert summary["crystal"]["stress"]["count"] == 6
+    assert "stress" not in summary["molecule"]
+    size = len(frames[2].atoms)
+    ratio = summary["molecule"]["energy_total"]["mae"] / summary["molecule"]["energy"]["mae"]
+    assert ratio == pytest.approx(size)
+
+
+def test_training_path_and_calculator_agree(frames, potential_path):
+    potential = load(potential_path, dtype="float64")
+    dataset = FrameDataset(frames, potential.atomic_numbers, potential.cutoff)
+    expected = evaluate(potential.module, dataset, batch_size=2).summary()
+    for engine in ("torch", "fused"):
+        calculator = EquivariantCalculator(potential_path, engine=engine, dtype="float64")
+        results = calculator.evaluate(frame.atoms for frame in frames)
+        got = evaluate_results(frames, results).summary()
+        assert got.keys() == expected.keys()
+        for group, errors in expected.items():
+            assert got[group].keys() == errors.keys()
+            for name, error in errors.items():
+                assert got[group][name]["count"] == error["count"]
+                for kind in ("mae", "rmse"):
+                    assert got[group][name][kind] == pytest.approx(error[kind], rel=1e-6)
+
+
+def test_perfect_predictions_have_no_error(frames, potential_path):
+    calculator = EquivariantCalculator(potential_path, dtype="float64", engine="torch")
+    results = calculator.evaluate(frame.atoms for frame in frames)
+    xx, yy, zz, yz, xz, xy = results[0]["stress"]
+    stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    perfect = [
+        replace(f, energy=r["energy"], forces=r["forces"], stress=stress if n == 0 else None)
+        for n, (f, r) in enumerate(zip(frames, results, strict=True))
+    ]
+    for errors in evaluate_results(perfect, results).summary().values():
+        assert all(error["rmse"] < 1e-9 for error in errors.values())
+
+
+def test_predictions_keep_the_labels(frames, tmp_path, potential_path):
+    images = []
+    for frame in frames:
+        atoms = frame.atoms.copy()
+        atoms.calc = None
+        atoms.info |= {"REF_energy": frame.energy, "config_type": frame.config_type}
+        atoms.arrays["REF_forces"] = frame.forces
+        if frame.stress is not None:
+            atoms.info["REF_stress"] = frame.stress
+        images.append(atoms)
+    write(tmp_path / "in.xyz", images)
+    keys = [f"--{name}-key=REF_{name}" for name in ("energy", "forces", "stress")]
+    files = {n: str(tmp_path / n) for n in ("out.xyz", "errors.json", "parity.png")}
+    command = ["evaluate", str(potential_path), str(tmp_path / "in.xyz"), *keys]
+    command += ["--predictions", files["out.xyz"], "-o", files["errors.json"]]
+    command += ["--plot", files["parity.png"], "--dtype", "float64", "--engine", "torch"]
+    run = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert run.exit_code == 0
+    assert "off-diagonal GPa" in run.output
+    assert not list(tmp_path.glob("*.partial"))
+    calculator = EquivariantCalculator(potential_path, dtype="float64", engine="torch")
+    errors = json.loads(Path(files["errors.json"]).read_text())
+    written = read(files["out.xyz"], ":")
+    off = []
+    for atoms, frame in zip(written, frames, strict=True):
+        assert atoms.info["REF_energy"] == pytest.approx(frame.energy, abs=1e-9)
+        assert np.allclose(atoms.arrays["REF_forces"], frame.forces, atol=1e-7)
+        result = calculator.evaluate([frame.atoms])[0]
+        assert atoms.info["eqcalc_energy"] == pytest.approx(result["energy"], abs=1e-6)
+        assert np.allclose(atoms.arrays["eqcalc_forces"], result["forces"], atol=1e-6)
+        error = (result["energy"] - frame.energy) / len(atoms)
+        assert atoms.info["eqcalc_energy_error"] == pytest.approx(error, abs=1e-6)
+        off.append(abs(1e3 * error))
+    assert errors["all"]["energy"]["mae"] == pytest.approx(np.mean(off), rel=1e-5)
+    stress = calculator.evaluate([frames[0].atoms])[0]["stress"]
+    assert np.allclose(written[0].info["eqcalc_stress"], stress)
+    assert "eqcalc_stress" not in written[2].info
+
+
+def test_a_failed_write_leaves_the_old_file(frames, tmp_path):
+    path = tmp_path / "out.xyz"
+    path.write_text("precious")
+    broken = [{"energy": 0.0, "forces": np.zeros((len(f.atoms), 3))} for f in frames]
+    broken[2]["forces"] = np.zeros((1, 3))
+    with pytest.raises(ValueError, match=r"."):
+        write_predictions(path, [f.atoms for f in frames], frames, broken)
+    assert path.read_text() == "precious"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "sentence"),
+    [
+        (lambda a: a.info.update(energy=1.0), ["--engine", "magic"], "no engine 'magic'"),
+        (lambda a: a.info.update(energy=1.0), ["--forces-key", "F"], "forces under the key 'F'"),
+        (lambda _: None, [], "has no energy under the key 'energy'"),
+        (lambda a: a.numbers.__setitem__(0, 26), [], r"in.xyz, frame 0: .*contains Fe"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, potential_path, prepare, options, sentence):
+    atoms = Atoms("SiO", positions=[[0, 0, 0], [0, 0, 1.6]])
+    prepare(atoms)
+    if atoms.numbers[0] == 26:
+        atoms.info["energy"] = 0.0
+    write(tmp_path / "in.xyz", atoms)
+    command = ["evaluate", str(potential_path), str(tmp_path / "in.xyz"), *options]
+    run = CliRunner().invoke(app, command)
+    assert isinstance(run.exception, InputError)
+    assert re.search(sentence, str(run.exception))

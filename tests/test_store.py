@@ -1,0 +1,232 @@
+"""Stores on disk: the same batches bit for bit, flat memory, one sentence when one is broken."""
+
+import json
+import pickle
+import tracemalloc
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from ase.build import bulk
+from ase.io import write
+from torch.utils.data import DataLoader
+from typer.testing import CliRunner
+
+from eqcalc.cli import app
+from eqcalc.data.dataset import Batch, FrameDataset
+from eqcalc.data.frames import read_frames
+from eqcalc.data.packed import PackedDataset
+from eqcalc.data.statistics import gather
+from eqcalc.data.store import COLUMNS, is_store, pack
+from eqcalc.errors import InputError
+from eqcalc.training.folder import data_hash
+
+DATA = Path(__file__).parent / "data"
+FILES = [DATA / name for name in ("lithium_strained.xyz", "acac.xyz", "acac_isolated_atoms.xyz")]
+ELEMENTS = [1, 3, 6, 8]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "mixed.eqdata"
+    pack(FILES, path, 4.0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return read_frames(FILES)
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    for batch_a, batch_b in ((a, b), (a.graph, b.graph)):
+        for field in fields(batch_a):
+            x, y = getattr(batch_a, field.name), getattr(batch_b, field.name)
+            if isinstance(x, torch.Tensor):
+                assert x.dtype == y.dtype, field.name
+                assert x.shape == y.shape, field.name
+                assert x.numpy().tobytes() == y.numpy().tobytes(), field.name
+
+
+@pytest.mark.parametrize("elements", [ELEMENTS, [8, 14, 6, 3, 1]])
+def test_batches_are_those_of_frames_bit_for_bit(store, frames, elements):
+    packed, held = PackedDataset(store, elements, 4.0), FrameDataset(frames, elements, 4.0)
+    assert len(packed) == len(held)
+    for n in range(len(held)):
+        assert_equal(packed[n], held[n])
+        assert packed.config_type(n) == held.config_type(n)
+        assert packed.source(n) == held.source(n)
+        assert packed.num_atoms(n) == held.num_atoms(n)
+        assert packed.periodic(n) == held.periodic(n)
+    assert packed.avg_num_neighbors == held.avg_num_neighbors
+    assert_equal(packed.smallest(), held.smallest())
+    with pytest.raises(IndexError):
+        packed[len(held)]
+
+
+def test_what_training_needs_without_frames(store, frames):
+    packed = PackedDataset(store)
+    assert packed.atomic_numbers == ELEMENTS
+    assert packed.hash == packed.header["hash"] == data_hash(frames)
+    for options in ({}, {"given": {"O": -400.0}}, {"isolated": frames[-3:]}):
+        expected, got = gather(frames, **options), packed.statistics(**options)
+        assert got.atomic_numbers == expected.atomic_numbers
+        assert got.shift == pytest.approx(expected.shift, rel=1e-12)
+        assert got.force_rms == pytest.approx(expected.force_rms, rel=1e-12)
+        assert got.energy_rms == pytest.approx(expected.energy_rms, rel=1e-9)
+
+
+def test_subsets(store, frames):
+    order = [5, 2, 23, 7]
+    part = PackedDataset(store, ELEMENTS).subset(order)
+    chosen = [frames[n] for n in order]
+    held = FrameDataset(chosen, ELEMENTS, 4.0)
+    for n in range(len(order)):
+        assert_equal(part[n], held[n])
+        assert part.source(n) == chosen[n].source
+    assert part.avg_num_neighbors == held.avg_num_neighbors
+    assert part.energies().tolist() == [f.energy for f in chosen]
+    again = part.subset([2, 0])
+    assert [again.source(n) for n in range(2)] == [chosen[2].source, chosen[0].source]
+    assert part.hash not in {again.hash, PackedDataset(store).hash}
+
+
+def test_loaders_of_several_processes(store, frames):
+    packed = PackedDataset(store, ELEMENTS)
+    assert len(pickle.dumps(packed)) < 5000  # columns are opened again, not sent
+    loader = DataLoader(packed, batch_size=7, collate_fn=Batch.collate, num_workers=1)
+    held = FrameDataset(frames, ELEMENTS, 4.0)
+    start = 0
+    for batch in loader:
+        size = len(batch.index)
+        assert_equal(batch, Batch.collate(held.items[start : start + size]))
+        start += size
+    assert start == len(held)
+
+
+def test_memory_stays_flat_while_packing(tmp_path):
+    atoms = bulk("Si", cubic=True) * (2, 2, 2)
+    atoms.info["energy"] = -1.0
+    peaks = []
+    for count in (30, 120):
+        images = []
+        for n in range(count):
+            images.append(atoms.copy())
+            images[-1].rattle(0.05, seed=n)
+        write(tmp_path / "many.xyz", images)
+        del images
+        tracemalloc.start()
+        pack(tmp_path / "many.xyz", tmp_path / f"{count}.eqdata", 5.0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    sizes = [
+        sum(p.stat().st_size for p in (tmp_path / f"{count}.eqdata").iterdir())
+        for count in (30, 120)
+    ]
+    assert peaks[1] - peaks[0] < 0.05 * (sizes[1] - sizes[0])
+
+
+def test_frames_without_edges(tmp_path):
+    pack(DATA / "acac_isolated_atoms.xyz", tmp_path / "a.eqdata", 4.0)
+    packed = PackedDataset(tmp_path / "a.eqdata")
+    held = FrameDataset(read_frames(DATA / "acac_isolated_atoms.xyz"), [1, 6, 8], 4.0)
+    assert_equal(packed[1], held[1])
+    assert packed.avg_num_neighbors == 1.0
+
+
+def test_a_failure_leaves_the_old_store(tmp_path, frames):
+    store = tmp_path / "a.eqdata"
+    pack(DATA / "acac.xyz", store, 4.0)
+    before = PackedDataset(store).hash
+    bad = frames[0].atoms.copy()
+    write(tmp_path / "bad.xyz", bad)
+    with pytest.raises(InputError, match="no energy"):
+        pack([DATA / "lithium_strained.xyz", tmp_path / "bad.xyz"], store, 4.0)
+    assert PackedDataset(store).hash == before
+    assert not list(tmp_path.glob("*.partial"))
+    pack(DATA / "lithium_strained.xyz", store, 4.0)
+    assert PackedDataset(store).header["elements"] == [3]
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_broken_columns(tmp_path, column, how):
+    store = tmp_path / "a.eqdata"
+    pack(DATA / "lithium_strained.xyz", store, 4.0)
+    path = store / f"{column}.npy"
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=rf"is incomplete: {column}\.npy .* pack the frames again"):
+        PackedDataset(store)
+
+
+def test_stores_that_do_not_fit(tmp_path, store):
+    with pytest.raises(InputError, match="for a cutoff of 4 Å, the model has 5 Å"):
+        PackedDataset(store, ELEMENTS, 5.0)
+    with pytest.raises(InputError, match="element Z = 3, which no training frame has"):
+        PackedDataset(store, [1, 6, 8])
+    with pytest.raises(InputError, match="is no data store"):
+        PackedDataset(tmp_path)
+    with pytest.raises(InputError, match=r"must be called NAME\.eqdata"):
+        pack(FILES, tmp_path / "a", 4.0)
+    (tmp_path / "b.eqdata").mkdir()
+    (tmp_path / "b.eqdata" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="is no store: remove it"):
+        pack(FILES, tmp_path / "b.eqdata", 4.0)
+    assert (tmp_path / "b.eqdata" / "thesis.txt").exists()
+    header = json.loads((store / "header.json").read_text())
+    (tmp_path / "c.eqdata").mkdir()
+    (tmp_path / "c.eqdata" / "header.json").write_text(json.dumps(header | {"version": 99}))
+    with pytest.raises(InputError, match="has version 99"):
+        PackedDataset(tmp_path / "c.eqdata")
+    (tmp_path / "c.eqdata" / "header.json").write_text("{")
+    with pytest.raises(InputError, match="is broken: pack it again"):
+        PackedDataset(tmp_path / "c.eqdata")
+    assert is_store(store)
+    assert not is_store(FILES[0])
+
+
+def test_gradients_of_the_loss_are_those_of_frames(store, frames):
+    from eqcalc.training.config import from_dict
+    from eqcalc.training.loss import Loss, residuals
+    from eqcalc.training.run import build_model
+    from eqcalc.training.task import predict
+
+    config = from_dict(
+        {"model": {"cutoff": 4.0, "num_layers": 1, "l_max": 1, "num_channels": [4, 2]}}
+    )
+    packed = PackedDataset(store)
+    model = build_model(config, packed.statistics(), packed.avg_num_neighbors)
+    gradients = []
+    for dataset in (packed, FrameDataset(frames, ELEMENTS, 4.0)):
+        batch = Batch.collate([dataset[n] for n in (0, 3, 22, 23)])
+        difference = residuals(predict(model, batch, differentiable=True), batch)
+        model.zero_grad()
+        Loss(config.training)(difference).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert gradients[0]
+    assert all(torch.equal(x, y) for x, y in zip(*gradients, strict=True))
+
+
+def test_evaluation_of_a_store(store, frames, tmp_path):
+    from potentials import untrained
+
+    from eqcalc.export import load
+    from eqcalc.training.evaluate import evaluate
+
+    model = load(untrained(tmp_path / "m.pth", elements=ELEMENTS, layers=1)).module
+    packed, held = PackedDataset(store, ELEMENTS, 4.0), FrameDataset(frames, ELEMENTS, 4.0)
+    summary = evaluate(model, packed).summary()
+    assert summary == evaluate(model, held).summary()
+    assert {"all", "Elastic"} <= summary.keys()
+
+
+def test_command(tmp_path):
+    command = ["data", "pack", str(FILES[0]), "-o", str(tmp_path / "a.eqdata"), "--cutoff", "4"]
+    run = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert run.exit_code == 0
+    assert "22 frames, 44 atoms of Li" in run.output
+    assert len(PackedDataset(tmp_path / "a.eqdata", cutoff=4.0)) == 22
