@@ -191,15 +191,20 @@ def test_stores_that_do_not_fit(tmp_path, store):
 
 def test_gradients_of_the_loss_are_those_of_frames(store, frames):
     from eqcalc.training.config import from_dict
+    from eqcalc.training.folder import Constants, build_model
     from eqcalc.training.loss import Loss, residuals
-    from eqcalc.training.run import build_model
     from eqcalc.training.task import predict
 
     config = from_dict(
         {"model": {"cutoff": 4.0, "num_layers": 1, "l_max": 1, "num_channels": [4, 2]}}
     )
     packed = PackedDataset(store)
-    model = build_model(config, packed.statistics(), packed.avg_num_neighbors)
+    statistics = packed.statistics()
+    scale = [statistics.force_rms] * len(statistics.atomic_numbers)
+    constants = Constants(
+        statistics.atomic_numbers, packed.avg_num_neighbors, scale, statistics.shift
+    )
+    model = build_model(config, constants)
     gradients = []
     for dataset in (packed, FrameDataset(frames, ELEMENTS, 4.0)):
         batch = Batch.collate([dataset[n] for n in (0, 3, 22, 23)])
