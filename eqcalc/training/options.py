@@ -114,6 +114,8 @@ class TrainingConfig:
     Attributes:
         epochs: upper limit.
         batch_size: structures per step, over all processes.
+        balance: put frames of all sizes into each batch, so that no batch has all the large ones;
+            for data of very different sizes, where the largest batch determines the memory.
         optimizer: "adamw"; "muon" for the matrices of radial networks and readout, AdamW for the
             rest; or "schedule_free" AdamW, which needs neither a schedule nor averaged weights.
         learning_rate: of the optimizer, at the start.
@@ -147,6 +149,7 @@ class TrainingConfig:
 
     epochs: int = 200
     batch_size: int = 4
+    balance: bool = False
     optimizer: Literal["adamw", "muon", "schedule_free"] = "adamw"
     learning_rate: float = 5e-3
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -182,6 +185,9 @@ class TrainingConfig:
             raise InputError(
                 f"training.plateau_factor must lie between 0 and 1, not {self.plateau_factor}."
             )
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
         if self.optimizer == "schedule_free" and self.schedule == "plateau":
             raise InputError(
                 'training.optimizer = "schedule_free" takes no schedule: remove schedule = '

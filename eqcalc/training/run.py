@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from eqcalc import export
-from eqcalc.data.dataset import EpochShuffle, FrameDataset
+from eqcalc.data.dataset import FrameDataset
 from eqcalc.errors import Interrupted
 from eqcalc.training.callbacks import (
     Checkpoints,
@@ -41,6 +41,7 @@ from eqcalc.training.folder import (
 )
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import UNNAMED, Prepared, load_frames, prepare, ready, split
+from eqcalc.training.sampling import training_order
 from eqcalc.training.task import PotentialTask
 
 __all__ = ["build_model", "export_run", "finish", "load_run", "split", "train", "write_json"]
@@ -73,7 +74,7 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
 def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
     """The epochs that are left."""
     options = prepared.config.training
-    order = EpochShuffle(len(prepared.train), options.seed)
+    order = training_order(prepared.train, options)
     train_loader = loader(prepared.train, order, options.batch_size, world)
     val_loaders = [
         loader(frames, range(len(frames)), options.batch_size, world)
