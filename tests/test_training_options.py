@@ -269,3 +269,10 @@ def test_balanced_batches():
     assert len({tuple(order) for order in orders}) == 20
     assert len({frozenset(order[:8]) for order in orders}) == 20  # batches are not fixed
     assert sorted(BalancedShuffle([1, 2, 3], 8, seed=0)) == [0, 1, 2]
+
+
+def test_divergence_is_said_with_the_frames(frames, tmp_path):
+    with pytest.raises(
+        InputError, match=r"finite number in epoch \d on train\.xyz, frame \d+; .*lower"
+    ):
+        train(tiny(frames, learning_rate=1e30, gradient_clip=0.0), tmp_path, quiet=True)

@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from eqcalc import export
 from eqcalc.data.dataset import FrameDataset
-from eqcalc.errors import Interrupted
+from eqcalc.errors import InputError, Interrupted
 from eqcalc.training.callbacks import (
     Checkpoints,
     EarlyStop,
@@ -42,7 +42,7 @@ from eqcalc.training.folder import (
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import UNNAMED, Prepared, load_frames, prepare, ready, split
 from eqcalc.training.sampling import training_order
-from eqcalc.training.task import PotentialTask
+from eqcalc.training.task import DivergenceError, PotentialTask
 
 __all__ = ["build_model", "export_run", "finish", "load_run", "split", "train", "write_json"]
 
@@ -54,7 +54,8 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
     return an empty one.
 
     Raises:
-        InputError: bad data, or a folder that holds a run of another config or other data.
+        InputError: bad data, a folder that holds a run of another config or other data, or a loss
+            that is not finite any more.
         Interrupted: ctrl-c.
     """
     out = Path(out)
@@ -105,6 +106,12 @@ def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
             ckpt_path=last if last.is_file() else None,
             weights_only=False,
         )
+    except DivergenceError as error:
+        sources = "; ".join(prepared.train.frames[n].source for n in error.frames)
+        raise InputError(
+            f"The loss ceased to be a finite number in epoch {trainer.current_epoch} on {sources}: "
+            "lower training.learning_rate, or check these frames."
+        ) from error
     except (SystemExit, KeyboardInterrupt):  # the trainer exits after a ctrl-c
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
