@@ -63,7 +63,7 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
     with surroundings(config.training):
         prepared = prepare(config)
         if world.rank == 0:
-            if (out / "config.json").is_file():
+            if (out / "last.ckpt").is_file():  # else there is nothing yet that could be lost
                 check_same_run(out, prepared.config, prepared.setup)
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / "config.json", prepared.config.to_dict())
