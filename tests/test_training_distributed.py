@@ -73,8 +73,13 @@ def test_shares_are_the_batches_of_one_process():
         Shares(range(4), 3, World(2, 2, 0))
 
 
-def test_users_see_one_sentence(frames, tmp_path):
-    done = torchrun(tiny(frames, batch_size=3), tmp_path / "out")
-    assert done.returncode != 0
-    assert "Error: training.batch_size = 3 cannot be shared by 2 processes" in done.stderr
-    assert "last.ckpt" not in [p.name for p in tmp_path.rglob("*")]
+def test_a_mistake_can_be_mended_in_the_same_folder(frames, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("RANK", "0")):
+            patched.setenv(name, value)
+        with pytest.raises(InputError, match="batch_size = 3 cannot be shared by 2 processes"):
+            train(tiny(frames, batch_size=3), tmp_path, quiet=True)
+    assert not (tmp_path / "last.ckpt").exists()
+    train(tiny(frames, epochs=1), tmp_path, quiet=True)
+    with pytest.raises(InputError, match=r"another setting of training\.batch_size"):
+        train(tiny(frames, epochs=1, batch_size=3), tmp_path, quiet=True)

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 from ase.io import read, write
 from runs import MODEL, history, tiny, train_in_pieces, weights, write_frames
 
-from eqcalc import export
+from eqcalc import EquivariantCalculator, export
 from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import read_frames
@@ -165,3 +166,19 @@ def test_what_is_wrong_is_said(data, original, tmp_path, potential_path):
         prepare(fine_tuning(data["LiO"], "nowhere"))
     with pytest.raises(InputError, match=r"need a fine_tune\.model"):
         tiny(data["LiO"], fine_tune={"freeze": ["layers.0.*"]})
+
+
+def test_the_bundled_model_of_one_element_learns_a_second(tmp_path):
+    oxide = write_frames(tmp_path / "sio.xyz", 6, symbols="SiO")
+    prepared = prepare(tiny(oxide, fine_tune={"model": "si"}, precision="float64"))
+    assert prepared.model.atomic_numbers == [8, 14]
+    crystal = bulk("Si", cubic=True)
+    crystal.rattle(0.1, seed=0)
+    crystal.calc = EquivariantCalculator("si", dtype="float64", engine="torch")
+    crystal.get_stress()
+    write(tmp_path / "si.xyz", crystal, format="extxyz")
+    got = predictions(prepared.model, tmp_path / "si.xyz")
+    # positions in the file have eight digits
+    assert float(got.energy) == pytest.approx(crystal.get_potential_energy(), abs=1e-6)
+    assert np.abs(got.forces.numpy() - crystal.get_forces()).max() < 1e-6
+    assert np.abs(crystal.get_forces()).max() > 0.1

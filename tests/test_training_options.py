@@ -4,6 +4,7 @@ import json
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from ase.io import read, write
@@ -18,6 +19,7 @@ from eqcalc.training.optimizers import LearningRate, stalls
 from eqcalc.training.options import SecondStageConfig, TrainingConfig
 from eqcalc.training.prepare import prepare
 from eqcalc.training.run import train
+from eqcalc.training.sampling import BalancedShuffle
 from eqcalc.training.task import predict
 
 
@@ -44,7 +46,7 @@ SECOND = {"start": 2, "energy_weight": 50.0, "learning_rate": 1e-3}
         },
         {"optimizer": "muon"},
         {"optimizer": "schedule_free"},
-        {"patience": 2, "learning_rate": 0.1},
+        {"patience": 2, "learning_rate": 0.1, "balance": True},
     ],
     ids=["second-stage", "second-stage-plateau", "plateau", "muon", "schedule-free", "patience"],
 )
@@ -237,3 +239,33 @@ def test_runs_from_before_new_options_still_resume(frames, tmp_path):
 def test_batch_without_weights_counts_every_frame_once(frames):
     items = FrameDataset(read_frames(frames), [1, 3], 4.0).items
     assert component_weights(Batch.collate(items)) is None
+
+
+def test_balanced_batches():
+    generator = np.random.default_rng(0)
+    sizes = np.where(generator.random(103) < 0.1, 1000, 10) + generator.integers(0, 5, 103)
+    balanced = BalancedShuffle(sizes, 8, seed=3)
+    worst = {"balanced": [], "plain": []}
+    orders = []
+    for epoch in range(20):
+        balanced.set_epoch(epoch)
+        orders.append(list(balanced))
+        assert sorted(orders[-1]) == list(range(103))
+        assert list(balanced) == orders[-1]
+        plain = np.random.default_rng(epoch).permutation(103)
+        for name, order in (("balanced", orders[-1]), ("plain", plain)):
+            batches = np.array_split(sizes[order], range(8, 103, 8))
+            worst[name].append(max(b.sum() for b in batches[:-1]))
+    assert (sizes > 900).sum() <= 12, "more large frames than batches"
+    assert max(worst["balanced"]) < 1200  # one large frame each
+    assert np.mean(worst["plain"]) > 2000
+    assert len({tuple(order) for order in orders}) == 20
+    assert len({frozenset(order[:8]) for order in orders}) == 20  # batches are not fixed
+    assert sorted(BalancedShuffle([1, 2, 3], 8, seed=0)) == [0, 1, 2]
+
+
+def test_divergence_is_said_with_the_frames(frames, tmp_path):
+    with pytest.raises(
+        InputError, match=r"finite number in epoch \d on train\.xyz, frame \d+; .*lower"
+    ):
+        train(tiny(frames, learning_rate=1e30, gradient_clip=0.0), tmp_path, quiet=True)

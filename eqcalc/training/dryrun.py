@@ -13,7 +13,6 @@ from itertools import cycle, islice
 import torch
 from ase.data import chemical_symbols
 
-from eqcalc.data.dataset import EpochShuffle
 from eqcalc.models.base import Potential
 from eqcalc.training.distributed import World, loader
 from eqcalc.training.loss import Loss, component_weights, residuals
@@ -21,6 +20,7 @@ from eqcalc.training.optimizers import LearningRate, make_optimizer, switch
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import Prepared, prepare, ready
 from eqcalc.training.run import surroundings
+from eqcalc.training.sampling import training_order
 from eqcalc.training.task import predict
 
 #: training steps that are timed, after one that is not
@@ -103,7 +103,7 @@ def _timings(model: Potential, prepared: Prepared, device: torch.device) -> tupl
     optimizer = make_optimizer(model, options, prepared.undecayed)
     switch(optimizer, training=True)
     loss = Loss(options)
-    order = EpochShuffle(len(prepared.train), options.seed)
+    order = training_order(prepared.train, options)
     batches = list(islice(loader(prepared.train, order, options.batch_size, World()), 1 + STEPS))
     seconds = []
     for batch in (b.to(device) for b in islice(cycle(batches), 1 + STEPS)):

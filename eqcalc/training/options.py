@@ -114,6 +114,8 @@ class TrainingConfig:
     Attributes:
         epochs: upper limit.
         batch_size: structures per step, over all processes.
+        balance: put frames of all sizes into each batch, so that no batch has all the large ones;
+            for data of very different sizes, where the largest batch determines the memory.
         optimizer: "muon" for matrices and AdamW for the rest; "adamw", which needs several times
             as many epochs, at a fifth of the learning rate; or "schedule_free" AdamW, which needs
             neither a schedule nor averaged weights.
@@ -146,8 +148,9 @@ class TrainingConfig:
         second_stage: see there.
     """
 
-    epochs: int = 200
+    epochs: int = 100
     batch_size: int = 4
+    balance: bool = False
     optimizer: Literal["muon", "adamw", "schedule_free"] = "muon"
     learning_rate: float = 2e-2
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -183,6 +186,9 @@ class TrainingConfig:
             raise InputError(
                 f"training.plateau_factor must lie between 0 and 1, not {self.plateau_factor}."
             )
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
         if self.optimizer == "schedule_free" and self.schedule == "plateau":
             raise InputError(
                 'training.optimizer = "schedule_free" takes no schedule: remove schedule = '

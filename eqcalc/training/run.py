@@ -20,8 +20,8 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from eqcalc import export
-from eqcalc.data.dataset import EpochShuffle, FrameDataset
-from eqcalc.errors import Interrupted
+from eqcalc.data.dataset import FrameDataset
+from eqcalc.errors import InputError, Interrupted
 from eqcalc.training.callbacks import (
     Checkpoints,
     EarlyStop,
@@ -41,7 +41,8 @@ from eqcalc.training.folder import (
 )
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import UNNAMED, Prepared, load_frames, prepare, ready, split
-from eqcalc.training.task import PotentialTask
+from eqcalc.training.sampling import training_order
+from eqcalc.training.task import DivergenceError, PotentialTask
 
 __all__ = ["build_model", "export_run", "finish", "load_run", "split", "train", "write_json"]
 
@@ -53,7 +54,8 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
     return an empty one.
 
     Raises:
-        InputError: bad data, or a folder that holds a run of another config or other data.
+        InputError: bad data, a folder that holds a run of another config or other data, or a loss
+            that is not finite any more.
         Interrupted: ctrl-c.
     """
     out = Path(out)
@@ -61,7 +63,7 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
     with surroundings(config.training):
         prepared = prepare(config)
         if world.rank == 0:
-            if (out / "config.json").is_file():
+            if (out / "last.ckpt").is_file():  # else there is nothing yet that could be lost
                 check_same_run(out, prepared.config, prepared.setup)
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / "config.json", prepared.config.to_dict())
@@ -73,7 +75,7 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
 def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
     """The epochs that are left."""
     options = prepared.config.training
-    order = EpochShuffle(len(prepared.train), options.seed)
+    order = training_order(prepared.train, options)
     train_loader = loader(prepared.train, order, options.batch_size, world)
     val_loaders = [
         loader(frames, range(len(frames)), options.batch_size, world)
@@ -104,6 +106,12 @@ def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
             ckpt_path=last if last.is_file() else None,
             weights_only=False,
         )
+    except DivergenceError as error:
+        sources = "; ".join(prepared.train.frames[n].source for n in error.frames)
+        raise InputError(
+            f"The loss ceased to be a finite number in epoch {trainer.current_epoch} on {sources}: "
+            "lower training.learning_rate, or check these frames."
+        ) from error
     except (SystemExit, KeyboardInterrupt):  # the trainer exits after a ctrl-c
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise

@@ -81,6 +81,14 @@ class Errors:
         }
 
 
+class DivergenceError(FloatingPointError):
+    """The loss is not a finite number; `frames` are the positions of those in the batch."""
+
+    def __init__(self, frames: list[int]) -> None:
+        super().__init__(f"the loss is not a finite number for training frames {frames}")
+        self.frames = frames
+
+
 class Tally(Errors):
     """Errors and loss of a whole set of frames, whatever its batches and processes were."""
 
@@ -162,8 +170,7 @@ class PotentialTask(lightning.LightningModule):
         counts = total(torch.tensor(numbers, device=batch.energy.device)).tolist()
         loss = self.loss.combine(sums, dict(zip(difference, counts, strict=True)))
         if not torch.isfinite(loss):
-            names = [int(n) for n in batch.index]
-            raise FloatingPointError(f"the loss is {float(loss)} for training frames {names}")
+            raise DivergenceError(batch.index.tolist())
         self.train_tally.add(difference, sums)
         return loss * self.world_size
 
