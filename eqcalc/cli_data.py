@@ -50,7 +50,7 @@ def data_check(
     if json_:
         written.append(write_json(json_, survey.to_dict()))
     if plot:
-        written.append(write_bytes(plot, png(draw(survey))))
+        written.append(write_bytes(plot, png(draw(survey), colours=200)))
     if written:
         typer.echo(f"Written: {', '.join(map(str, written))}")
     if not survey.passed:

@@ -325,6 +325,8 @@ def test_real_data():
     assert any("Mixed labels" in f.sentence for f in found(lithium, "note", "missing"))
     for name in ("acac.xyz", "silicon_surfaces.xyz"):
         assert check([DATA / name]).passed
+    both = check([DATA / "acac.xyz", DATA / "acac_isolated_atoms.xyz"])
+    assert not found(both, "warning", "outlier")
     free = check([DATA / "acac_isolated_atoms.xyz"])
     assert "data.isolated_atoms" in found(free, "note", "lone_atoms")[0].sentence
 

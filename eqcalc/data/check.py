@@ -38,7 +38,8 @@ class Survey:
         shapes: distances of each frame.
         twins: pairs of (almost) equal frames.
         tests: energies over works, by label.
-        residual: [frames] eV/atom left by least-squares reference energies; NaN without energy.
+        residual: [frames] eV/atom left by least-squares reference energies; NaN without energy
+            and for free atoms.
         findings: errors first.
     """
 
@@ -219,7 +220,11 @@ def check(train: Paths, test: Paths = (), *, cutoff: float = 5.0, **keys: str) -
     if test:
         findings += new_elements(frames[:num_train], frames[num_train:])
     residual = np.full(len(frames), np.nan)
-    known = [n for n, frame in enumerate(frames) if np.isfinite(frame.energy)]
+    known = [
+        n
+        for n, (frame, shape) in enumerate(zip(frames, shapes, strict=True))
+        if np.isfinite(frame.energy) and not shape.free_atom
+    ]
     if known:
         labelled = [frames[n] for n in known]
         statistics = gather(labelled)
