@@ -301,6 +301,7 @@ def test_missing_and_broken_labels(tmp_path, healthy):
     assert broken.sources == ("train.xyz, frame 5",)
     (energy,) = found(result, "error", "missing")
     assert energy.sources == ("train.xyz, frame 4",)
+    assert "it has: config_type, forces, stress" in energy.sentence
     forces, stress = found(result, "note", "missing")
     assert forces.sources == ("train.xyz, frame 2",)
     assert stress.sources == ("train.xyz, frame 3",)
