@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ def data_check(
     stress_key: StressKey = "stress",
 ) -> None:
     """Units, signs, outliers, copies, leaks into test frames, overlaps; exit status 1 on errors."""
-    from eqcalc.checks.report import png, write_bytes, write_json
+    from eqcalc.checks.report import write_bytes, write_json
     from eqcalc.data.check import check
     from eqcalc.data.check_plot import draw
 
@@ -50,7 +51,9 @@ def data_check(
     if json_:
         written.append(write_json(json_, survey.to_dict()))
     if plot:
-        written.append(write_bytes(plot, png(draw(survey))))
+        picture = io.BytesIO()
+        draw(survey).savefig(picture, format="png", dpi=110)
+        written.append(write_bytes(plot, picture.getvalue()))
     if written:
         typer.echo(f"Written: {', '.join(map(str, written))}")
     if not survey.passed:

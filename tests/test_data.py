@@ -1,5 +1,8 @@
 """Frames in: labels, missing labels, reference energies, splits, and signs of trouble."""
 
+import bz2
+import gzip
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from eqcalc.data.dataset import EpochShuffle, FrameDataset
-from eqcalc.data.frames import iter_frames, read_frames
+from eqcalc.data.frames import iter_frames, read_frames, read_structure
 from eqcalc.data.statistics import gather, suspicious
 from eqcalc.errors import InputError
 from eqcalc.training.run import split
@@ -177,10 +180,6 @@ def test_frames_are_read_one_at_a_time(tmp_path):
 
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
 def test_compressed_files(tmp_path, ending):
-    import bz2
-    import gzip
-    import lzma
-
     opener = {".gz": gzip, ".bz2": bz2, ".xz": lzma}[ending].open
     plain = DATA / "lithium_strained.xyz"
     with opener(tmp_path / f"a.xyz{ending}", "wb") as file:
@@ -188,6 +187,8 @@ def test_compressed_files(tmp_path, ending):
     packed, expected = read_frames(tmp_path / f"a.xyz{ending}"), read_frames(plain)
     assert [f.energy for f in packed] == [f.energy for f in expected]
     assert all(np.array_equal(a.forces, b.forces) for a, b in zip(packed, expected, strict=True))
+    last = read_structure(tmp_path / f"a.xyz{ending}")
+    assert np.array_equal(last.positions, expected[-1].atoms.positions)
 
 
 def test_ase_database(tmp_path):
@@ -208,6 +209,7 @@ def test_ase_database(tmp_path):
         assert np.allclose(frame.forces, atoms.get_forces(), atol=1e-12)
         assert frame.config_type == "strained"
         assert (frame.stress is None) == ("stress" not in atoms.calc.results)
+    assert np.array_equal(read_structure(tmp_path / "a.db").positions, images[-1].positions)
     other = read_frames(tmp_path / "a.db", energy_key="ref_energy", forces_key="ref_forces")
     assert [f.energy for f in other] == [-10.0, -11.0, -12.0]
     assert np.array_equal(other[0].forces, np.full((2, 3), 0.5))
@@ -261,6 +263,9 @@ def test_vasprun(tmp_path):
     # compression is positive in VASP, negative here; 1602 kbar are 1 eV/Å^3
     expected = -np.array([[16.0, 1, 2], [1, 17, 3], [2, 3, 18]]) / 1602.1766
     assert np.allclose(frames[0].stress, expected, rtol=1e-6)
+    with gzip.open(tmp_path / "vasprun.xml.gz", "wb") as file:
+        file.write((tmp_path / "vasprun.xml").read_bytes())
+    assert [f.energy for f in read_frames(tmp_path / "vasprun.xml.gz")] == [-10.7, -11.7]
     free = read_frames(tmp_path / "vasprun.xml", energy_key="free_energy")
     assert [f.energy for f in free] == [-10.8, -11.8]
 

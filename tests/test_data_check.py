@@ -301,6 +301,7 @@ def test_missing_and_broken_labels(tmp_path, healthy):
     assert broken.sources == ("train.xyz, frame 5",)
     (energy,) = found(result, "error", "missing")
     assert energy.sources == ("train.xyz, frame 4",)
+    assert "it has: config_type, forces, stress" in energy.sentence
     forces, stress = found(result, "note", "missing")
     assert forces.sources == ("train.xyz, frame 2",)
     assert stress.sources == ("train.xyz, frame 3",)
@@ -325,6 +326,8 @@ def test_real_data():
     assert any("Mixed labels" in f.sentence for f in found(lithium, "note", "missing"))
     for name in ("acac.xyz", "silicon_surfaces.xyz"):
         assert check([DATA / name]).passed
+    both = check([DATA / "acac.xyz", DATA / "acac_isolated_atoms.xyz"])
+    assert not found(both, "warning", "outlier")
     free = check([DATA / "acac_isolated_atoms.xyz"])
     assert "data.isolated_atoms" in found(free, "note", "lone_atoms")[0].sentence
 

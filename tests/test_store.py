@@ -14,13 +14,14 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from eqcalc.cli import app
-from eqcalc.data.dataset import Batch, FrameDataset
+from eqcalc.data.dataset import Batch, FrameDataset, split_indices
 from eqcalc.data.frames import read_frames
 from eqcalc.data.packed import PackedDataset
 from eqcalc.data.statistics import gather
 from eqcalc.data.store import COLUMNS, is_store, pack
 from eqcalc.errors import InputError
 from eqcalc.training.folder import data_hash
+from eqcalc.training.prepare import split
 
 DATA = Path(__file__).parent / "data"
 FILES = [DATA / name for name in ("lithium_strained.xyz", "acac.xyz", "acac_isolated_atoms.xyz")]
@@ -90,6 +91,18 @@ def test_subsets(store, frames):
     again = part.subset([2, 0])
     assert [again.source(n) for n in range(2)] == [chosen[2].source, chosen[0].source]
     assert part.hash not in {again.hash, PackedDataset(store).hash}
+
+
+def test_a_store_is_split_like_its_frames(store, frames):
+    packed = PackedDataset(store, ELEMENTS)
+    assert packed.config_types() == [f.config_type for f in frames]
+    for fraction, seed in ((0.1, 0), (0.5, 3)):
+        expected = split(frames, fraction, seed)
+        got = split_indices(packed.config_types(), fraction, seed)
+        for part, indices in zip(expected, got, strict=True):
+            assert [packed.source(n) for n in indices] == [f.source for f in part]
+    with pytest.raises(InputError, match="single frame cannot be split"):
+        split_indices(["all"], 0.1, 0)
 
 
 def test_loaders_of_several_processes(store, frames):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.data import chemical_symbols
 
 from eqcalc.data import check_geometry, check_labels
@@ -18,7 +19,7 @@ from eqcalc.data.check_geometry import Geometry, measure
 from eqcalc.data.check_physics import Slope, force_test, strain_test
 from eqcalc.data.check_units import component_order, judge
 from eqcalc.data.findings import LEVELS, Finding, count, sources, such_as
-from eqcalc.data.frames import Frame, Labels, iter_images, make_frame, read_labels
+from eqcalc.data.frames import Frame, Labels, iter_images, make_frame, read_labels, without_energy
 from eqcalc.data.statistics import gather, left_over
 from eqcalc.errors import InputError
 from eqcalc.neighbors import check_structure
@@ -38,7 +39,8 @@ class Survey:
         shapes: distances of each frame.
         twins: pairs of (almost) equal frames.
         tests: energies over works, by label.
-        residual: [frames] eV/atom left by least-squares reference energies; NaN without energy.
+        residual: [frames] eV/atom left by least-squares reference energies; NaN without energy
+            and for free atoms.
         findings: errors first.
     """
 
@@ -146,37 +148,44 @@ def read_leniently(paths: Paths, **keys: str) -> tuple[list[Frame], list[Finding
     """
     frames: list[Frame] = []
     broken: dict[str, str] = {}
+    bare: dict[str, str] = {}
     not_finite: dict[str, list[str]] = {}
     for atoms, source in iter_images(paths):
         try:
-            if len(atoms) == 0:
-                raise InputError(f"{source} has no atoms.")
-            check_structure(atoms.positions, atoms.cell.array, atoms.pbc)
-            labels = read_labels(atoms, source, **keys)
+            labels = _labels(atoms, source, keys)
         except InputError as error:
             message = str(error)
             broken[source] = message if source in message else f"{source}: {message}"
             continue
-        kept = labels._asdict()
-        for name, value in kept.items():
-            if value is not None and not np.isfinite(value).all():
-                not_finite.setdefault(name, []).append(source)
-                kept[name] = None
-        frames.append(make_frame(atoms, Labels(**kept), source))
+        if labels.energy is None:
+            bare[source] = without_energy(atoms, source, keys.get("energy_key", "energy"))
+        bad = {k for k, v in labels._asdict().items() if v is not None and not np.isfinite(v).all()}
+        for name in bad:
+            not_finite.setdefault(name, []).append(source)
+        frames.append(make_frame(atoms, labels._replace(**dict.fromkeys(bad)), source))
     findings = []
-    if broken:
-        more = f" ({len(broken)} broken frames in all)" if len(broken) > 1 else ""
-        sentence = next(iter(broken.values())) + more
-        findings.append(Finding("error", "broken", sentence, tuple(broken)))
-    for name, bad in not_finite.items():
+    for name, found in (("broken", broken), ("missing", bare)):
+        if found:
+            more = f" ({len(found)} such frames)" if len(found) > 1 else ""
+            sentence = next(iter(found.values())) + more
+            findings.append(Finding("error", name, sentence, tuple(found)))
+    for name, found in not_finite.items():
         sentence = (
-            f"{count(len(bad), 'frame')} with {name} that {'is' if name != 'forces' else 'are'} "
-            f"not a finite number ({such_as(bad)}): remove them."
+            f"{count(len(found), 'frame')} with {name} that {'is' if name != 'forces' else 'are'} "
+            f"not a finite number ({such_as(found)}): remove them."
         )
-        findings.append(Finding("error", "not_finite", sentence, tuple(bad)))
+        findings.append(Finding("error", "not_finite", sentence, tuple(found)))
     if not frames and not findings:
         raise InputError("The data contain no frames.")
     return frames, findings
+
+
+def _labels(atoms: Atoms, source: str, keys: dict[str, str]) -> Labels:
+    """Labels of a structure that can be used at all; InputError for others."""
+    if len(atoms) == 0:
+        raise InputError(f"{source} has no atoms.")
+    check_structure(atoms.positions, atoms.cell.array, atoms.pbc)
+    return read_labels(atoms, source, **keys)
 
 
 def new_elements(train: Sequence[Frame], test: Sequence[Frame]) -> list[Finding]:
@@ -219,7 +228,11 @@ def check(train: Paths, test: Paths = (), *, cutoff: float = 5.0, **keys: str) -
     if test:
         findings += new_elements(frames[:num_train], frames[num_train:])
     residual = np.full(len(frames), np.nan)
-    known = [n for n, frame in enumerate(frames) if np.isfinite(frame.energy)]
+    known = [
+        n
+        for n, (frame, shape) in enumerate(zip(frames, shapes, strict=True))
+        if np.isfinite(frame.energy) and not shape.free_atom
+    ]
     if known:
         labelled = [frames[n] for n in known]
         statistics = gather(labelled)

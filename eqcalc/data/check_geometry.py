@@ -37,6 +37,11 @@ class Geometry:
     pair: tuple[int, int]
     signature: np.ndarray
 
+    @property
+    def free_atom(self) -> bool:
+        """One atom that sees no other."""
+        return len(self.neighbors) == 1 and not self.neighbors.any()
+
 
 def environments(frame: Frame, cutoff: float) -> np.ndarray:
     """What surrounds each atom, whatever the orientation and the order of atoms: [N, S * NEAREST].
@@ -137,11 +142,7 @@ def overlaps(frames: Sequence[Frame], shapes: Sequence[Geometry]) -> list[Findin
 
 def lone_atoms(frames: Sequence[Frame], shapes: Sequence[Geometry], cutoff: float) -> list[Finding]:
     """Atoms that see no other; frames of one free atom are noted as reference energies."""
-    single = [
-        f
-        for f, s in zip(frames, shapes, strict=True)
-        if len(f.atoms) == 1 and not s.neighbors.any()
-    ]
+    single = [f for f, s in zip(frames, shapes, strict=True) if s.free_atom]
     lost = [
         (f, int(np.flatnonzero(s.neighbors == 0)[0]))
         for f, s in zip(frames, shapes, strict=True)

@@ -24,19 +24,8 @@ NET_FORCE = 0.05
 
 
 def missing(frames: Sequence[Frame]) -> list[Finding]:
-    """Which labels there are; frames without an energy, or without what most others have."""
+    """Frames without forces or stress. Those without an energy are found when they are read."""
     findings = []
-    bare = [f for f in frames if not np.isfinite(f.energy)]
-    if bare:
-        findings.append(
-            Finding(
-                "error",
-                "missing",
-                f"{count(len(bare), 'frame')} of {len(frames)} without an energy "
-                f"({such_as(sources(bare))}): remove them or name the right key.",
-                sources(bare),
-            )
-        )
     no_forces = [f for f in frames if f.forces is None and len(f.atoms) > 1]
     periodic = [f for f in frames if f.atoms.pbc.all()]
     no_stress = [f for f in periodic if f.stress is None]

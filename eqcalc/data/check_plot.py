@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +13,7 @@ from eqcalc.data.check import Survey
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 #: config_types beyond these share a colour
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#a6761d", "#7570b3", "#1a1a1a")
@@ -54,11 +57,14 @@ class _Scene:
         axis.plot(x[flagged], y[flagged], "o", ms=10, mfc="none", mec=_FLAG, mew=1.3)
 
     def histogram(self, axis: Axes, values: dict[str, np.ndarray], bins: np.ndarray) -> None:
-        """Counts by config_type, on a logarithmic scale."""
+        """Counts by config_type, those without a colour together, on a logarithmic scale."""
+        together: dict[str, list[np.ndarray]] = {}
         for name, numbers in values.items():
-            inside = np.clip(numbers[np.isfinite(numbers)], bins[0], bins[-1])
+            together.setdefault(self.colour[name], []).append(numbers[np.isfinite(numbers)])
+        for colour, parts in together.items():
+            inside = np.clip(np.concatenate(parts), bins[0], bins[-1])
             if len(inside):
-                axis.hist(inside, bins, histtype="step", lw=1.3, color=self.colour[name])
+                axis.hist(inside, bins, histtype="step", lw=1.3, color=colour)
         axis.set(yscale="log", ylabel="number of atoms")
 
 
@@ -153,26 +159,15 @@ def _volumes(axis: Axes, scene: _Scene) -> None:
             for f in scene.survey.frames
         ]
     )
-    if not np.isfinite(volume).any():
-        _note(axis, "no frame is periodic in three directions")
-        return
     scene.points(axis, volume, scene.survey.residual)
     axis.set(
         title="energy over volume", xlabel="Å³/atom", ylabel="eV/atom, less reference energies"
     )
 
 
-def _note(axis: Axes, sentence: str) -> None:
-    axis.set_axis_off()
-    axis.text(0.5, 0.5, sentence, ha="center", va="center", color="0.4", transform=axis.transAxes)
-
-
 def _slope(axis: Axes, scene: _Scene, label: str) -> None:
     """Energy differences over works, in meV/atom, with the line that units and signs demand."""
     test, frames = scene.survey.tests[label], scene.survey.frames
-    if not np.isfinite(test.slope):
-        _note(axis, f"no similar frames\nto test {label} with")
-        return
     atoms = np.array([len(frames[n].atoms) for n in test.frames[:, 0]])
     work, energy = 1e3 * test.work / atoms, 1e3 * test.energy / atoms
     for name, colour in scene.colour.items():
@@ -191,37 +186,57 @@ def _slope(axis: Axes, scene: _Scene, label: str) -> None:
         axis.set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
 
 
-def draw(survey: Survey) -> Figure:
-    """Eight panels; colours are config_types, hollow points test frames, red rings flagged ones."""
-    from matplotlib.figure import Figure
+def _panels(survey: Survey) -> list[Callable[[Axes, _Scene], None]]:
+    """Those that have something to show."""
+    if not survey.frames:
+        return []
+    panels = [_energies, _volumes, _largest_forces, _force_sizes, _distances, _neighbors]
+    if not any(frame.atoms.pbc.all() for frame in survey.frames):
+        panels.remove(_volumes)
+    if all(frame.forces is None for frame in survey.frames):
+        panels = [p for p in panels if p not in (_largest_forces, _force_sizes)]
+    tests = [label for label, test in survey.tests.items() if np.isfinite(test.slope)]
+    return [*panels, *(partial(_slope, label=label) for label in tests)]
+
+
+def _handles(scene: _Scene) -> list[Line2D]:
+    """What the legend explains."""
     from matplotlib.lines import Line2D
 
-    scene = _Scene(survey)
-    figure = Figure(figsize=(17, 8.2), layout="constrained")
-    axes = figure.subplots(2, 4).ravel()
-    if not survey.frames:
-        for axis in axes:
-            _note(axis, "no readable frames")
-        return figure
-    panels = (_energies, _volumes, _largest_forces, _force_sizes, _distances, _neighbors)
+    point = partial(Line2D, [], [], marker="o", ls="")
+    shown = [name for name in scene.groups if scene.colour[name] != _OTHERS]
+    handles = [point(color=scene.colour[name], label=name) for name in shown]
+    if len(shown) < len(scene.groups):
+        handles.append(point(color=_OTHERS, label="others"))
+    if scene.survey.num_train < len(scene.survey.frames):
+        handles.append(point(mfc="none", color="0.3", label="test frame"))
+    if scene.flagged.any():
+        handles.append(point(ms=10, mfc="none", mec=_FLAG, label="flagged"))
+    return handles
+
+
+def draw(survey: Survey) -> Figure:
+    """Up to eight panels; colours are config_types, hollow points test frames, red rings flagged.
+
+    Left out are panels that have nothing to show.
+    """
+    from matplotlib.figure import Figure
+
+    scene, panels = _Scene(survey), _panels(survey)
+    columns = max(1, (len(panels) + 1) // 2)
+    figure = Figure(figsize=(4.25 * columns, 8.2), layout="constrained")
+    axes = list(figure.subplots(2, columns).ravel())
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
     for axis, panel in zip(axes, panels, strict=False):
         panel(axis, scene)
-    _slope(axes[6], scene, "forces")
-    _slope(axes[7], scene, "stress")
-    for axis in axes:
         axis.title.set_fontsize(11)
         axis.grid(alpha=0.25)
-    shown = [name for name in scene.groups if scene.colour[name] != _OTHERS]
-    handles = [Line2D([], [], marker="o", ls="", color=scene.colour[n], label=n) for n in shown]
-    if len(shown) < len(scene.groups):
-        handles.append(Line2D([], [], marker="o", ls="", color=_OTHERS, label="others"))
-    if survey.num_train < len(survey.frames):
-        handles.append(
-            Line2D([], [], marker="o", ls="", mfc="none", color="0.3", label="test frame")
+    if panels:
+        figure.legend(
+            handles=_handles(scene),
+            loc="outside lower center",
+            ncols=3 * columns,
+            frameon=False,
         )
-    if scene.flagged.any():
-        handles.append(
-            Line2D([], [], marker="o", ms=10, ls="", mfc="none", mec=_FLAG, label="flagged")
-        )
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure

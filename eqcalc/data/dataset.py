@@ -140,6 +140,25 @@ class FrameDataset(Dataset):
         return edges / sum(item.graph.num_atoms for item in self.items) or 1.0
 
 
+def split_indices(
+    config_types: Sequence[str], fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Training and held-out frames, at random but repeatable; every config_type gives its share.
+
+    Raises:
+        InputError: there is a single frame.
+    """
+    count = len(config_types)
+    if count < 2:
+        raise InputError("A single frame cannot be split: give validation frames with data.val.")
+    order = np.random.default_rng(seed).permutation(count)
+    wanted = min(max(1, round(fraction * count)), count - 1)
+    # systematic sampling from the list sorted by group keeps the groups' shares
+    by_group = sorted(order.tolist(), key=lambda n: config_types[n])
+    picks = {by_group[int((k + 0.5) * count / wanted)] for k in range(wanted)}
+    return [n for n in range(count) if n not in picks], sorted(picks)
+
+
 class EpochShuffle(Sampler[int]):
     """A shuffle that depends on the seed and the epoch only, so that a resumed run repeats it."""
 

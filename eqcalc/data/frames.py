@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
-from ase.io import iread, read
+from ase.io import iread
 from ase.io.formats import filetype, get_ioformat, open_with_compression
 
 from eqcalc.errors import InputError
@@ -128,10 +128,11 @@ def read_labels(
 
 def without_energy(atoms: Atoms, source: str, energy_key: str) -> str:
     """One sentence about a structure without an energy."""
-    known = sorted({name for place in _places(atoms) for name in place})
+    names = {name for place in _places(atoms) for name in place} - {"numbers", "positions"}
+    known = ", ".join(sorted(names))
     return (
-        f"{source} has no energy under the key '{energy_key}' (it has: {', '.join(known)}): "
-        "name the right key with data.energy_key."
+        f"{source} has no energy under the key '{energy_key}' (it has: {known}): "
+        "name the right key with data.energy_key or --energy-key."
     )
 
 
@@ -181,17 +182,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def read_structure(path: str | os.PathLike) -> Atoms:
-    """The last structure of a file, labels or not."""
-    path = _existing(Path(path))
-    try:
-        return read(path, index=-1)
-    except Exception as error:  # ASE's readers raise whatever their parsers raise
-        raise InputError(f"ASE cannot read '{path}': {error}") from error
-
-
-def _iread(path: Path) -> Iterator[Atoms]:
-    """ASE's reader; databases with all their columns, compressed files unpacked aside first.
+def _iread(path: Path, index: str | int = ":") -> Iterator[Atoms]:
+    """ASE's reader; databases whole, with all their columns, compressed files unpacked aside first.
 
     The readers step back after each frame, for which a compressed stream starts from its beginning.
     """
@@ -203,18 +195,28 @@ def _iread(path: Path) -> Iterator[Atoms]:
                 yield row.toatoms(add_additional_information=True)
         return
     if path.suffix not in {".gz", ".bz2", ".xz"}:
-        yield from iread(path, index=":")
+        yield from iread(path, index=index)
         return
     form = filetype(str(path))
     if not get_ioformat(form).acceptsfd:
-        yield from iread(path, index=":", format=form)
+        yield from iread(path, index=index, format=form)
         return
     mode = "b" if get_ioformat(form).isbinary else ""
     with tempfile.TemporaryFile(f"w+{mode}") as plain:
         with open_with_compression(str(path), f"r{mode}") as packed:
             shutil.copyfileobj(packed, plain, 1 << 20)
         plain.seek(0)
-        yield from iread(plain, index=":", format=form)
+        yield from iread(plain, index=index, format=form)
+
+
+def read_structure(path: str | os.PathLike) -> Atoms:
+    """The last structure of a file, labels or not."""
+    path = _existing(Path(path))
+    try:
+        *_, last = _iread(path, -1)
+    except Exception as error:  # ASE's readers raise whatever their parsers raise
+        raise InputError(f"ASE cannot read '{path}': {error}") from error
+    return last
 
 
 def iter_images(

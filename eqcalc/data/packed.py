@@ -128,6 +128,11 @@ class PackedDataset(Dataset):
     def config_type(self, index: int) -> str:
         return self.header["config_types"][self._value("group", index)]
 
+    def config_types(self) -> list[str]:
+        """Of all frames, in order: what `split_indices` takes."""
+        names = self.header["config_types"]
+        return [names[k] for k in np.array(self._columns["group"])[self.indices]]
+
     def source(self, index: int) -> str:
         file, number = self._value("origin", index)
         return f"{self.header['files'][file]}, frame {number}"
