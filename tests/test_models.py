@@ -338,7 +338,7 @@ def test_species_in_one_product_equal_one_by_one():
 def test_calibrated_messages_have_unit_mean_square(structure, request):
     model = make("l_max 2", num_layers=4)
     graph = to_graph(request.getfixturevalue(structure))
-    model.calibrate(graph)
+    model.calibrate(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst)
     edges = model.edges(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst)
     x = model.embed(graph.species).detach()
     for layer in model.layers:

@@ -12,7 +12,6 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eqcalc.errors import InputError
-from eqcalc.graph import Graph
 from eqcalc.models.base import Edges, Potential
 from eqcalc.nn.activations import silu
 from eqcalc.nn.angular import SphericalHarmonics
@@ -205,8 +204,10 @@ class NequIP(Potential):
             layer.message_norm.copy_(norm.repeat_interleave(torch.tensor(dims)))
 
     @torch.no_grad()
-    def calibrate(self, graph: Graph) -> None:
-        """Sets s_l so that the messages of every layer and irrep have unit mean square on `graph`.
+    def calibrate(
+        self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
+    ) -> None:
+        """Sets s_l so that the messages of every layer and irrep have unit mean square on a graph.
 
         Neighbours do not add up at random, as 1 / sqrt(n) supposes: in a molecule, features grow
         tenfold with every layer and the forces of the untrained network are hundreds of eV/Å,
@@ -215,17 +216,17 @@ class NequIP(Potential):
         strongest would be, for other structures may excite what symmetry forbids in these. Rounded
         to four digits, so that machines agree on them.
         """
-        edges = self.edges(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst)
-        node_feats = self.embed(graph.species)
+        edges = self.edges(species, edge_vec, edge_src, edge_dst)
+        node_feats = self.embed(species)
         scales = self.message_scales()
         for k, layer in enumerate(self.layers):
-            messages = layer.messages(node_feats, edges, graph.num_atoms)
+            messages = layer.messages(node_feats, edges, len(species))
             widths = [mul * ir.dim for mul, ir in layer.convolution.irreps_out]
             rms = [float(part.square().mean().sqrt()) for part in messages.split(widths, dim=1)]
             if max(rms) > 0.0:  # not for isolated atoms
                 scales[k] = [float(f"{1.0 / max(x, 0.1 * max(rms)):.4g}") for x in rms]
             self.set_message_scales(scales)
-            node_feats, _ = layer(node_feats, edges, graph.num_atoms)
+            node_feats, _ = layer(node_feats, edges, len(species))
 
     @torch.jit.export
     def embed(self, species: Tensor) -> Tensor:

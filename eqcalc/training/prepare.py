@@ -156,7 +156,8 @@ def prepare(config: Config) -> Prepared:
         neighbors = train_set.avg_num_neighbors
         constants = Constants(statistics.atomic_numbers, neighbors, scale, statistics.shift)
         model = build_model(config, constants)
-        model.calibrate(typical_graph(train_set))
+        typical = typical_graph(train_set)
+        model.calibrate(typical.species, typical.edge_vec, typical.edge_src, typical.edge_dst)
     numbers = constants.atomic_numbers
     setup = {
         "atomic_numbers": numbers,
