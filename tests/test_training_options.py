@@ -13,6 +13,7 @@ from runs import checkpoint, column, history, tiny, train_in_pieces, weights, wr
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import InputError
+from eqcalc.training.callbacks import Checkpoints, History
 from eqcalc.training.folder import load_run
 from eqcalc.training.loss import Loss, component_weights, residuals
 from eqcalc.training.optimizers import LearningRate, stalls
@@ -74,6 +75,27 @@ def test_second_stage_changes_the_loss_and_seeks_its_own_best(frames, tmp_path):
     energy = column(tmp_path / "two", "val_energy_mae")[-1] * 1e-3
     assert losses[-1] > 40.0 * (energy - 0.002)  # the weight of the second stage
     assert json.loads((tmp_path / "two" / "config.json").read_text())["training"]["second_stage"]
+
+
+def test_best_is_that_of_the_stage(tmp_path):
+    class Trainer:
+        is_global_zero = True
+
+        def save_checkpoint(self, path):
+            path.write_text(str(self.current_epoch))
+
+    second = SecondStageConfig(start=3, energy_weight=9.0)
+    history, trainer = History(tmp_path / "history.csv"), Trainer()
+    checkpoints = Checkpoints(tmp_path, TrainingConfig(second_stage=second), history)
+    best = []
+    for epoch, loss in enumerate([3.0, 1.0, 2.0, 50.0, 40.0, 45.0, 39.0, 39.0]):
+        trainer.current_epoch = epoch
+        history.rows.append({"epoch": epoch, "val_loss": loss})
+        checkpoints.on_train_epoch_end(trainer, None)
+        best.append(int((tmp_path / "best.ckpt").read_text()))
+        assert int((tmp_path / "last.ckpt").read_text()) == epoch
+    assert best == [0, 1, 1, 3, 4, 4, 6, 6]
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_schedules():
@@ -196,7 +218,9 @@ def test_optimizers_learn(frames, tmp_path, optimizer):
         batch = Batch.collate(next(iter(prepare(config).val.values())).items)
         loss = Loss(config.training)(residuals(predict(model, batch), batch))
         assert float(loss) == pytest.approx(column(tmp_path, "val_loss")[setup["epoch"]], rel=1e-5)
-        assert "current_model_state" not in checkpoint(tmp_path)
+        saved = checkpoint(tmp_path)
+        assert saved["optimizer_states"][0]["param_groups"][0]["train_mode"] is False
+        assert "current_model_state" not in saved
 
 
 def test_early_stop_ends_once_and_for_all(frames, tmp_path):
