@@ -73,6 +73,8 @@ radial_mlp = {RADIAL_MLP}
 [training]
 epochs = {EPOCHS}
 batch_size = {batch}
+optimizer = "adamw"
+learning_rate = 0.005
 threads = 1
 device = "cpu"
 """,
