@@ -157,7 +157,7 @@ class TrainingConfig:
     plateau_factor: float = 0.5
     plateau_patience: int = 10
     warmup_steps: int = 100
-    weight_decay: float = 1e-6
+    weight_decay: float = 0.01
     gradient_clip: float = 10.0
     loss: Literal["huber", "mae", "mse"] = "huber"
     energy_weight: float = 1.0
@@ -165,7 +165,7 @@ class TrainingConfig:
     stress_weight: float = 10.0
     config_weights: dict[str, float] = field(default_factory=dict)
     huber_delta: float = 0.002
-    ema_decay: float = 0.995
+    ema_decay: float = 0.99
     monitor: list[str] = field(default_factory=list)
     patience: int = 0
     seed: int = 1
