@@ -37,7 +37,7 @@ Model = Annotated[str, typer.Argument(help="A potential file, or a bundled model
 @app.command()
 def train(
     source: Annotated[
-        Path, typer.Argument(help="A TOML config, or training frames in any format that ASE reads.")
+        Path, typer.Argument(help="A TOML config, or training frames: a file or a data store.")
     ],
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
     val: Annotated[

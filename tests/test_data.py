@@ -11,11 +11,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
-from eqcalc.data.dataset import EpochShuffle, FrameDataset
+from eqcalc.data.dataset import EpochShuffle, FrameDataset, split_indices
 from eqcalc.data.frames import iter_frames, read_frames, read_structure
 from eqcalc.data.statistics import gather, suspicious
 from eqcalc.errors import InputError
-from eqcalc.training.run import split
 
 DATA = Path(__file__).parent / "data"
 
@@ -61,12 +60,13 @@ def test_reference_energies():
 
 def test_split_is_repeatable_and_keeps_the_groups():
     frames = read_frames([DATA / "lithium_strained.xyz", DATA / "silicon_surfaces.xyz"])
-    train, val = split(frames, 0.3, seed=5)
-    again = split(frames, 0.3, seed=5)[1]
-    assert [f.source for f in val] == [f.source for f in again]
-    assert len(train) + len(val) == len(frames)
-    assert not {f.source for f in train} & {f.source for f in val}
-    assert {f.config_type for f in val} == {"Elastic", "Surface"}
+    groups = [f.config_type for f in frames]
+    train, val = split_indices(groups, 0.3, seed=5)
+    assert split_indices(groups, 0.3, seed=5) == (train, val)
+    assert sorted(train + val) == list(range(len(frames)))
+    assert {groups[n] for n in val} == {"Elastic", "Surface"}
+    with pytest.raises(InputError, match="single frame cannot be split"):
+        split_indices(["all"], 0.1, 0)
 
 
 def test_shuffle_depends_on_the_epoch_only():

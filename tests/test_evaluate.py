@@ -69,6 +69,18 @@ def test_figures_by_hand():
     assert unlabelled == {}
 
 
+@pytest.mark.parametrize("other", ["all", "surface"])
+def test_all_is_every_frame_once(frames, potential_path, other):
+    """Frames without a config_type are called "all", too."""
+    potential = load(potential_path)
+    named = [replace(f, config_type="all" if n else other) for n, f in enumerate(frames)]
+    dataset = FrameDataset(named, potential.atomic_numbers, potential.cutoff)
+    summary = evaluate(potential.module, dataset).summary()
+    assert set(summary) == {"all", other}
+    assert summary["all"]["energy"]["count"] == 3
+    assert summary["all"]["forces"]["count"] == 3 * sum(len(f.atoms) for f in frames)
+
+
 def test_energies_of_molecules_are_not_mixed_with_those_of_crystals(frames, potential_path):
     results = EquivariantCalculator(potential_path, engine="torch").evaluate(
         frame.atoms for frame in frames

@@ -3,9 +3,10 @@
 import json
 import pickle
 import tracemalloc
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ase.build import bulk
@@ -14,14 +15,13 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from eqcalc.cli import app
-from eqcalc.data.dataset import Batch, FrameDataset, split_indices
+from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.data.packed import PackedDataset
-from eqcalc.data.statistics import gather
+from eqcalc.data.statistics import gather, suspicious
 from eqcalc.data.store import COLUMNS, is_store, pack
+from eqcalc.data.tables import FrameList, Joined
 from eqcalc.errors import InputError
-from eqcalc.training.folder import data_hash
-from eqcalc.training.prepare import split
 
 DATA = Path(__file__).parent / "data"
 FILES = [DATA / name for name in ("lithium_strained.xyz", "acac.xyz", "acac_isolated_atoms.xyz")]
@@ -60,6 +60,10 @@ def test_batches_are_those_of_frames_bit_for_bit(store, frames, elements):
         assert packed.source(n) == held.source(n)
         assert packed.num_atoms(n) == held.num_atoms(n)
         assert packed.periodic(n) == held.periodic(n)
+        assert np.array_equal(packed.neighbor_counts(n), held.neighbor_counts(n))
+    assert packed.config_types() == held.config_types()
+    assert np.array_equal(packed.atom_counts(), held.atom_counts())
+    assert np.array_equal(packed.edge_counts(), held.edge_counts())
     assert packed.avg_num_neighbors == held.avg_num_neighbors
     assert_equal(packed.smallest(), held.smallest())
     with pytest.raises(IndexError):
@@ -69,13 +73,10 @@ def test_batches_are_those_of_frames_bit_for_bit(store, frames, elements):
 def test_what_training_needs_without_frames(store, frames):
     packed = PackedDataset(store)
     assert packed.atomic_numbers == ELEMENTS
-    assert packed.hash == packed.header["hash"] == data_hash(frames)
+    assert packed.hash == packed.header["hash"] == FrameList(frames).hash
     for options in ({}, {"given": {"O": -400.0}}, {"isolated": frames[-3:]}):
         expected, got = gather(frames, **options), packed.statistics(**options)
-        assert got.atomic_numbers == expected.atomic_numbers
-        assert got.shift == pytest.approx(expected.shift, rel=1e-12)
-        assert got.force_rms == pytest.approx(expected.force_rms, rel=1e-12)
-        assert got.energy_rms == pytest.approx(expected.energy_rms, rel=1e-9)
+        assert got == expected
 
 
 def test_subsets(store, frames):
@@ -87,22 +88,21 @@ def test_subsets(store, frames):
         assert_equal(part[n], held[n])
         assert part.source(n) == chosen[n].source
     assert part.avg_num_neighbors == held.avg_num_neighbors
+    assert part.statistics() == gather(chosen)
     assert part.energies().tolist() == [f.energy for f in chosen]
     again = part.subset([2, 0])
     assert [again.source(n) for n in range(2)] == [chosen[2].source, chosen[0].source]
     assert part.hash not in {again.hash, PackedDataset(store).hash}
 
 
-def test_a_store_is_split_like_its_frames(store, frames):
-    packed = PackedDataset(store, ELEMENTS)
-    assert packed.config_types() == [f.config_type for f in frames]
-    for fraction, seed in ((0.1, 0), (0.5, 3)):
-        expected = split(frames, fraction, seed)
-        got = split_indices(packed.config_types(), fraction, seed)
-        for part, indices in zip(expected, got, strict=True):
-            assert [packed.source(n) for n in indices] == [f.source for f in part]
-    with pytest.raises(InputError, match="single frame cannot be split"):
-        split_indices(["all"], 0.1, 0)
+def test_signs_of_trouble_are_those_of_frames(store, frames):
+    packed, statistics = PackedDataset(store), replace(gather(frames), shift=[900.0] * 4)
+    joined = Joined([packed.subset(range(5)), FrameList(frames[5:])])
+    sentences = suspicious(frames, statistics)
+    assert any("far outside what is plausible" in s for s in sentences) or len(sentences) >= 3
+    assert suspicious(packed, statistics) == sentences
+    assert suspicious(joined, statistics) == sentences
+    assert joined.elements() == packed.elements() == ELEMENTS
 
 
 def test_loaders_of_several_processes(store, frames):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from eqcalc.data.frames import Frame
+from eqcalc.data.tables import FrameList, FrameTable
 from eqcalc.errors import InputError
 from eqcalc.graph import Graph
 from eqcalc.neighbors import neighbor_list
@@ -93,25 +95,75 @@ def frame_to_batch(frame: Frame, atomic_numbers: Sequence[int], cutoff: float, i
     )
 
 
-class FrameDataset(Dataset):
+class GraphDataset(Dataset, FrameTable):
+    """Frames as one-structure batches, in memory (`FrameDataset`) or in a store on disk."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Batch: ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[n] for n in range(len(self)))
+
+    @abstractmethod
+    def config_type(self, index: int) -> str: ...
+
+    @abstractmethod
+    def periodic(self, index: int) -> bool:
+        """In any direction."""
+
+    @abstractmethod
+    def atom_counts(self) -> np.ndarray:
+        """[frames]."""
+
+    @abstractmethod
+    def edge_counts(self) -> np.ndarray:
+        """[frames]."""
+
+    @abstractmethod
+    def neighbor_counts(self, index: int) -> np.ndarray:
+        """[atoms] of one frame."""
+
+    @abstractmethod
+    def num_atoms(self, index: int) -> int: ...
+
+    def smallest(self) -> Batch:
+        """The first frame of fewest edges."""
+        return self[int(self.edge_counts().argmin())]
+
+    @property
+    def avg_num_neighbors(self) -> float:
+        """Edges per atom over the whole set; 1 where no atom has a neighbour."""
+        return int(self.edge_counts().sum()) / int(self.atom_counts().sum()) or 1.0
+
+
+class FrameDataset(FrameList, GraphDataset):
     """All frames as one-structure batches, held in memory.
 
     Args:
         frames: labelled structures.
         atomic_numbers: Z of each species of the model.
         cutoff: Å.
+        factors: by config_type, on the weights of the frames in the batches.
     """
 
     def __init__(
-        self, frames: Sequence[Frame], atomic_numbers: Sequence[int], cutoff: float
+        self,
+        frames: Sequence[Frame],
+        atomic_numbers: Sequence[int],
+        cutoff: float,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
-        self.frames = list(frames)
+        super().__init__(frames)
+        factors = factors or {}
         self.items = [
-            frame_to_batch(frame, atomic_numbers, cutoff, n) for n, frame in enumerate(self.frames)
+            frame_to_batch(
+                replace(frame, weight=frame.weight * factors.get(frame.config_type, 1.0)),
+                atomic_numbers,
+                cutoff,
+                n,
+            )
+            for n, frame in enumerate(self.frames)
         ]
-
-    def __len__(self) -> int:
-        return len(self.items)
 
     def __getitem__(self, index: int) -> Batch:
         return self.items[index]
@@ -119,25 +171,21 @@ class FrameDataset(Dataset):
     def config_type(self, index: int) -> str:
         return self.frames[index].config_type
 
-    def source(self, index: int) -> str:
-        return self.frames[index].source
-
     def num_atoms(self, index: int) -> int:
         return len(self.frames[index].atoms)
 
     def periodic(self, index: int) -> bool:
-        """In any direction."""
         return bool(self.frames[index].atoms.pbc.any())
 
-    def smallest(self) -> Batch:
-        """The first frame of fewest edges."""
-        return min(self.items, key=lambda item: item.graph.num_edges)
+    def atom_counts(self) -> np.ndarray:
+        return np.array([len(f.atoms) for f in self.frames])
 
-    @property
-    def avg_num_neighbors(self) -> float:
-        """Edges per atom over the whole set; 1 where no atom has a neighbour."""
-        edges = sum(item.graph.num_edges for item in self.items)
-        return edges / sum(item.graph.num_atoms for item in self.items) or 1.0
+    def edge_counts(self) -> np.ndarray:
+        return np.array([item.graph.num_edges for item in self.items])
+
+    def neighbor_counts(self, index: int) -> np.ndarray:
+        graph = self.items[index].graph
+        return np.bincount(graph.edge_dst.numpy(), minlength=graph.num_atoms)
 
 
 def split_indices(

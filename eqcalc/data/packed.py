@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from eqcalc.data.columns import open_column
-from eqcalc.data.dataset import Batch
+from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.data.frames import Frame
-from eqcalc.data.statistics import Statistics, statistics_of
+from eqcalc.data.statistics import Statistics, gather
 from eqcalc.data.store import COLUMNS, lengths, read_header
 from eqcalc.errors import InputError
 from eqcalc.graph import Graph
 
+#: frames whose elements are counted at a time
+CHUNK = 65536
 
-class PackedDataset(Dataset):
+
+class PackedDataset(GraphDataset):
     """The frames of a store, or some of them, as one-structure batches; read when asked for.
 
     Bit for bit what `FrameDataset` gives for the same frames. May be used from several processes.
@@ -31,6 +34,7 @@ class PackedDataset(Dataset):
         atomic_numbers: Z of each species of the model; None takes the elements of the store.
         cutoff: Å, of the model; None accepts that of the store.
         indices: frames of the store, in this order; None takes all.
+        factors: by config_type, on the weights of the frames in the batches.
 
     Raises:
         InputError: no store or a truncated one; another cutoff; an element the model lacks.
@@ -42,6 +46,7 @@ class PackedDataset(Dataset):
         atomic_numbers: Sequence[int] | None = None,
         cutoff: float | None = None,
         indices: Sequence[int] | None = None,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
         self.path = Path(path)
         self.header = read_header(path)
@@ -63,6 +68,7 @@ class PackedDataset(Dataset):
         if indices is None:
             indices = range(self.header["frames"])
         self.indices = np.asarray(indices, dtype=np.int64)
+        self._factors = [(factors or {}).get(name, 1.0) for name in self.header["config_types"]]
 
     def _open(self) -> None:
         rows = lengths(self.header)
@@ -80,8 +86,15 @@ class PackedDataset(Dataset):
 
     def subset(self, indices: Sequence[int]) -> PackedDataset:
         """Some of these frames, by their place in this dataset, for a split."""
-        chosen = self.indices[np.asarray(indices, dtype=np.int64)]
-        return PackedDataset(self.path, self.atomic_numbers, indices=chosen)
+        part = copy.copy(self)
+        part.indices = self.indices[np.asarray(indices, dtype=np.int64)]
+        return part
+
+    def for_model(
+        self, atomic_numbers: Sequence[int], cutoff: float, factors: Mapping[str, float]
+    ) -> PackedDataset:
+        """The same frames with the species of a model and factors on weights."""
+        return PackedDataset(self.path, atomic_numbers, cutoff, self.indices, factors)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -104,6 +117,7 @@ class PackedDataset(Dataset):
             name: np.array(self._columns[name][n : n + 1])
             for name in ("energy", "weight", "stress", "volume")
         }
+        factor = self._factors[self._columns["group"][n]]
         return Batch(
             graph=Graph(
                 species=torch.from_numpy(species),
@@ -119,7 +133,7 @@ class PackedDataset(Dataset):
             stress=torch.from_numpy(row["stress"]),
             num_atoms=torch.tensor([len(species)]),
             index=torch.tensor([index % len(self)]),
-            weight=torch.from_numpy(row["weight"]),
+            weight=torch.from_numpy(row["weight"] * factor),
         )
 
     def _value(self, name: str, index: int) -> Any:
@@ -129,7 +143,6 @@ class PackedDataset(Dataset):
         return self.header["config_types"][self._value("group", index)]
 
     def config_types(self) -> list[str]:
-        """Of all frames, in order: what `split_indices` takes."""
         names = self.header["config_types"]
         return [names[k] for k in np.array(self._columns["group"])[self.indices]]
 
@@ -137,27 +150,28 @@ class PackedDataset(Dataset):
         file, number = self._value("origin", index)
         return f"{self.header['files'][file]}, frame {number}"
 
-    def num_atoms(self, index: int) -> int:
-        first = self._columns["first_atom"]
-        return int(first[self.indices[index] + 1] - first[self.indices[index]])
-
     def periodic(self, index: int) -> bool:
-        """In any direction."""
         return bool(self._value("periodic", index))
 
     def _counts(self, first: str) -> np.ndarray:
         """Atoms or edges of each frame."""
-        return np.diff(self._columns[first])[self.indices]
+        column = self._columns[first]
+        return np.array(column[self.indices + 1] - column[self.indices])
 
-    def smallest(self) -> Batch:
-        """The first frame of fewest edges."""
-        return self[int(self._counts("first_edge").argmin())]
+    def atom_counts(self) -> np.ndarray:
+        return self._counts("first_atom")
 
-    @property
-    def avg_num_neighbors(self) -> float:
-        """Edges per atom over the whole set; 1 where no atom has a neighbour."""
-        edges, atoms = (int(self._counts(f).sum()) for f in ("first_edge", "first_atom"))
-        return edges / atoms or 1.0
+    def edge_counts(self) -> np.ndarray:
+        return self._counts("first_edge")
+
+    def num_atoms(self, index: int) -> int:
+        n = self.indices[index]
+        begin, end = self._columns["first_atom"][n : n + 2]
+        return int(end - begin)
+
+    def neighbor_counts(self, index: int) -> np.ndarray:
+        edge_dst = self._rows("edge_dst", self.indices[index], "first_edge")
+        return np.bincount(edge_dst, minlength=self.num_atoms(index))
 
     @property
     def hash(self) -> str:
@@ -169,31 +183,30 @@ class PackedDataset(Dataset):
         ]
 
     def energies(self) -> np.ndarray:
-        """[frames] eV."""
-        return np.array(self._columns["energy"])[self.indices]
+        return np.array(self._columns["energy"][self.indices])
 
     def composition(self, atomic_numbers: Sequence[int]) -> np.ndarray:
-        """Atoms of each element per frame: [frames, elements]."""
-        chosen = np.empty((len(self), len(atomic_numbers)), dtype=np.int64)
-        for row, n in enumerate(self.indices):
-            numbers = self._rows("numbers", n, "first_atom")
-            chosen[row] = np.bincount(numbers, minlength=119)[list(atomic_numbers)]
-        return chosen
+        first = self._columns["first_atom"]
+        counts = np.empty((self.header["frames"], len(atomic_numbers)), dtype=np.int64)
+        for begin in range(0, len(counts), CHUNK):
+            end = min(begin + CHUNK, len(counts))
+            numbers = self._columns["numbers"][first[begin] : first[end]]
+            starts = first[begin:end] - first[begin]
+            for k, z in enumerate(atomic_numbers):
+                counts[begin:end, k] = np.add.reduceat(numbers == z, starts, dtype=np.int64)
+        return counts[self.indices]
 
-    def force_rms(self) -> float:
-        """eV/Å over all labelled components; NaN where there are none."""
-        total, number = 0.0, 0
-        for n in self.indices:
-            forces = self._rows("forces", n, "first_atom")
-            known = forces[np.isfinite(forces)]
-            total, number = total + float(np.square(known).sum()), number + known.size
-        return float(np.sqrt(total / number)) if number else float("nan")
+    def elements(self) -> list[int]:
+        known = self.header["elements"]
+        occurs = self.composition(known).any(axis=0)
+        return [z for z, present in zip(known, occurs, strict=True) if present]
+
+    def labelled_forces(self, index: int) -> np.ndarray | None:
+        forces = self._rows("forces", self.indices[index], "first_atom")
+        return None if np.isnan(forces).all() else forces
 
     def statistics(
         self, *, given: dict[str, float] | None = None, isolated: Sequence[Frame] = ()
     ) -> Statistics:
         """What `gather` says of the same frames, without having them in memory."""
-        numbers = {*self.header["elements"], *(int(z) for f in isolated for z in f.atoms.numbers)}
-        numbers = sorted(numbers)
-        counts, energies = self.composition(numbers), self.energies()
-        return statistics_of(counts, energies, numbers, self.force_rms(), given, isolated)
+        return gather(self, given=given, isolated=isolated)

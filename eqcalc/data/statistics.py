@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
+from ase.formula import Formula
 
 from eqcalc.data.frames import Frame
+from eqcalc.data.tables import FrameList, FrameTable
 from eqcalc.errors import InputError
 
 
@@ -30,9 +32,9 @@ class Statistics:
     energy_rms: float
 
 
-def composition(frames: Sequence[Frame], atomic_numbers: Sequence[int]) -> np.ndarray:
-    """Atoms of each element per frame: [frames, elements]."""
-    return np.array([[np.sum(f.atoms.numbers == z) for z in atomic_numbers] for f in frames])
+def table_of(frames: FrameTable | Sequence[Frame]) -> FrameTable:
+    """Frames as a table, if they are none yet."""
+    return frames if isinstance(frames, FrameTable) else FrameList(frames)
 
 
 def reference_energies(
@@ -84,65 +86,86 @@ def statistics_of(
     return Statistics(atomic_numbers, shift.tolist(), force_rms, energy_rms)
 
 
+def force_rms(frames: FrameTable) -> float:
+    """eV/Å over all labelled components, summed frame by frame; NaN where there are none."""
+    total, number = 0.0, 0
+    for forces in frames.known_forces():
+        total, number = total + float(np.square(forces).sum()), number + forces.size
+    return float(np.sqrt(total / number)) if number else float("nan")
+
+
 def gather(
-    frames: Sequence[Frame],
+    frames: FrameTable | Sequence[Frame],
     *,
     given: dict[str, float] | None = None,
     isolated: Sequence[Frame] = (),
 ) -> Statistics:
-    """Statistics of the training frames."""
-    numbers = sorted({int(z) for f in (*frames, *isolated) for z in f.atoms.numbers})
-    squares = [np.square(f.forces) for f in frames if f.forces is not None]
-    force_rms = float(np.sqrt(np.concatenate(squares).mean())) if squares else float("nan")
-    energies = np.array([f.energy for f in frames])
-    return statistics_of(
-        composition(frames, numbers), energies, numbers, force_rms, given, isolated
-    )
+    """Statistics of the training frames: bit for bit the same wherever they are kept."""
+    frames = table_of(frames)
+    numbers = sorted({*frames.elements(), *FrameList(isolated).elements()})
+    counts, energies = frames.composition(numbers), frames.energies()
+    return statistics_of(counts, energies, numbers, force_rms(frames), given, isolated)
 
 
-def left_over(frames: Sequence[Frame], statistics: Statistics) -> np.ndarray:
+def left_over(frames: FrameTable | Sequence[Frame], statistics: Statistics) -> np.ndarray:
     """What the reference energies leave of each frame's energy: [frames] eV/atom."""
-    counts = composition(frames, statistics.atomic_numbers)
-    return (np.array([f.energy for f in frames]) - counts @ statistics.shift) / counts.sum(axis=1)
+    frames = table_of(frames)
+    counts = frames.composition(statistics.atomic_numbers)
+    return (frames.energies() - counts @ statistics.shift) / counts.sum(axis=1)
 
 
-def impossible_energies(frames: Sequence[Frame], statistics: Statistics) -> dict[int, str]:
+def impossible_energies(
+    frames: FrameTable | Sequence[Frame], statistics: Statistics
+) -> dict[int, str]:
     """Frames by index whose energy cannot be a total energy in eV, each with a sentence."""
-    counts = composition(frames, statistics.atomic_numbers)
+    frames = table_of(frames)
+    numbers = statistics.atomic_numbers
+    counts, energy = frames.composition(numbers), frames.energies()
     atoms = counts.sum(axis=1)
-    energy = np.array([f.energy for f in frames])
     # no electronic structure code puts an atom below Thomas-Fermi's -20.9 Z^(7/3) eV
-    floor = -25.0 * (counts @ np.power(statistics.atomic_numbers, 7 / 3)) / atoms - 50.0
+    floor = -25.0 * (counts @ np.power(numbers, 7 / 3)) / atoms - 50.0
     bad = np.flatnonzero((energy / atoms < floor) | (energy / atoms > 50.0))
+
+    def formula(n: int) -> str:
+        symbols = (chemical_symbols[z] for z in numbers)
+        present = {s: int(c) for s, c in zip(symbols, counts[n], strict=True) if c}
+        return Formula.from_dict(present).format("hill")
+
     return {
-        int(n): f"{frames[n].source}: {energy[n] / atoms[n]:.6g} eV/atom is far outside what is "
-        f"plausible for {frames[n].atoms.get_chemical_formula()}; energies must be total energies "
-        "in eV."
+        int(n): f"{frames.source(n)}: {energy[n] / atoms[n]:.6g} eV/atom is far outside what is "
+        f"plausible for {formula(n)}; energies must be total energies in eV."
         for n in bad
     }
 
 
-def far_energies(frames: Sequence[Frame], statistics: Statistics) -> dict[int, str]:
+def far_energies(frames: FrameTable | Sequence[Frame], statistics: Statistics) -> dict[int, str]:
     """Frames by index whose energy is far from those of all others, each with a sentence."""
+    frames = table_of(frames)
     residual = left_over(frames, statistics)
     distance = np.abs(residual - np.median(residual))
     typical = float(np.median(distance))
+    groups = frames.config_types()
     return {
-        int(n): f"{frames[n].source} ({frames[n].config_type}): its energy is "
+        int(n): f"{frames.source(n)} ({groups[n]}): its energy is "
         f"{residual[n]:+.3g} eV/atom away from the reference energies, while half of all frames "
         f"lie within {typical:.2g}; check this calculation."
         for n in np.flatnonzero(distance > max(50 * (typical + 1e-3), 2.0))
     }
 
 
-def unlike_units(frames: Sequence[Frame], statistics: Statistics) -> list[str]:
+def unlike_units(frames: FrameTable | Sequence[Frame], statistics: Statistics) -> list[str]:
     """A sentence if energies vary much more than forces of that size can make them."""
-    moved = [f.forces for f in frames if f.forces is not None and np.abs(f.forces).max() > 1e-6]
-    if len(moved) < 10:
+    frames = table_of(frames)
+    moved, total, components = 0, 0.0, 0
+    for forces in frames.known_forces():
+        if np.abs(forces).max() > 1e-6:
+            moved, components = moved + 1, components + forces.size
+            total += float(np.square(forces).sum())
+    if moved < 10:
         return []
     residual = left_over(frames, statistics)
     typical = float(np.median(np.abs(residual - np.median(residual))))
-    ratio = typical / float(np.sqrt(np.square(np.concatenate(moved)).mean()))
+    ratio = typical / float(np.sqrt(total / components))
     if ratio <= 5.0:
         return []
     symbols = ", ".join(chemical_symbols[z] for z in statistics.atomic_numbers)
@@ -154,8 +177,9 @@ def unlike_units(frames: Sequence[Frame], statistics: Statistics) -> list[str]:
     return [sentence]
 
 
-def suspicious(frames: Sequence[Frame], statistics: Statistics) -> list[str]:
+def suspicious(frames: FrameTable | Sequence[Frame], statistics: Statistics) -> list[str]:
     """One sentence for each sign of wrong units or broken labels; empty when all looks right."""
+    frames = table_of(frames)
     return [
         *list(impossible_energies(frames, statistics).values())[:3],
         *list(far_energies(frames, statistics).values())[:3],

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from eqcalc.data.dataset import FrameDataset
+from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError
 from eqcalc.models.base import Potential
 from eqcalc.training.distributed import World
@@ -69,7 +69,7 @@ def train_committee(
     return summary
 
 
-def assess(models: Sequence[Potential], sets: Sequence[FrameDataset]) -> dict[str, Any]:
+def assess(models: Sequence[Potential], sets: Sequence[GraphDataset]) -> dict[str, Any]:
     """Errors of the mean prediction, and the members' spread around it.
 
     The spread of a frame's energy per atom is its standard deviation over the members, that of an
@@ -78,7 +78,7 @@ def assess(models: Sequence[Potential], sets: Sequence[FrameDataset]) -> dict[st
     """
     errors = Errors()
     spread: dict[str, list[torch.Tensor]] = {"energy": [], "forces": []}
-    for item in (item for frames in sets for item in frames.items):
+    for item in (item for frames in sets for item in frames):
         predictions = [predict(model, item) for model in models]
         energy, forces, stress = (
             torch.stack([getattr(p, name) for p in predictions])

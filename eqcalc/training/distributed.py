@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from eqcalc.data.dataset import Batch, FrameDataset
+from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.errors import InputError
 
 
@@ -79,7 +79,7 @@ class Shares(Sampler[list[int]]):
 
 
 def loader(
-    frames: FrameDataset, sampler: Sampler[int] | range, batch_size: int, world: World
+    frames: GraphDataset, sampler: Sampler[int] | range, batch_size: int, world: World
 ) -> DataLoader:
     """Batches of this process; an empty share becomes a frame without labels."""
     nan = float("nan")

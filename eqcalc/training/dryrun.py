@@ -38,8 +38,8 @@ def dry_run(config: Config) -> str:
 
 def _data(prepared: Prepared) -> Iterator[tuple[str, str]]:
     for name, frames in {"training": prepared.train, **prepared.val}.items():
-        groups = Counter(f.config_type for f in frames.frames)
-        atoms = sum(len(f.atoms) for f in frames.frames)
+        groups = Counter(frames.config_types())
+        atoms = int(frames.atom_counts().sum())
         named = ", ".join(f"{group} {n}" for group, n in groups.most_common())
         yield f"{name} frames", f"{len(frames)} with {atoms} atoms ({named})"
     setup = prepared.setup
@@ -47,9 +47,10 @@ def _data(prepared: Prepared) -> Iterator[tuple[str, str]]:
     pairs = zip(symbols, setup["reference_energies"], strict=True)
     yield "reference energies", ", ".join(f"{s} {e:.4f} eV" for s, e in pairs)
     yield "root mean square force", f"{setup['force_rms']:.4f} eV/Å"
-    graphs = [item.graph for item in prepared.train.items]
-    counts = torch.cat([torch.bincount(g.edge_dst, minlength=g.num_atoms) for g in graphs])
-    least, most, mean = int(counts.min()), int(counts.max()), float(counts.double().mean())
+    frames = prepared.train
+    extremes = [(c.min(), c.max()) for c in map(frames.neighbor_counts, range(len(frames)))]
+    least, most = min(low for low, _ in extremes), max(high for _, high in extremes)
+    mean = frames.edge_counts().sum() / frames.atom_counts().sum()
     within = f"within {prepared.model.cutoff:g} Å"
     yield "neighbours", f"{least} to {most} {within}, {mean:.1f} on average"
 

@@ -14,9 +14,8 @@ import torch
 from ase import Atoms
 from torch.utils.data import DataLoader
 
-from eqcalc.data.dataset import Batch, FrameDataset
+from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.data.frames import Frame, Labels, stress_matrix
-from eqcalc.data.packed import PackedDataset
 from eqcalc.training.loss import UNITS
 from eqcalc.training.metrics import QUANTITIES, Evaluation, compare
 from eqcalc.training.parity import plot_parity
@@ -44,9 +43,7 @@ def _single(batch: Batch, values: Any) -> Iterator[Labels]:
         yield Labels(float(energy[k]), forces[end[k] - size : end[k]], stress[k])
 
 
-def evaluate(
-    model: torch.nn.Module, frames: FrameDataset | PackedDataset, batch_size: int = 4
-) -> Evaluation:
+def evaluate(model: torch.nn.Module, frames: GraphDataset, batch_size: int = 4) -> Evaluation:
     """`model`: a potential, scripted or not, on the CPU or where its parameters are."""
     result = Evaluation()
     device = next(model.parameters()).device

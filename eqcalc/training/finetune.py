@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from eqcalc import export
 from eqcalc.contract import set_precision
-from eqcalc.data.dataset import FrameDataset
+from eqcalc.data.dataset import GraphDataset
 from eqcalc.data.frames import Frame
-from eqcalc.data.statistics import Statistics, composition
+from eqcalc.data.statistics import Statistics
+from eqcalc.data.tables import FrameTable
 from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.training.config import model_config
@@ -135,7 +136,7 @@ def graft(model: NequIP, source: Source) -> None:
             parameter.copy_(weight)
 
 
-def fitted_shift(model: NequIP, frames: FrameDataset, free: Sequence[int]) -> list[float]:
+def fitted_shift(model: NequIP, frames: GraphDataset, free: Sequence[int]) -> list[float]:
     """Reference energies [eV] of all species, those of the elements `free` (Z) fitted anew.
 
     They take up, by least squares per atom (the smallest change where that leaves a choice), what
@@ -143,10 +144,10 @@ def fitted_shift(model: NequIP, frames: FrameDataset, free: Sequence[int]) -> li
     another machine finds the same. `model` is in float64.
     """
     numbers = model.atomic_numbers
-    counts = composition(frames.frames, numbers)
+    counts = frames.composition(numbers)
     left = []
     with torch.no_grad():
-        for item in frames.items:
+        for item in frames:
             graph = item.graph
             edges = graph.edge_vec, graph.edge_src, graph.edge_dst
             energy = model(graph.species, *edges, graph.num_atoms).sum()
@@ -164,21 +165,21 @@ def fitted_shift(model: NequIP, frames: FrameDataset, free: Sequence[int]) -> li
 
 
 def unfixed_elements(
-    config: Config, source: Source, train: Sequence[Frame], isolated: Sequence[Frame]
+    config: Config, source: Source, train: FrameTable, isolated: Sequence[Frame]
 ) -> list[int]:
     """Z of the elements of the training data whose reference energy is nowhere given."""
     fixed = {number_of[symbol] for symbol in config.data.reference_energies}
     fixed |= {int(frame.atoms.numbers[0]) for frame in isolated}
     if not config.fine_tune.refit_energies:
         fixed |= set(source.constants.atomic_numbers)
-    return sorted({int(z) for frame in train for z in frame.atoms.numbers} - fixed)
+    return sorted(set(train.elements()) - fixed)
 
 
 def continued(
     config: Config,
     source: Source,
     statistics: Statistics,
-    frames: FrameDataset,
+    frames: GraphDataset,
     free: Sequence[int],
 ) -> tuple[NequIP, Constants]:
     """The network that training starts from, and its constants.

@@ -77,5 +77,9 @@ class Evaluation:
         return errors
 
     def summary(self) -> dict[str, Any]:
-        """{"all": ..., config_type: ...}, each {quantity: {mae, rmse, count}} in QUANTITIES."""
-        return {"all": self._errors(None)} | {group: self._errors(group) for group in self.groups}
+        """{"all": ..., config_type: ...}, each {quantity: {mae, rmse, count}} in QUANTITIES.
+
+        "all" are all frames, also where some have no config_type of their own.
+        """
+        groups = {group: self._errors(group) for group in self.groups if group != "all"}
+        return {"all": self._errors(None)} | groups

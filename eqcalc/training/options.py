@@ -19,13 +19,15 @@ class DataConfig:
     """Where the frames come from.
 
     Attributes:
-        train: files that ASE reads; relative paths start at the config file.
-        val: validation files, or a table of them by name ([data.val] with bulk = ["a.xyz"], ...),
-            which gives each set its own errors; empty holds out `val_fraction` of the training
-            frames.
+        train: files that ASE reads, or one data store that `eqcalc data pack` made with the cutoff
+            of the model, for sets that do not fit into memory; relative paths start at the config
+            file. A store's labels are those that it was packed with.
+        val: validation files or a store, or a table of them by name ([data.val] with bulk =
+            ["a.xyz"], ...), which gives each set its own errors; empty holds out `val_fraction` of
+            the training frames.
         val_fraction: share of frames held out, at least one frame.
         split_seed: of the frames held out; unset: training.seed.
-        energy_key, forces_key, stress_key: names of the labels.
+        energy_key, forces_key, stress_key: names of the labels in files.
         weight_key: name of a number by which a frame's loss is multiplied; empty for none. A frame
             without it counts once.
         isolated_atoms: a file of one-atom frames whose energies become the reference energies.

@@ -6,16 +6,19 @@ import contextlib
 import ctypes
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from eqcalc.contract import set_precision
-from eqcalc.data.dataset import Batch, FrameDataset
-from eqcalc.data.frames import Frame, read_frames
+from eqcalc.data.dataset import Batch, FrameDataset, GraphDataset, split_indices
+from eqcalc.data.frames import read_frames
+from eqcalc.data.packed import PackedDataset
 from eqcalc.data.statistics import gather, suspicious
+from eqcalc.data.store import is_store
+from eqcalc.data.tables import FrameList, FrameTable, Joined
 from eqcalc.engine.training import fuse
 from eqcalc.errors import InputError, did_you_mean
 from eqcalc.graph import Graph
@@ -29,7 +32,7 @@ from eqcalc.training.finetune import (
     species_tables,
     unfixed_elements,
 )
-from eqcalc.training.folder import Constants, build_model, data_hash
+from eqcalc.training.folder import Constants, build_model
 from eqcalc.training.options import Config, TrainingConfig
 
 #: the name of validation frames that were not named
@@ -37,6 +40,9 @@ UNNAMED = "validation"
 
 #: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes
 MALLOC_OPTIONS = ((-3, 32 * 1024**2), (-1, 2**31 - 1))
+
+#: frames before the elements of the model are known
+Unprepared = FrameList | PackedDataset
 
 
 @dataclass(frozen=True)
@@ -55,24 +61,10 @@ class Prepared:
 
     config: Config
     model: NequIP
-    train: FrameDataset
-    val: dict[str, FrameDataset]
+    train: GraphDataset
+    val: dict[str, GraphDataset]
     setup: dict[str, Any]
     undecayed: Sequence[str] = ()
-
-
-def split(frames: list[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:
-    """Training and held-out frames, at random but repeatable; every config_type gives its share."""
-    if len(frames) < 2:
-        raise InputError("A single frame cannot be split: give validation frames with data.val.")
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(len(frames))
-    wanted = min(max(1, round(fraction * len(frames))), len(frames) - 1)
-    # systematic sampling from the list sorted by group keeps the groups' shares
-    by_group = sorted(order, key=lambda n: frames[n].config_type)
-    picks = {by_group[int((k + 0.5) * len(frames) / wanted)] for k in range(wanted)}
-    train = [f for n, f in enumerate(frames) if n not in picks]
-    return train, [frames[n] for n in sorted(picks)]
 
 
 def _keys(config: Config) -> dict[str, str]:
@@ -80,29 +72,45 @@ def _keys(config: Config) -> dict[str, str]:
     return {name: getattr(config.data, name) for name in names}
 
 
-def load_frames(config: Config) -> tuple[list[Frame], dict[str, list[Frame]]]:
+def _load(paths: list[str], option: str, config: Config) -> Unprepared:
+    """The frames of files, or those of a store, which are left on disk."""
+    stores = [path for path in paths if is_store(path)]
+    if not stores:
+        return FrameList(read_frames(paths, **_keys(config)))
+    if len(paths) > 1:
+        raise InputError(
+            f"{option} names the store '{stores[0]}' and {len(paths) - 1} more: a store stands "
+            "alone, so pack all frames into one with 'eqcalc data pack'."
+        )
+    return PackedDataset(stores[0], cutoff=config.model.cutoff)
+
+
+def load_frames(config: Config) -> tuple[Unprepared, dict[str, Unprepared]]:
     """Training frames, and validation frames by name of the set."""
     data = config.data
     if not data.train:
         raise InputError("No training frames: name at least one file in data.train.")
-    frames = read_frames(data.train, **_keys(config))
+    frames = _load(data.train, "data.train", config)
     if isinstance(data.val, dict):
-        return frames, {k: read_frames(files, **_keys(config)) for k, files in data.val.items()}
+        return frames, {k: _load(v, f"data.val.{k}", config) for k, v in data.val.items()}
     if data.val:
-        return frames, {UNNAMED: read_frames(data.val, **_keys(config))}
+        return frames, {UNNAMED: _load(data.val, "data.val", config)}
     seed = config.training.seed if data.split_seed is None else data.split_seed
-    train, val = split(frames, data.val_fraction, seed)
-    return train, {UNNAMED: val}
+    train, val = split_indices(frames.config_types(), data.val_fraction, seed)
+    return frames.subset(train), {UNNAMED: frames.subset(val)}
 
 
-def weighted(frames: Sequence[Frame], factors: dict[str, float]) -> list[Frame]:
-    """Frames whose weights are multiplied by the factor of their config_type."""
-    return [replace(f, weight=f.weight * factors.get(f.config_type, 1.0)) for f in frames]
+def dataset(frames: Unprepared, atomic_numbers: Sequence[int], config: Config) -> GraphDataset:
+    """Batches for a model of these species, weights as the config has them."""
+    cutoff, factors = config.model.cutoff, config.training.config_weights
+    if isinstance(frames, PackedDataset):
+        return frames.for_model(atomic_numbers, cutoff, factors)
+    return FrameDataset(frames.frames, atomic_numbers, cutoff, factors)
 
 
-def _check_names(config: Config, train: list[Frame], val: dict[str, list[Frame]]) -> None:
+def _check_names(config: Config, train: Unprepared, val: dict[str, Unprepared]) -> None:
     """InputError for a config_type or a validation set that does not exist."""
-    groups = {f.config_type for frames in (train, *val.values()) for f in frames}
+    groups = {name for frames in (train, *val.values()) for name in frames.config_types()}
     for name in config.training.config_weights:
         if name not in groups:
             raise InputError(
@@ -116,7 +124,18 @@ def _check_names(config: Config, train: list[Frame], val: dict[str, list[Frame]]
             )
 
 
-def typical_graph(frames: FrameDataset, limit: int = 32) -> Graph:
+def _check_elements(frames: FrameTable, known: set[int]) -> None:
+    """InputError for the first frame of an element that the model will not know."""
+    unknown = sorted(set(frames.elements()) - known)
+    if unknown:
+        n, k = np.argwhere(frames.composition(unknown))[0]
+        raise InputError(
+            f"{frames.source(int(n))} contains element Z = {unknown[k]}, which no training frame "
+            "has."
+        )
+
+
+def typical_graph(frames: GraphDataset, limit: int = 32) -> Graph:
     """Up to `limit` frames, evenly spread over the set, side by side."""
     count = min(limit, len(frames))
     return Batch.collate([frames[k * len(frames) // count] for k in range(count)]).graph
@@ -133,20 +152,19 @@ def prepare(config: Config) -> Prepared:
         config = adopt(config, source)
     train, val = load_frames(config)
     _check_names(config, train, val)
-    all_val = [f for frames in val.values() for f in frames]
+    all_val = Joined([*val.values()])
     path, given = config.data.isolated_atoms, config.data.reference_energies
     isolated = read_frames(path, **_keys(config)) if path else []
     if source:
         given = known_energies(source, isolated) | given
     statistics = gather(train, given=given, isolated=isolated)
-    for sentence in suspicious([*train, *all_val], statistics):
+    seen = set(train.elements())
+    elements = {*statistics.atomic_numbers, *(source.constants.atomic_numbers if source else ())}
+    _check_elements(all_val, elements)
+    for sentence in suspicious(Joined([train, all_val]), statistics):
         warnings.warn(sentence, stacklevel=3)
 
-    factors = config.training.config_weights
-    cutoff = config.model.cutoff
-    seen = {int(z) for frame in train for z in frame.atoms.numbers}
-    elements = {*statistics.atomic_numbers, *(source.constants.atomic_numbers if source else ())}
-    train_set = FrameDataset(weighted(train, factors), sorted(elements), cutoff)
+    train_set = dataset(train, sorted(elements), config)
     if source:
         free = unfixed_elements(config, source, train, isolated)
         model, constants = continued(config, source, statistics, train_set, free)
@@ -167,8 +185,8 @@ def prepare(config: Config) -> Prepared:
         "message_scales": model.message_scales(),
         "train_frames": len(train),
         "val_frames": len(all_val),
-        "train_hash": data_hash(train),
-        "val_hash": data_hash(all_val),
+        "train_hash": train.hash,
+        "val_hash": all_val.hash,
     }
     if list(val) != [UNNAMED]:
         setup["val_sets"] = {name: len(frames) for name, frames in val.items()}
@@ -178,10 +196,7 @@ def prepare(config: Config) -> Prepared:
         config=config,
         model=set_precision(model, getattr(torch, config.training.precision)),
         train=train_set,
-        val={
-            name: FrameDataset(weighted(frames, factors), numbers, cutoff)
-            for name, frames in val.items()
-        },
+        val={name: dataset(frames, numbers, config) for name, frames in val.items()},
         setup=setup,
         undecayed=species_tables(model) if elements - seen else (),
     )

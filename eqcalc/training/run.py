@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from eqcalc import export
-from eqcalc.data.dataset import FrameDataset
+from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError, Interrupted
 from eqcalc.training.callbacks import (
     Checkpoints,
@@ -40,11 +40,11 @@ from eqcalc.training.folder import (
     write_json,
 )
 from eqcalc.training.options import Config, TrainingConfig
-from eqcalc.training.prepare import UNNAMED, Prepared, load_frames, prepare, ready, split
+from eqcalc.training.prepare import UNNAMED, Prepared, dataset, load_frames, prepare, ready
 from eqcalc.training.sampling import training_order
 from eqcalc.training.task import DivergenceError, PotentialTask
 
-__all__ = ["build_model", "export_run", "finish", "load_run", "split", "train", "write_json"]
+__all__ = ["build_model", "export_run", "finish", "load_run", "train", "write_json"]
 
 
 def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
             weights_only=False,
         )
     except DivergenceError as error:
-        sources = "; ".join(prepared.train.frames[n].source for n in error.frames)
+        sources = "; ".join(prepared.train.source(n) for n in error.frames)
         raise InputError(
             f"The loss ceased to be a finite number in epoch {trainer.current_epoch} on {sources}: "
             "lower training.learning_rate, or check these frames."
@@ -178,7 +178,7 @@ def finish(out: Path, prepared: Prepared) -> dict[str, Any]:
 
 
 def export_run(
-    out: str | Path, path: str | Path, val: Sequence[FrameDataset] | None = None
+    out: str | Path, path: str | Path, val: Sequence[GraphDataset] | None = None
 ) -> dict[str, Any]:
     """Writes the best model of a run as a potential file and returns its metadata.
 
@@ -187,10 +187,9 @@ def export_run(
     out = Path(out)
     config, model, setup = load_run(out)
     if val is None:
-        numbers, cutoff = setup["atomic_numbers"], config.model.cutoff
-        val = [FrameDataset(frames, numbers, cutoff) for frames in load_frames(config)[1].values()]
-    graphs = (item.graph for frames in val for item in frames.items)
-    graph = min(graphs, key=lambda g: g.num_edges)
+        numbers = setup["atomic_numbers"]
+        val = [dataset(frames, numbers, config) for frames in load_frames(config)[1].values()]
+    graph = min((frames.smallest().graph for frames in val), key=lambda g: g.num_edges)
     model.reference_structure = export.reference_structure(
         model, graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst
     )

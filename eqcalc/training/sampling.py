@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from eqcalc.data.dataset import EpochShuffle, FrameDataset
+from eqcalc.data.dataset import EpochShuffle, GraphDataset
 from eqcalc.training.options import TrainingConfig
 
 
@@ -23,7 +23,7 @@ class BalancedShuffle(EpochShuffle):
         seed: with the epoch it determines the order.
     """
 
-    def __init__(self, sizes: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, sizes: Sequence[int] | np.ndarray, batch_size: int, seed: int) -> None:
         super().__init__(len(sizes), seed)
         self.sizes, self.batch_size = np.asarray(sizes), batch_size
 
@@ -38,9 +38,8 @@ class BalancedShuffle(EpochShuffle):
         return iter([*chosen.ravel().tolist(), *rest.tolist()])
 
 
-def training_order(frames: FrameDataset, options: TrainingConfig) -> EpochShuffle:
+def training_order(frames: GraphDataset, options: TrainingConfig) -> EpochShuffle:
     """The sampler that the options ask for."""
     if not options.balance:
         return EpochShuffle(len(frames), options.seed)
-    edges = [item.graph.num_edges for item in frames.items]
-    return BalancedShuffle(edges, options.batch_size, options.seed)
+    return BalancedShuffle(frames.edge_counts(), options.batch_size, options.seed)
