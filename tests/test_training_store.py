@@ -1,10 +1,13 @@
 """Training on a store: bit for bit that on the same frames in files, and nothing held in memory."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from runs import MODEL, history, tiny, train_in_pieces, weights, write_frames
 
@@ -22,14 +25,14 @@ from eqcalc.training.run import export_run, train
 def data(tmp_path_factory) -> dict[str, str]:
     """Two groups of frames, some of them without forces, and others to validate; and stores."""
     folder = tmp_path_factory.mktemp("data")
-    bulk = write_frames(folder / "a.xyz", 8, importance=3.0)
-    images = read(bulk, ":")
+    molecules = write_frames(folder / "a.xyz", 8, importance=3.0)
+    images = read(molecules, ":")
     for atoms in images[::3]:
         del atoms.calc.results["forces"]
-    write(bulk, images, format="extxyz")
-    found = {"a": bulk, "b": write_frames(folder / "b.xyz", 8, config_type="surface", seed=1)}
+    write(molecules, images, format="extxyz")
+    found = {"a": molecules, "b": write_frames(folder / "b.xyz", 8, config_type="surface", seed=1)}
     found["val"] = write_frames(folder / "val.xyz", 4, seed=2)
-    for name, files in {"train": [bulk, found["b"]], "held": [found["val"]]}.items():
+    for name, files in {"train": [molecules, found["b"]], "held": [found["val"]]}.items():
         found[f"{name}.eqdata"] = str(folder / f"{name}.eqdata")
         pack(files, found[f"{name}.eqdata"], 4.0, weight_key="importance")
     return found
@@ -125,11 +128,30 @@ def test_fine_tuning_with_a_new_element(data, tmp_path):
     assert_same_run(*tuned, hashes=False)
 
 
-def test_batches_are_read_when_they_are_needed(data):
-    prepared = prepare(config([data["train.eqdata"]]))
-    held = [v for v in vars(prepared.train).values() if isinstance(v, (np.ndarray, torch.Tensor))]
-    assert sum(v.nbytes for v in held) < 200 * len(prepared.train) + 5000
-    assert all(isinstance(c, np.memmap) for c in prepared.train._columns.values())
+def test_memory_stays_flat_while_preparing(tmp_path):
+    """Statistics, signs of trouble, constants of the network, splits: none needs the whole set."""
+    atoms = bulk("Si", cubic=True) * (2, 2, 2)
+    peaks, sizes = [], []
+    for count in (40, 160):
+        images = []
+        for n in range(count):
+            images.append(atoms.copy())
+            images[-1].rattle(0.05, seed=n)
+            forces = np.random.default_rng(n).normal(size=atoms.positions.shape)
+            labels = {"energy": -300.0 + forces[0, 0], "forces": forces}
+            images[-1].calc = SinglePointCalculator(images[-1], **labels)
+        write(tmp_path / "many.xyz", images, format="extxyz")
+        store = tmp_path / f"{count}.eqdata"
+        pack(tmp_path / "many.xyz", store, 4.0)
+        sizes.append(sum(path.stat().st_size for path in store.iterdir()))
+        del images
+        tracemalloc.start()
+        prepared = prepare(tiny(str(store)))
+        smallest = prepared.val["validation"].smallest()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert smallest.graph.num_edges == prepared.val["validation"].edge_counts().min()
+    assert peaks[1] - peaks[0] < 0.05 * (sizes[1] - sizes[0])
 
 
 def test_what_is_wrong_is_said(data, tmp_path):
