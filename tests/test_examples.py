@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import re
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from ase.optimize import BFGS
 from ase.phonons import Phonons
 
 from eqcalc import EquivariantCalculator
+from eqcalc.data.frames import read_frames
+from eqcalc.training.config import read_config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -40,6 +43,24 @@ def test_tour_of_ase(tmp_path, capsys):
     assert 250.0 < float(re.search(r"mean temperature +(\d+) K", said)[1]) < 350.0
     assert float(re.search(r"dftd3\) +(\S+) eV", said)[1]) < -0.1
     assert float(re.search(r"LAMMPS\) +(\S+) eV", said)[1]) > 0.1
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("train_*.toml")), ids=lambda p: p.stem)
+def test_recipes_are_valid(path):
+    config = read_config(path)
+    assert config.data.train
+    assert 0 < config.training.second_stage.start < config.training.epochs
+
+
+def test_acetylacetone_as_in_the_table():
+    """The file beside the recipe has the errors that accuracy.json says, on frames of that run."""
+    results = json.loads((EXAMPLES / "accuracy.json").read_text(encoding="utf-8"))
+    rmse = results["acac"]["errors"]["all"]["forces"]["rmse"]
+    frames = read_frames(Path(__file__).parent / "data" / "acac.xyz")
+    calc = EquivariantCalculator(EXAMPLES / "acac.pth")
+    found = calc.evaluate([frame.atoms for frame in frames])
+    errors = [r["forces"] - f.forces for r, f in zip(found, frames, strict=True)]
+    assert 1e3 * np.sqrt(np.square(errors).mean()) < 1.5 * rmse
 
 
 def test_main_job(tmp_path):

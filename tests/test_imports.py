@@ -25,7 +25,7 @@ ALLOWED = {
     },
     "data": {"errors", "graph", "neighbors"},
     "training": {
-        *("contract", "data", "derivatives", "engine", "errors", "export", "models"),
+        *("contract", "data", "derivatives", "engine", "errors", "export", "graph", "models", "nn"),
     },
     "network": {"derivatives", "errors", "export", "neighbors"},
     "calculator": {"engine", "errors", "export", "neighbors", "network"},

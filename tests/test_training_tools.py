@@ -102,7 +102,7 @@ def test_dry_run(frames, tmp_path, monkeypatch):
     document = export.read_metadata(tmp_path / "run" / "model.pth")
     assert int(rows["parameters"]) == document["num_parameters"]
     assert rows["time of an epoch"].endswith(" s for 3 steps and validation")
-    assert rows["stage 1"].startswith("epochs 0 to 2; adamw, cosine, learning rate 0.005 to ")
+    assert rows["stage 1"].startswith("epochs 0 to 2; muon, cosine, learning rate 0.02 to ")
     assert "learning rate 0.0001 to" in rows["stage 2"]
     assert rows["stage 2"].endswith("weights: energy 9, forces 1, stress 10")
 
@@ -122,7 +122,7 @@ def test_dry_run_predicts_the_time_of_an_epoch(frames, tmp_path):
 def test_printed_config_is_the_default(tmp_path):
     done = eqcalc("config")
     assert from_dict(tomllib.loads(done.stdout)) == Config()
-    assert "# upper limit.\nepochs = 200\n" in done.stdout
+    assert "# upper limit.\nepochs = 100\n" in done.stdout
     options = [line for line in done.stdout.splitlines() if " = " in line or line.endswith(" =")]
     undocumented = {
         section: [k for k in keys if not any(o.lstrip("# ").startswith(f"{k} ") for o in options)]
