@@ -5,7 +5,7 @@
 Trains on 25, 50, 100 and 200 frames of acetylacetone at 300 K, evenly taken from the 500, with
 features up to l_max 2 and with scalars alone (l_max 0; more channels, so that the number of weights
 is the same), the same number of steps each, and tests on frames of another run. Writes
-data_efficiency.json and data_efficiency.png; about a quarter of an hour on one core.
+data_efficiency.json and data_efficiency.png; some ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the AcAc frames")
     parser.add_argument("--out", type=Path, default=Path(), help="where to write")
-    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of each run")
+    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps of each run")
     options = parser.parse_args()
     images = read(options.data / "train_300K.xyz.gz", ":")
     results: dict[str, dict[str, dict]] = {name: {} for name in NETWORKS}
