@@ -136,6 +136,7 @@ def draw(results: dict[str, dict], path: Path) -> None:
             axis.tick_params(axis="x", labelrotation=45, labelsize=8)
             axis.spines[["top", "right"]].set_visible(False)
             axis.margins(y=0.12)
+            axis.set_xlim(-0.6, max(3, len(names)) - 0.4)
         column[0].set_title(entry.title, fontsize=10)
     figure.savefig(path, dpi=130)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ase.io import read, write
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from eqcalc.data.dataset import FrameDataset
 from eqcalc.data.frames import read_frames
@@ -82,6 +83,8 @@ def draw(results: dict[str, dict[str, dict]], path: Path) -> None:
         axis.set(xlabel="training frames", ylabel=f"test MAE of {label}")
         axis.set_xticks(FRAMES, [str(n) for n in FRAMES])
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
