@@ -1,7 +1,9 @@
 """Training on real data: it learns, resumes after a kill, exports, and says what is wrong."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,25 +108,35 @@ def test_summary_agrees_with_the_export(run):
     assert potential.metadata["training"]["data"] == summary["data"]
 
 
+def killed_in_the_third_epoch(command, out):
+    """Starts a run and kills it once two epochs are done; False if it was too quick to be killed."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    limit = time.monotonic() + 300
+    history = out / "history.csv"
+    while time.monotonic() < limit and process.poll() is None:
+        if history.is_file() and len(history.read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.002)
+    alive = process.poll() is None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return alive and torch.load(out / "last.ckpt", weights_only=False)["epoch"] < 5
+
+
 def test_resume_after_kill_gives_the_same_numbers(run, tmp_path):
     out = tmp_path / "killed"
     config = tmp_path / "config.toml"
     config.write_text(to_toml(small()))
     command = [sys.executable, "-m", "eqcalc.cli", "train", str(config), "--out", str(out)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    limit = time.monotonic() + 120
-    # killed once two epochs are done, wherever it then is in the third
-    while time.monotonic() < limit and process.poll() is None:
-        history = out / "history.csv"
-        if history.is_file() and len(history.read_text().splitlines()) >= 3:
+    for _ in range(5):  # a busy machine may look too late
+        if killed_in_the_third_epoch(command, out):
             break
-        time.sleep(0.002)
-    assert process.poll() is None, "the run ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert torch.load(out / "last.ckpt", weights_only=False)["epoch"] < 5
+        shutil.rmtree(out)
+    else:
+        pytest.fail("the run ended before it could be killed, five times")
     subprocess.run(command, check=True, capture_output=True)
     whole, resumed = final_weights(run[0]), final_weights(out)
     assert whole.keys() == resumed.keys()
