@@ -109,7 +109,7 @@ def test_summary_agrees_with_the_export(run):
 
 
 def killed_in_the_third_epoch(command, out):
-    """Starts a run and kills it once two epochs are done; False if it was too quick to be killed."""
+    """Starts a run and kills it after two epochs; False if it was too quick to be killed."""
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
