@@ -157,14 +157,10 @@ def test_ctrl_c(frames, tmp_path):
     config.write_text(to_toml(tiny(frames, epochs=2000, schedule="constant")))
     out = tmp_path / "run"
     command = [sys.executable, "-m", "eqcalc.cli", "train", str(config), "--out", str(out)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # whoever started the tests in the background made them deaf to ctrl-c, and so their children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # tests that run in the background are deaf to ctrl-c, and so would be their children
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, heard)
     limit = time.monotonic() + 60
     while not (out / "last.ckpt").is_file() and time.monotonic() < limit:
         time.sleep(0.05)
