@@ -28,7 +28,9 @@ def untrained(
     pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
     vectors = torch.from_numpy(pairs.vectors(atoms.positions, atoms.cell.array))
     species = torch.arange(len(atoms)) % count
-    model.reference_structure = export.reference_structure(
-        model, species, vectors, torch.from_numpy(pairs.edge_src), torch.from_numpy(pairs.edge_dst)
-    )
+    edges = torch.from_numpy(pairs.edge_src), torch.from_numpy(pairs.edge_dst)
+    # every irrep has a scale of its own, as in trained networks
+    scales = [[x * (0.7 + 0.3 * (n % 3)) for n, x in enumerate(r)] for r in model.message_scales()]
+    model.set_message_scales(scales)
+    model.reference_structure = export.reference_structure(model, species, vectors, *edges)
     return export.save(model, path, {"architecture": "NequIP"})

@@ -53,14 +53,14 @@ def test_recipes_are_valid(path):
 
 
 def test_acetylacetone_as_in_the_table():
-    """The file beside the recipe has the errors that accuracy.json says, on frames of that run."""
+    """On frames that it was trained on, the file beside the recipe beats its own test error."""
     results = json.loads((EXAMPLES / "accuracy.json").read_text(encoding="utf-8"))
     rmse = results["acac"]["errors"]["all"]["forces"]["rmse"]
     frames = read_frames(Path(__file__).parent / "data" / "acac.xyz")
     calc = EquivariantCalculator(EXAMPLES / "acac.pth")
     found = calc.evaluate([frame.atoms for frame in frames])
     errors = [r["forces"] - f.forces for r, f in zip(found, frames, strict=True)]
-    assert 1e3 * np.sqrt(np.square(errors).mean()) < 1.5 * rmse
+    assert 1e3 * np.sqrt(np.square(errors).mean()) < rmse
 
 
 def test_main_job(tmp_path):

@@ -322,11 +322,18 @@ def test_species_in_one_product_equal_one_by_one():
     irreps = o3.Irreps("4x0e+3x1o+2x2e")
     linear = SpeciesLinear(irreps, o3.Irreps("5x0e+2x0o+3x1o+4x2e"), 3).to(torch.float64)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1000, irreps.dim, dtype=torch.float64, generator=generator)
+    x = torch.randn(1000, irreps.dim, dtype=torch.float64, generator=generator).requires_grad_()
     species = torch.randint(3, (1000,), generator=generator)
     together = linear(x, species)
-    pieces = [linear(x[n : n + 100], species[n : n + 100]) for n in range(0, 1000, 100)]
-    assert (together - torch.cat(pieces)).abs().max() < 1e-13
+    pieces = torch.cat([linear(x[n : n + 100], species[n : n + 100]) for n in range(0, 1000, 100)])
+    assert (together - pieces).abs().max() < 1e-13
+    seed = torch.randn(pieces.shape, dtype=torch.float64, generator=generator)
+    for sorted_way, stacked_way in zip(
+        torch.autograd.grad((together * seed).sum(), (x, linear.weight)),
+        torch.autograd.grad((pieces * seed).sum(), (x, linear.weight)),
+        strict=True,
+    ):
+        assert (sorted_way - stacked_way).abs().max() < 1e-12
     one = SpeciesLinear(irreps, o3.Irreps("5x0e+2x0o+3x1o+4x2e"), 1).to(torch.float64)
     one.weight.data = linear.weight.data[2:3]
     mine = species == 2

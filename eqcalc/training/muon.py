@@ -3,12 +3,12 @@
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): the momentum of
 every matrix is replaced by the nearest orthogonal matrix, found by a quintic Newton-Schulz
 iteration, so that all singular directions of a matrix learn at the same rate. Equivariant linear
-maps are one matrix per irrep and species, and each is treated for itself. On the data of
-`examples/` it needs a third to a fifth of Adam's epochs for the same error.
+maps are one matrix per irrep and species, and each is treated for itself. On acetylacetone, 60
+epochs reach the force error for which AdamW needed 700; on silicon, 50 that of 220.
 
 The step is scaled as by Liu et al. (arXiv:2502.16982, eq. 4): 0.2 sqrt(max(rows, columns)), which
-makes the root mean square of an update 0.2 times the learning rate. What is no matrix (embeddings,
-the last row of the readout) takes AdamW steps at the same learning rate.
+makes the root mean square of an update 0.2 times the learning rate. The species embedding and the
+readout, the first and the last of the network, take AdamW steps at the same learning rate.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 def matrix_shapes(model: nn.Module) -> dict[str, list[tuple[int, int]]]:
-    """For every parameter that is made of matrices: their shapes, one after the other.
+    """For every parameter that Muon takes: the shapes of its matrices, one after the other.
 
-    A parameter [2-D] of a radial network is one matrix; a row of a `SpeciesLinear`'s weight holds
+    A parameter of a radial network is one matrix; a row of a `SpeciesLinear`'s weight holds
     one matrix per irrep.
     """
     shapes = {}
@@ -62,7 +62,7 @@ def matrix_shapes(model: nn.Module) -> dict[str, list[tuple[int, int]]]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the matrices of a potential, AdamW for its other parameters.
+    """Muon for linear maps and radial networks, AdamW for the embedding and the readout.
 
     Args:
         model: its parameters are optimised, those that require no gradient left alone.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,9 +35,6 @@ from eqcalc.training.options import Config, TrainingConfig
 
 #: the name of validation frames that were not named
 UNNAMED = "validation"
-
-#: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes
-MALLOC_OPTIONS = ((-3, 32 * 1024**2), (-1, 2**31 - 1))
 
 #: frames before the elements of the model are known
 Unprepared = FrameList | PackedDataset
@@ -202,18 +197,6 @@ def prepare(config: Config) -> Prepared:
     )
 
 
-def keep_freed_memory() -> None:
-    """Lets this process reuse blocks of memory from step to step.
-
-    By default glibc hands blocks of hundreds of kilobytes back to the kernel, which clears them
-    again at the next use: a fifth of a training step. Other systems' allocators are left alone.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in MALLOC_OPTIONS:
-            mallopt(option, value)
-
-
 def ready(model: NequIP, options: TrainingConfig) -> NequIP:
     """Compiled kernels, where they are wanted and possible, and nothing to train in empty tensors.
 
@@ -224,7 +207,6 @@ def ready(model: NequIP, options: TrainingConfig) -> NequIP:
             parameter.requires_grad_(False)
     if options.device != "cpu" and torch.cuda.is_available():
         return model
-    keep_freed_memory()
     if options.fused:
         try:
             fuse(model)
