@@ -187,7 +187,9 @@ def info(
 @app.command()
 def evaluate(
     model: Model,
-    frames: Annotated[list[Path], typer.Argument(help="Labelled frames that ASE reads.")],
+    frames: Annotated[
+        list[Path], typer.Argument(help="Labelled frames that ASE reads, or one data store.")
+    ],
     *,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write errors as JSON to this file.")
@@ -202,23 +204,34 @@ def evaluate(
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",
 ) -> None:
-    """Errors of a potential on labelled frames, by config_type."""
+    """Errors of a potential on labelled frames, by config_type.
+
+    A data store is evaluated by the torch engine, frame by frame, in little memory; it holds no
+    positions, so that no predictions can be written.
+    """
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.report import write_json
     from eqcalc.data.frames import iter_images, read_frames
+    from eqcalc.data.store import is_store
     from eqcalc.training import evaluate as ev
 
-    calculator = EquivariantCalculator(model, dtype=dtype, engine=engine)
-    labelled = read_frames(
-        frames, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key
-    )
-    for frame in labelled:
-        try:
-            calculator.potential.species_of(frame.atoms.numbers)
-        except InputError as error:
-            raise InputError(f"{frame.source}: {error}") from None
-    results = calculator.evaluate(frame.atoms for frame in labelled)
-    result = ev.evaluate_results(labelled, results)
+    keys = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
+    if any(map(is_store, frames)):
+        if len(frames) > 1 or predictions or engine not in {"auto", "torch"}:
+            raise InputError(
+                "A data store is evaluated alone, by the torch engine and without --predictions."
+            )
+        result = ev.evaluate_store(model, frames[0], dtype=dtype)
+    else:
+        calculator = EquivariantCalculator(model, dtype=dtype, engine=engine)
+        labelled = read_frames(frames, **keys)
+        for frame in labelled:
+            try:
+                calculator.potential.species_of(frame.atoms.numbers)
+            except InputError as error:
+                raise InputError(f"{frame.source}: {error}") from None
+        results = calculator.evaluate(frame.atoms for frame in labelled)
+        result = ev.evaluate_results(labelled, results)
     typer.echo(ev.format_table(result.summary()))
     if output:
         write_json(output, result.summary())

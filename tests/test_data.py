@@ -270,6 +270,52 @@ def test_vasprun(tmp_path):
     assert [f.energy for f in free] == [-10.8, -11.8]
 
 
+#: the same for OUTCAR
+OUTCAR_HEAD = """ POTCAR:    PAW_PBE Si 05Jan2001
+ POTCAR:    PAW_PBE Si 05Jan2001
+   ions per type =               2
+   ISPIN  =      1    spin polarized calculation?
+   k-points  NKPTS =      1   k-points in BZ  NKDIM =      1   number of bands  NBANDS=      8
+ k-points in reciprocal lattice and weights: gamma
+   0.00000000  0.00000000  0.00000000       1.000
+"""
+OUTCAR_STEP = """
+--------------------------------------- Iteration      {n}(   1)  -------------------------------
+  in kB      16.00000    17.00000    18.00000     1.00000     3.00000     2.00000
+      direct lattice vectors                 reciprocal lattice vectors
+     0.000000000  2.700000000  2.700000000    -0.185185185  0.185185185  0.185185185
+     2.700000000  0.000000000  2.700000000     0.185185185 -0.185185185  0.185185185
+     2.700000000  2.700000000  0.000000000     0.185185185  0.185185185 -0.185185185
+
+ POSITION                                       TOTAL-FORCE (eV/Angst)
+ -----------------------------------------------------------------------------------
+      0.00000      0.00000      0.00000         0.100000      0.200000      0.300000
+      1.37700      1.37700      1.35000        -0.100000     -0.200000     -0.300000
+ -----------------------------------------------------------------------------------
+
+  FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)
+  ---------------------------------------------------
+  free  energy   TOTEN  =       {free:.8f} eV
+
+  energy  without entropy=      {energy:.8f}  energy(sigma->0) =      {energy:.8f}
+"""
+
+
+@pytest.mark.parametrize("name", ["OUTCAR", "OUTCAR.gz"])
+def test_outcar(tmp_path, name):
+    steps = [OUTCAR_STEP.format(n=n + 1, free=-10.8 - n, energy=-10.7 - n) for n in range(2)]
+    with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wt") as file:
+        file.write(OUTCAR_HEAD + "".join(steps))
+    frames = read_frames(tmp_path / name)
+    assert [f.energy for f in frames] == pytest.approx([-10.7, -11.7])
+    free = read_frames(tmp_path / name, energy_key="free_energy")
+    assert [f.energy for f in free] == pytest.approx([-10.8, -11.8])
+    assert frames[1].forces[0].tolist() == [0.1, 0.2, 0.3]
+    assert frames[0].atoms.positions[1].tolist() == [1.377, 1.377, 1.35]
+    expected = -np.array([[16.0, 1, 2], [1, 17, 3], [2, 3, 18]]) / 1602.1766
+    assert np.allclose(frames[0].stress, expected, rtol=1e-6)
+
+
 def test_a_named_label_that_no_frame_has(tmp_path):
     write(tmp_path / "a.xyz", read(DATA / "lithium_strained.xyz", ":3"))
     with pytest.raises(InputError, match=r"No frame has forces under the key 'F': correct data\."):

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from ase.stress import full_3x3_to_voigt_6_stress
 from ase.units import GPa
 from typer.testing import CliRunner
 
@@ -16,6 +18,7 @@ from eqcalc import EquivariantCalculator
 from eqcalc.cli import app
 from eqcalc.data.dataset import FrameDataset
 from eqcalc.data.frames import Frame, Labels
+from eqcalc.data.store import pack
 from eqcalc.errors import InputError
 from eqcalc.export import load
 from eqcalc.training.evaluate import evaluate, evaluate_results, format_table, write_predictions
@@ -195,3 +198,36 @@ def test_what_is_wrong_is_said(tmp_path, potential_path, prepare, options, sente
     run = CliRunner().invoke(app, command)
     assert isinstance(run.exception, InputError)
     assert re.search(sentence, str(run.exception))
+
+
+def test_a_store_is_evaluated_like_its_files(frames, tmp_path, potential_path):
+    images = []
+    for frame in frames:
+        atoms = frame.atoms.copy()
+        results = {"energy": frame.energy, "forces": frame.forces}
+        if frame.stress is not None:
+            results["stress"] = full_3x3_to_voigt_6_stress(frame.stress)
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.info["config_type"] = frame.config_type
+        images.append(atoms)
+    write(tmp_path / "a.xyz", images)
+    store = str(tmp_path / "a.eqdata")
+    cutoff = load(potential_path).cutoff
+    pack(tmp_path / "a.xyz", store, cutoff)
+    errors = []
+    for source in (str(tmp_path / "a.xyz"), store):
+        output = tmp_path / "errors.json"
+        command = ["evaluate", str(potential_path), source, "-o", str(output), "--dtype=float64"]
+        run = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert run.exit_code == 0, run.output
+        errors.append(json.loads(output.read_text()))
+    assert errors[0].keys() == errors[1].keys() == {"all", *(f.config_type for f in frames)}
+    for group, measures in errors[0].items():
+        for name, measure in measures.items():
+            assert errors[1][group][name] == pytest.approx(measure, rel=1e-6), (group, name)
+    refused = CliRunner().invoke(
+        app, ["evaluate", str(potential_path), store, "--predictions", str(tmp_path / "p.xyz")]
+    )
+    assert "A data store is evaluated alone" in str(refused.exception)
+    refused = CliRunner().invoke(app, ["data", "check", store])
+    assert "is a data store, which holds no positions" in str(refused.exception)

@@ -177,6 +177,11 @@ def to_frame(atoms: Atoms, source: str, *, weight_key: str = "", **keys: str) ->
 
 
 def _existing(path: Path) -> Path:
+    if path.suffix == ".eqdata" and path.is_dir():
+        raise InputError(
+            f"'{path}' is a data store, which holds no positions: give the files it was packed "
+            "from."
+        )
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
     return path
@@ -202,7 +207,8 @@ def _iread(path: Path, index: str | int = ":") -> Iterator[Atoms]:
         yield from iread(path, index=index, format=form)
         return
     mode = "b" if get_ioformat(form).isbinary else ""
-    with tempfile.TemporaryFile(f"w+{mode}") as plain:
+    with tempfile.NamedTemporaryFile(f"w+{mode}") as named:
+        plain = named.file  # itself an iterator of lines; some readers ask for its name
         with open_with_compression(str(path), f"r{mode}") as packed:
             shutil.copyfileobj(packed, plain, 1 << 20)
         plain.seek(0)

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 
 from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.data.frames import Frame, Labels, stress_matrix
+from eqcalc.data.packed import PackedDataset
+from eqcalc.export import load
 from eqcalc.training.loss import UNITS
 from eqcalc.training.metrics import QUANTITIES, Evaluation, compare
 from eqcalc.training.parity import plot_parity
@@ -25,6 +27,7 @@ __all__ = [
     "Evaluation",
     "evaluate",
     "evaluate_results",
+    "evaluate_store",
     "format_table",
     "plot_learning_curve",
     "plot_parity",
@@ -55,6 +58,20 @@ def evaluate(model: torch.nn.Module, frames: GraphDataset, batch_size: int = 4) 
             pairs = compare(label, value, molecule=not frames.periodic(n))
             result.add(frames.config_type(n), pairs)
     return result
+
+
+def evaluate_store(
+    model: str | os.PathLike, store: str | os.PathLike, *, dtype: str | None = None
+) -> Evaluation:
+    """Errors of a potential file on the frames of a store, read a few at a time.
+
+    Raises:
+        InputError: as in `load` and `PackedDataset`: no potential, no store, another cutoff, an
+            element that the potential does not know.
+    """
+    potential = load(model, dtype=dtype)
+    frames = PackedDataset(store, potential.atomic_numbers, potential.cutoff)
+    return evaluate(potential.module, frames)
 
 
 def prediction(result: Mapping[str, Any]) -> Labels:
