@@ -22,7 +22,7 @@ from eqcalc.data.store import pack
 from eqcalc.errors import InputError
 from eqcalc.export import load
 from eqcalc.training.evaluate import evaluate, evaluate_results, format_table, write_predictions
-from eqcalc.training.metrics import Evaluation, compare
+from eqcalc.training.metrics import Evaluation, Pairs, compare
 
 DATA = Path(__file__).parent / "data"
 
@@ -70,6 +70,24 @@ def test_figures_by_hand():
     assert "energy of a molecule meV" in format_table(molecules.summary())
     unlabelled = compare(Labels(np.nan, None, None), value, molecule=True)
     assert unlabelled == {}
+
+
+def test_many_points_are_thinned_but_all_count():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(2, n)) for n in rng.integers(1, 60, size=400)]
+    pairs = Pairs(limit=1000)
+    for k, part in enumerate(parts):
+        pairs.add(part)
+        assert pairs.kept == pairs.sample.shape[1] <= 1000
+        if sum(p.shape[1] for p in parts[: k + 1]) <= 1000:
+            assert np.array_equal(pairs.sample, np.concatenate(parts[: k + 1], axis=1))
+    assert pairs.kept > 300
+    expected = np.concatenate(parts, axis=1)
+    assert pairs.count == expected.shape[1]
+    assert pairs.absolute == pytest.approx(np.abs(expected[1] - expected[0]).sum())
+    assert pairs.square == pytest.approx(np.square(expected[1] - expected[0]).sum())
+    kept = [k for k, part in enumerate(parts) if part[0, 0] in pairs.sample[0]]
+    assert kept == list(range(0, len(parts), kept[1])), "evenly from all structures"
 
 
 @pytest.mark.parametrize("other", ["all", "surface"])

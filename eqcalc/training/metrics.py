@@ -42,34 +42,77 @@ def compare(label: Labels, value: Labels, *, molecule: bool) -> dict[str, np.nda
     return {name: pair[:, known[name]] for name, pair in found.items() if known[name].any()}
 
 
+class Pairs:
+    """Labels beside predictions of one quantity: sums of all, and a sample to be drawn.
+
+    Up to `limit` of them are kept; when there are more, those of every second structure go, and
+    only every second (fourth, eighth, ...) structure is kept from then on.
+    """
+
+    def __init__(self, limit: int = 1 << 18) -> None:
+        self.limit = limit
+        self.absolute = self.square = 0.0
+        self.count = self.kept = 0
+        self._structures, self._stride = 0, 1
+        self._sample: list[np.ndarray] = []
+
+    def add(self, pair: np.ndarray) -> None:
+        """[2, n] of one structure."""
+        difference = pair[1] - pair[0]
+        self.absolute += float(np.abs(difference).sum())
+        self.square += float(np.square(difference).sum())
+        self.count += len(difference)
+        if self._structures % self._stride == 0:
+            self._sample.append(pair)
+            self.kept += len(difference)
+        self._structures += 1
+        while self.kept > self.limit and len(self._sample) > 1:
+            self._sample = self._sample[::2]
+            self._stride *= 2
+            self.kept = sum(part.shape[1] for part in self._sample)
+
+    @property
+    def sample(self) -> np.ndarray:
+        """[2, n], all of them if there are no more than `limit`."""
+        return np.concatenate([np.empty((2, 0)), *self._sample], axis=1)
+
+
 @dataclass
 class Evaluation:
-    """Labels and predictions, kept by config_type: groups[group][quantity] is a list of [2, n]."""
+    """Labels and predictions by config_type: groups[group][quantity]."""
 
-    groups: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Pairs]] = field(default_factory=dict)
 
     def add(self, group: str, pairs: Mapping[str, np.ndarray]) -> None:
         """One structure, as from `compare`."""
         mine = self.groups.setdefault(group, {})
         for name, pair in pairs.items():
-            mine.setdefault(name, []).append(pair)
+            mine.setdefault(name, Pairs()).add(pair)
 
-    def pairs(self, quantity: str, group: str | None = None) -> np.ndarray:
-        """[2, n] labels and predictions (eV, Å) of a group, or of all."""
+    def _parts(self, quantity: str, group: str | None) -> list[Pairs]:
         chosen = self.groups.values() if group is None else [self.groups[group]]
-        parts = [pair for mine in chosen for pair in mine.get(quantity, [])]
+        return [mine[quantity] for mine in chosen if quantity in mine]
+
+    def sample(self, quantity: str, group: str | None = None) -> np.ndarray:
+        """[2, n] labels and predictions (eV, Å) of a group, or of all; a sample if very many."""
+        parts = [part.sample for part in self._parts(quantity, group)]
         return np.concatenate([np.empty((2, 0)), *parts], axis=1)
+
+    def thinned(self) -> bool:
+        """Whether a sample leaves anything out."""
+        every = [part for mine in self.groups.values() for part in mine.values()]
+        return any(part.kept < part.count for part in every)
 
     def _errors(self, group: str | None) -> dict[str, dict[str, float]]:
         errors = {}
         for name, (_, unit) in QUANTITIES.items():
-            label, value = self.pairs(name, group)
-            difference = unit * (value - label)
-            if len(difference):
+            parts = self._parts(name, group)
+            count = sum(part.count for part in parts)
+            if count:
                 errors[name] = {
-                    "mae": float(np.abs(difference).mean()),
-                    "rmse": math.sqrt(float(np.square(difference).mean())),
-                    "count": len(difference),
+                    "mae": unit * sum(part.absolute for part in parts) / count,
+                    "rmse": unit * math.sqrt(sum(part.square for part in parts) / count),
+                    "count": count,
                 }
         total, each = (errors.get(name, {}).get("count") for name in ("energy_total", "energy"))
         if total != each:  # molecules among crystals: energies per frame would mix sizes

@@ -28,7 +28,7 @@ def _series(results: dict[str, Evaluation]) -> list[tuple[str, Evaluation, str |
     if len(results) > 1:
         return [(name, result, None) for name, result in results.items()]
     (name, result), *_ = results.items()
-    groups = sorted(result.groups, key=lambda g: -result.pairs("forces", g).shape[1])
+    groups = sorted(result.groups, key=lambda g: -result.sample("forces", g).shape[1])
     if len(groups) < 2:
         return [(name, result, None)]
     return [(group, result, group) for group in groups]
@@ -47,7 +47,7 @@ def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation
     anything = False
     for colour, (label, result, group) in enumerate(_series(results)):
         for name, mark in _marks(quantity):
-            known, value = result.pairs(name, group)
+            known, value = result.sample(name, group)
             if not len(known):
                 continue
             style = mark | {"ls": "", "color": _COLOURS[colour % len(_COLOURS)]}
@@ -59,7 +59,7 @@ def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation
         top.set_axis_off()
         bottom.set_axis_off()
         return
-    everything = np.concatenate([result.pairs(quantity).ravel() for result in results.values()])
+    everything = np.concatenate([result.sample(quantity).ravel() for result in results.values()])
     top.axline((everything[0] / scale,) * 2, slope=1, color="0.4", lw=0.8, zorder=0)
     bottom.axhline(0.0, color="0.4", lw=0.8, zorder=0)
     lines = [quantity]
@@ -79,11 +79,14 @@ def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation
 def plot_parity(results: dict[str, Evaluation], path: Path) -> None:
     """Predictions over labels and errors over labels: energy per atom, forces, stress components.
 
-    Several evaluations are told apart by colour, or the config_types of a single one.
+    Several evaluations are told apart by colour, or the config_types of a single one. Of millions
+    of points a sample is drawn, and the picture says so; the errors in the titles are those of all.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 7.5), layout="constrained")
+    if any(result.thinned() for result in results.values()):
+        figure.suptitle("errors of all frames; points of a sample", fontsize=9)
     axes = figure.subplots(2, 3, sharex="col", height_ratios=(3, 2))
     for column, quantity in enumerate(_PANELS):
         _panel(axes[0, column], axes[1, column], quantity, results)
