@@ -20,6 +20,7 @@ def untrained(
         num_channels=list(channels),
         parity=parity,
         radial_mlp=[16],
+        radial_scale=0.8,
     )
     count = len(elements)
     model = NequIP(config, list(elements), 16.0, [1.0] * count, [-1.0 - k for k in range(count)])

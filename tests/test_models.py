@@ -375,10 +375,11 @@ def test_impossible_configurations_are_refused():
         Linear(o3.Irreps("2x0e+3x0e"), o3.Irreps("2x0e"))
 
 
-def test_bessel_basis_has_unit_mean_square_in_the_ball():
-    basis = BesselBasis(5.0, 4, 6)
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_bessel_basis_has_its_mean_square_in_the_ball(scale):
+    basis = BesselBasis(5.0, 4, 6, scale)
     r = torch.linspace(1e-4, 5.0, 20001, dtype=torch.float64)
     bare = basis(r) / polynomial_envelope(r / 5.0, 6).clamp_min(1e-12).unsqueeze(1)
     weight = 3 * r**2 / 125.0
     mean = torch.trapezoid(bare[:-1].square() * weight[:-1].unsqueeze(1), r[:-1], dim=0)
-    assert (mean - 1).abs().max() < 5e-3
+    assert (mean / scale**2 - 1).abs().max() < 5e-3

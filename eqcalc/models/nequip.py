@@ -33,6 +33,9 @@ class NequIPConfig:
         num_channels: channels of the features of degree 0, 1, ..., l_max.
         parity: keep features of both parities; otherwise only those of natural parity, (-1)^l.
         num_radial: Bessel functions.
+        radial_scale: factor on the Bessel functions where they enter the radial network. Below 1,
+            less of its nonlinearity is used and messages vary more slowly with distance: on a small
+            set of molybdenum 0.3 was better on unseen surfaces, on molecules 1.
         radial_mlp: hidden widths of the radial network.
         envelope_power: p of the polynomial envelope; 6 is twice continuously differentiable.
         readout: hidden width of the readout of the last layer's scalars.
@@ -45,6 +48,7 @@ class NequIPConfig:
     num_channels: list[int] = field(default_factory=lambda: [128, 64, 32])
     parity: bool = False
     num_radial: int = 8
+    radial_scale: float = 1.0
     radial_mlp: list[int] = field(default_factory=lambda: [64, 64])
     envelope_power: int = 6
     readout: int = 32
@@ -60,6 +64,7 @@ class NequIPConfig:
             "cutoff": self.cutoff,
             "num_layers": self.num_layers,
             "num_radial": self.num_radial,
+            "radial_scale": self.radial_scale,
             "num_channels": min(self.num_channels),
             "readout": self.readout,
         }
@@ -159,7 +164,9 @@ class NequIP(Potential):
     ) -> None:
         super().__init__(atomic_numbers, config.cutoff)
         num_species = len(atomic_numbers)
-        self.radial_basis = BesselBasis(config.cutoff, config.num_radial, config.envelope_power)
+        self.radial_basis = BesselBasis(
+            config.cutoff, config.num_radial, config.envelope_power, config.radial_scale
+        )
         self.spherical_harmonics = SphericalHarmonics(config.l_max)
         self.species_embedding = nn.Parameter(torch.randn(num_species, config.num_channels[0]))
 

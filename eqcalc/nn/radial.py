@@ -34,12 +34,13 @@ def polynomial_envelope(x: Tensor, power: int) -> Tensor:
 
 
 class BesselBasis(nn.Module):
-    """b_n(r) u(r / r_c), scaled to unit mean square over the ball of radius r_c without u.
+    """b_n(r) u(r / r_c), without u of mean square `scale`^2 over the ball of radius r_c.
 
     Args:
         cutoff: r_c in Å.
         num_radial: how many n, from 1.
         power: p of the envelope; 6 makes the basis twice continuously differentiable at r_c.
+        scale: how strongly they drive the radial network.
 
     forward: r [E] Å -> [E, num_radial].
     """
@@ -47,11 +48,11 @@ class BesselBasis(nn.Module):
     cutoff: float
     power: int
 
-    def __init__(self, cutoff: float, num_radial: int, power: int) -> None:
+    def __init__(self, cutoff: float, num_radial: int, power: int, scale: float = 1.0) -> None:
         super().__init__()
         self.cutoff = float(cutoff)
         self.power = int(power)
-        self.prefactor = cutoff * math.sqrt(2.0 / 3.0)
+        self.prefactor = scale * cutoff * math.sqrt(2.0 / 3.0)
         orders = torch.arange(1, num_radial + 1, dtype=torch.float64) * (math.pi / cutoff)
         self.register_buffer("orders", orders)
 
