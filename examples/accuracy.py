@@ -1,6 +1,7 @@
 """Errors of models trained with the configurations beside this file, next to published ones.
 
-    eqcalc train examples/train_acac.toml --out runs/acac       (and so on, see SETS)
+    eqcalc train examples/train_acac.toml --out runs/acac
+    eqcalc train examples/train_elements.toml --out runs/mo     (li and si by --set, see there)
     python examples/accuracy.py --data PATH/TO/DATA --runs runs --out examples
 
 Every set whose run (or examples/NAME.pth) is there is evaluated on its test frames; writes
