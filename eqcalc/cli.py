@@ -206,8 +206,8 @@ def evaluate(
 ) -> None:
     """Errors of a potential on labelled frames, by config_type.
 
-    A data store is evaluated by the torch engine, frame by frame, in little memory; it holds no
-    positions, so that no predictions can be written.
+    A data store is evaluated by the torch engine, a few frames at a time; its labels were named
+    when it was packed, and it holds no positions, so that no predictions can be written.
     """
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.report import write_json
@@ -217,9 +217,11 @@ def evaluate(
 
     keys = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
     if any(map(is_store, frames)):
-        if len(frames) > 1 or predictions or engine not in {"auto", "torch"}:
+        renamed = any(f"{label}_key" != name for name, label in keys.items())
+        if len(frames) > 1 or predictions or engine not in {"auto", "torch"} or renamed:
             raise InputError(
-                "A data store is evaluated alone, by the torch engine and without --predictions."
+                "A data store is evaluated alone, by the torch engine, without --predictions and "
+                "with the labels that it was packed with: leave the other options out."
             )
         result = ev.evaluate_store(model, frames[0], dtype=dtype)
     else:

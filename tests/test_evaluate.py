@@ -247,5 +247,9 @@ def test_a_store_is_evaluated_like_its_files(frames, tmp_path, potential_path):
         app, ["evaluate", str(potential_path), store, "--predictions", str(tmp_path / "p.xyz")]
     )
     assert "A data store is evaluated alone" in str(refused.exception)
+    refused = CliRunner().invoke(
+        app, ["evaluate", str(potential_path), store, "--energy-key", "REF_energy"]
+    )
+    assert "with the labels that it was packed with" in str(refused.exception)
     refused = CliRunner().invoke(app, ["data", "check", store])
-    assert "is a data store, which holds no positions" in str(refused.exception)
+    assert "a data store holds no positions" in str(refused.exception)

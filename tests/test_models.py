@@ -42,6 +42,7 @@ def make(case, dtype=torch.float64, num_layers=None, seed=1):
         num_channels=channels,
         parity=parity,
         radial_mlp=[12],
+        radial_scale=0.6,
         readout=6,
     )
     return set_precision(NequIP(config, [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0]), dtype).eval()

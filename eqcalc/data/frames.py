@@ -177,10 +177,10 @@ def to_frame(atoms: Atoms, source: str, *, weight_key: str = "", **keys: str) ->
 
 
 def _existing(path: Path) -> Path:
-    if path.suffix == ".eqdata" and path.is_dir():
+    if path.is_dir():
         raise InputError(
-            f"'{path}' is a data store, which holds no positions: give the files it was packed "
-            "from."
+            f"'{path}' is a folder, not a file of frames; a data store holds no positions: give "
+            "the files it was packed from."
         )
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")

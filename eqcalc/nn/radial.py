@@ -34,13 +34,14 @@ def polynomial_envelope(x: Tensor, power: int) -> Tensor:
 
 
 class BesselBasis(nn.Module):
-    """b_n(r) u(r / r_c), without u of mean square `scale`^2 over the ball of radius r_c.
+    """c b_n(r) u(r / r_c); c is such that c b_n has the root mean square `scale` over the ball.
 
     Args:
         cutoff: r_c in Å.
         num_radial: how many n, from 1.
         power: p of the envelope; 6 makes the basis twice continuously differentiable at r_c.
-        scale: how strongly they drive the radial network.
+        scale: root mean square of what enters the radial network, without u and over the ball of
+            radius r_c.
 
     forward: r [E] Å -> [E, num_radial].
     """
