@@ -38,9 +38,7 @@ def untrained(path: Path, config: NequIPConfig) -> Path:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
     """Two elements, three layers."""
-    config = NequIPConfig(
-        num_channels=[8, 6, 4], radial_mlp=[16], num_radial=6, radial_scale=0.6, readout=8
-    )
+    config = NequIPConfig(num_channels=[8, 6, 4], radial_mlp=[16], num_radial=6, readout=8)
     return untrained(tmp_path_factory.mktemp("a folder") / "two elements.pth", config)
 
 
