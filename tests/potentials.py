@@ -9,9 +9,20 @@ from eqcalc.neighbors import neighbor_list
 
 
 def untrained(
-    path, *, channels=(8, 6, 4), parity=False, layers=2, elements=(8, 14), seed=0, cutoff=4.0
+    path,
+    *,
+    channels=(8, 6, 4),
+    parity=False,
+    layers=2,
+    products=(0, 0),
+    elements=(8, 14),
+    seed=0,
+    cutoff=4.0,
 ):
-    """Writes an export with random weights and returns its path."""
+    """Writes an export with random weights and returns its path.
+
+    products: their channels and l_max.
+    """
     torch.manual_seed(seed)
     config = NequIPConfig(
         cutoff=cutoff,
@@ -21,6 +32,8 @@ def untrained(
         parity=parity,
         radial_mlp=[16],
         radial_scale=0.8,
+        product_channels=products[0],
+        product_l_max=products[1],
     )
     count = len(elements)
     model = NequIP(config, list(elements), 16.0, [1.0] * count, [-1.0 - k for k in range(count)])

@@ -25,6 +25,9 @@ KINDS = {
     "l_max 4": {"channels": (3, 3, 2, 2, 2), "layers": 2},
     "one layer": {"channels": (8, 6, 4), "layers": 1},
     "three elements": {"channels": (8, 6, 4), "layers": 2, "elements": (8, 14, 1)},
+    "products": {"channels": (8, 6, 4), "layers": 2, "products": (20, 0)},
+    "products, parity": {"channels": (4, 3, 2), "parity": True, "layers": 2, "products": (5, 2)},
+    "products, l_max 3": {"channels": (5, 4, 3, 2), "layers": 2, "products": (3, 3)},
 }
 
 

@@ -11,16 +11,22 @@ from eqcalc import derivatives
 from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import Frame
-from eqcalc.engine.training import FusedConvolution, fuse, islands_of, pairs_of
+from eqcalc.engine.training import FusedConvolution, FusedProduct, fuse, islands_of, pairs_of
 from eqcalc.models.nequip import NequIP, NequIPConfig
 
 CASES = [
-    # channels per l, parity, layers: odd numbers are not multiples of any vector width
-    ([8], False, 2),
-    ([7, 5, 3], False, 3),
-    ([6, 4, 3], True, 3),
-    ([5, 4, 3, 2], False, 3),
-    ([4, 3, 2, 2, 1], False, 2),
+    # channels per l, parity, layers, channels and l_max of products: odd numbers are not multiples
+    # of any vector width
+    ([8], False, 2, 0, 0),
+    ([7, 5, 3], False, 3, 0, 0),
+    ([6, 4, 3], True, 3, 0, 0),
+    ([5, 4, 3, 2], False, 3, 0, 0),
+    ([4, 3, 2, 2, 1], False, 2, 0, 0),
+    ([8], False, 2, 5, 0),
+    ([7, 5, 3], False, 2, 5, 0),
+    ([7, 5, 3], False, 3, 9, 2),
+    ([6, 4, 3], True, 2, 3, 2),
+    ([5, 4, 3, 2], False, 2, 3, 3),
 ]
 
 
@@ -49,11 +55,17 @@ def derivatives_of(model, graph):
     return energies.detach(), gradient.detach(), weights
 
 
-@pytest.mark.parametrize(("channels", "parity", "layers"), CASES)
-def test_equal_to_plain_convolution(channels, parity, layers):
+@pytest.mark.parametrize(("channels", "parity", "layers", "products", "product_l_max"), CASES)
+def test_equal_to_plain_network(channels, parity, layers, products, product_l_max):
     torch.manual_seed(3)
     config = NequIPConfig(
-        cutoff=4.0, num_layers=layers, l_max=len(channels) - 1, num_channels=channels, parity=parity
+        cutoff=4.0,
+        num_layers=layers,
+        l_max=len(channels) - 1,
+        num_channels=channels,
+        parity=parity,
+        product_channels=products,
+        product_l_max=product_l_max,
     )
     plain = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
     graph = mixed_batch()
@@ -61,6 +73,10 @@ def test_equal_to_plain_convolution(channels, parity, layers):
         set_precision(plain, dtype)
         fused = fuse(copy.deepcopy(plain))
         assert all(isinstance(layer.convolution, FusedConvolution) for layer in fused.layers)
+        if products:
+            assert all(
+                isinstance(layer.product.channel_product, FusedProduct) for layer in fused.layers
+            )
         assert list(fused.state_dict()) == list(plain.state_dict())
         for a, b in zip(derivatives_of(plain, graph), derivatives_of(fused, graph), strict=True):
             assert (a - b).abs().max() <= tolerance * a.abs().max()
@@ -68,7 +84,9 @@ def test_equal_to_plain_convolution(channels, parity, layers):
 
 def test_copies_compute_the_same():
     torch.manual_seed(3)
-    config = NequIPConfig(cutoff=4.0, num_layers=2, l_max=1, num_channels=[4, 2])
+    config = NequIPConfig(
+        cutoff=4.0, num_layers=2, l_max=1, num_channels=[4, 2], product_channels=3
+    )
     model = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
     fused = fuse(set_precision(model, torch.float32))
     graph = mixed_batch()
@@ -87,7 +105,9 @@ def test_islands_are_the_structures():
 
 def test_threads_do_not_change_the_numbers():
     torch.manual_seed(3)
-    config = NequIPConfig(cutoff=4.0, num_layers=2, l_max=2, num_channels=[6, 4, 2])
+    config = NequIPConfig(
+        cutoff=4.0, num_layers=2, l_max=2, num_channels=[6, 4, 2], product_channels=3
+    )
     model = fuse(
         set_precision(NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]), torch.float64)
     )

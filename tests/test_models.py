@@ -22,18 +22,23 @@ from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import Linear, SpeciesLinear, block_offsets
 from eqcalc.nn.radial import BesselBasis, polynomial_envelope
 
-CASES = {
-    "l_max 0": ([6], False, 2),
-    "l_max 1": ([5, 3], False, 2),
-    "l_max 2": ([5, 4, 3], False, 3),
-    "l_max 2, parity": ([4, 3, 2], True, 3),
-    "l_max 3": ([4, 3, 3, 2], False, 2),
+CASES = {  # channels, parity, layers, channels and l_max of products
+    "l_max 0": ([6], False, 2, 0, 0),
+    "l_max 1": ([5, 3], False, 2, 0, 0),
+    "l_max 2": ([5, 4, 3], False, 3, 0, 0),
+    "l_max 2, parity": ([4, 3, 2], True, 3, 0, 0),
+    "l_max 3": ([4, 3, 3, 2], False, 2, 0, 0),
+    "l_max 0, products": ([6], False, 2, 4, 0),
+    "l_max 2, scalar products": ([5, 4, 3], False, 3, 4, 0),
+    "l_max 2, products": ([5, 4, 3], False, 2, 4, 2),
+    "l_max 2, parity, products": ([4, 3, 2], True, 3, 3, 2),
+    "l_max 3, products": ([4, 3, 3, 2], False, 2, 3, 3),
 }
 CUTOFF = 4.0
 
 
 def make(case, dtype=torch.float64, num_layers=None, seed=1):
-    channels, parity, layers = CASES[case]
+    channels, parity, layers, product_channels, product_l_max = CASES[case]
     torch.manual_seed(seed)
     config = NequIPConfig(
         cutoff=CUTOFF,
@@ -43,6 +48,8 @@ def make(case, dtype=torch.float64, num_layers=None, seed=1):
         parity=parity,
         radial_mlp=[12],
         radial_scale=0.6,
+        product_channels=product_channels,
+        product_l_max=product_l_max,
         readout=6,
     )
     return set_precision(NequIP(config, [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0]), dtype).eval()

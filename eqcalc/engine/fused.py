@@ -50,6 +50,27 @@ class _Writer:
             self.numbers(p.matrices)
 
 
+def _write_message_product(out: _Writer, product: plans.MessageProduct | None) -> None:
+    out.integers(int(product is not None))
+    if product is None:
+        return
+    out.integers(product.width_factors, product.width_products, product.channels)
+    out.products(product.into)
+    out.products(product.out)
+    out.integers(len(product.terms))
+    for *columns, coefficient in product.terms:
+        out.integers(*columns)
+        out.numbers(coefficient)
+
+
+def _write_readout(out: _Writer, layer: plans.LayerPlan) -> None:
+    out.integers(int(layer.readout_in is not None))
+    if layer.readout_in is not None:
+        out.integers(*layer.readout_in.shape)
+        out.numbers(layer.readout_in)
+        out.numbers(layer.readout_out)
+
+
 def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:
     """The network's description for `eqcalc_open`."""
     out = _Writer()
@@ -72,14 +93,11 @@ def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:
         )
         for products in (layer.up, layer.own, layer.mix):
             out.products(products)
+        _write_message_product(out, layer.product)
         out.integers(len(layer.gate))
         for g in layer.gate:
             out.integers(g.kind, g.at_in, g.dim, g.mul, g.gate, g.at_out)
-        out.integers(int(layer.readout_in is not None))
-        if layer.readout_in is not None:
-            out.integers(*layer.readout_in.shape)
-            out.numbers(layer.readout_in)
-            out.numbers(layer.readout_out)
+        _write_readout(out, layer)
         if radial == "table":
             out.numbers(layer.table)
         else:

@@ -25,8 +25,10 @@ from dataclasses import dataclass
 import torch
 from e3nn import o3
 
+from eqcalc.engine.generate_product import product_source
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import block_offsets
+from eqcalc.nn.product import ChannelProduct
 
 
 @dataclass(frozen=True)
@@ -255,8 +257,10 @@ def source(convolution: Convolution, tag: str) -> str:
     )
 
 
-def library_source(convolutions: list[Convolution], scalar: str) -> str:
-    """One translation unit for all layers of a model: kernels `forward_0`, `backward_0`, ..."""
-    return _HEAD.format(scalar=scalar) + "".join(
-        source(c, str(k)) for k, c in enumerate(convolutions)
-    )
+def library_source(
+    convolutions: list[Convolution], products: list[ChannelProduct], scalar: str
+) -> str:
+    """One translation unit for a whole model: kernels `forward_0`, ..., `product_forward_0`, ..."""
+    parts = [source(c, str(k)) for k, c in enumerate(convolutions)]
+    parts += [product_source(p, str(k)) for k, p in enumerate(products)]
+    return _HEAD.format(scalar=scalar) + "".join(parts)

@@ -116,6 +116,22 @@ class Product:
 
 
 @dataclass
+class MessageProduct:
+    """Products of messages with themselves (see eqcalc.nn.product), in padded rows.
+
+    into: messages -> factors; out: products -> rows before the gate; channels: padded, of each
+    factor; terms: (first column of a factor, of another, of a product, coefficient).
+    """
+
+    width_factors: int
+    width_products: int
+    channels: int
+    into: list[Product]
+    out: list[Product]
+    terms: list[tuple[int, int, int, float]]
+
+
+@dataclass
 class GateBlock:
     """kind 0: SiLU, 1: tanh, 2: gated; places in padded rows."""
 
@@ -149,6 +165,7 @@ class LayerPlan:
     up: list[Product]
     own: list[Product]
     mix: list[Product]
+    product: MessageProduct | None
     gate: list[GateBlock]
     readout_in: np.ndarray | None  # [padded scalars, padded hidden]
     readout_out: np.ndarray | None  # [padded hidden]
@@ -269,6 +286,47 @@ def _convolution(module: Any, inputs: Layout) -> tuple[ConvolutionPlan, RadialWe
     return plan, RadialWeights(np.concatenate(weight_places), np.concatenate(scales)), outputs
 
 
+def _message_product(
+    module: Any, messages: Layout, outputs: Layout, norm: np.ndarray
+) -> MessageProduct:
+    channel_product = module.channel_product
+    channels, padding = int(channel_product.num_channels), messages.padding
+    factors = Layout(tuple((dim, (channels,)) for dim, _ in messages.blocks), padding)
+    pieces = channel_product._pieces
+    products = Layout(tuple((dim, (channels,) * paths) for paths, dim in pieces), padding)
+    row_of_factors = [
+        factors.offset(block) + m * factors.stride(block)
+        for block, (dim, _) in enumerate(factors.blocks)
+        for m in range(dim)
+    ]
+    padded = factors.padded([channels])[0]
+    row_of_products = [
+        products.offset(block) + m * products.stride(block) + path * padded
+        for block, (paths, dim) in enumerate(pieces)
+        for path in range(paths)
+        for m in range(dim)
+    ]
+    coupling = _array(channel_product.coupling)
+    first, second = channel_product.first.tolist(), channel_product.second.tolist()
+    terms = [
+        (
+            row_of_factors[first[pair]],
+            row_of_factors[second[pair]],
+            row_of_products[row],
+            float(coupling[row, pair]),
+        )
+        for row, pair in np.argwhere(np.abs(coupling) > 1e-12)
+    ]
+    return MessageProduct(
+        width_factors=factors.width,
+        width_products=products.width,
+        channels=padded,
+        into=_products(module.linear_in.linear, messages, factors, norm),
+        out=_products(module.linear_out.linear, products, outputs),
+        terms=terms,
+    )
+
+
 def _gate(module: Any, padding: int) -> tuple[Layout, Layout, list[GateBlock]]:
     """Layouts before and after, and what happens to each block."""
     blocks = module._blocks
@@ -320,6 +378,8 @@ def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
     network = [
         _array(w) / math.sqrt(w.shape[0]) for w in module.radial_network.weights.parameters()
     ]
+    norm = _array(module.message_norm)
+    product = getattr(module, "product", None)  # files of eqcalc 0.1 may lack it
     plan = LayerPlan(
         convolution=convolution,
         weights=weights,
@@ -328,7 +388,8 @@ def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
         width_out=after.width,
         up=_products(module.linear_up.linear, inputs, inputs),
         own=_products(module.self_connection, inputs, before),
-        mix=_products(module.linear_mix.linear, messages, before, _array(module.message_norm)),
+        mix=_products(module.linear_mix.linear, messages, before, norm),
+        product=product and _message_product(product, messages, before, norm),
         gate=gate,
         readout_in=readout_in,
         readout_out=readout_out,

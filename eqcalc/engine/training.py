@@ -1,8 +1,9 @@
-"""The generated kernels as a convolution that can be trained: twice differentiable.
+"""The generated kernels as convolutions and products that can be trained: twice differentiable.
 
-A `FusedConvolution` takes the place of a `Convolution` in an eager model, and a `PairedRadial` that
-of its radial network, which then runs once per pair of atoms instead of once per edge. Parameters,
-buffers and results (to rounding) are the same. Exports are always made of the plain ones.
+A `FusedConvolution` takes the place of a `Convolution` in an eager model, a `FusedProduct` that of
+a `ChannelProduct`, and a `PairedRadial` that of a radial network, which then runs once per pair of
+atoms instead of once per edge. Parameters, buffers and results (to rounding) are the same. Exports
+are always made of the plain ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from eqcalc.engine.build import compile_library
 from eqcalc.engine.generate import library_source
 from eqcalc.graph import Graph
 from eqcalc.nn.convolution import Convolution
+from eqcalc.nn.product import ChannelProduct, MessageProduct
 from eqcalc.nn.radial import RadialNetwork
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
@@ -37,22 +39,26 @@ class _Edges(NamedTuple):
 
 
 class _Kernels:
-    """The three kernels of one layer, and the edges they run on."""
+    """The three kernels of one convolution or, with the prefix "product_", of one product."""
 
-    def __init__(self, path: Path, layer: int) -> None:
-        self._made_of = path, layer
+    def __init__(self, path: Path, number: int, prefix: str = "") -> None:
+        self._made_of = path, number, prefix
         library = ctypes.CDLL(str(path))
         names = ("forward", "backward", "second")
-        self.functions = {name: getattr(library, f"{name}_{layer}") for name in names}
+        self.functions = {name: getattr(library, f"{prefix}{name}_{number}") for name in names}
         for function in self.functions.values():
             function.restype = None
 
-    def __reduce__(self) -> tuple[type, tuple[Path, int]]:  # copies and pickles open it again
+    def __reduce__(self) -> tuple[type, tuple[Path, int, str]]:  # copies and pickles open it again
         return type(self), self._made_of
 
-    def run(self, name: str, edges: _Edges, *arrays: Tensor) -> None:
-        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (*edges, *arrays)]
-        self.functions[name](ctypes.c_int64(len(edges.islands) - 1), *pointers)
+    def run(self, name: str, count: int, *arrays: Tensor) -> None:
+        """Over `count` islands or atoms."""
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in arrays]
+        self.functions[name](ctypes.c_int64(count), *pointers)
+
+    def run_edges(self, name: str, edges: _Edges, *arrays: Tensor) -> None:
+        self.run(name, len(edges.islands) - 1, *edges, *arrays)
 
 
 class _Forward(torch.autograd.Function):
@@ -60,7 +66,7 @@ class _Forward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, r: Tensor, kernels: _Kernels, edges, shape):
         x, y, r = x.contiguous(), y.contiguous(), r.contiguous()
         out = x.new_zeros(shape)
-        kernels.run("forward", edges, x, out, r, y)
+        kernels.run_edges("forward", edges, x, out, r, y)
         ctx.save_for_backward(x, y, r)
         ctx.rest = kernels, edges
         return out
@@ -75,7 +81,7 @@ class _Backward(torch.autograd.Function):
     def forward(ctx: Any, g: Tensor, x: Tensor, y: Tensor, r: Tensor, kernels: _Kernels, edges):
         g = g.contiguous()
         dx, dy, dr = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(r)
-        kernels.run("backward", edges, x, g, dx, r, dr, y, dy)
+        kernels.run_edges("backward", edges, x, g, dx, r, dr, y, dy)
         ctx.save_for_backward(g, x, y, r)
         ctx.rest = kernels, edges
         return dx, dy, dr
@@ -88,8 +94,42 @@ class _Backward(torch.autograd.Function):
         ux, uy, ur = ux.contiguous(), uy.contiguous(), ur.contiguous()
         dg, dx = torch.zeros_like(g), torch.zeros_like(x)
         dy, dr = torch.zeros_like(y), torch.zeros_like(r)
-        kernels.run("second", edges, x, ux, g, dg, dx, r, ur, dr, y, uy, dy)
+        kernels.run_edges("second", edges, x, ux, g, dg, dx, r, ur, dr, y, uy, dy)
         return dg, dx, dy, dr, None, None
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, kernels: _Kernels, width: int):
+        a = a.contiguous()
+        out = a.new_empty(len(a), width)
+        kernels.run("forward", len(a), a, out)
+        ctx.save_for_backward(a)
+        ctx.kernels = kernels
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor):
+        return _ProductBackward.apply(g, *ctx.saved_tensors, ctx.kernels), None, None
+
+
+class _ProductBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, a: Tensor, kernels: _Kernels):
+        g = g.contiguous()
+        da = torch.zeros_like(a)
+        kernels.run("backward", len(a), a, g, da)
+        ctx.save_for_backward(g, a)
+        ctx.kernels = kernels
+        return da
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, u: Tensor):
+        g, a = ctx.saved_tensors
+        dg, da = torch.empty_like(g), torch.zeros_like(a)
+        ctx.kernels.run("second", len(a), a, u.contiguous(), g, dg, da)
+        return dg, da, None
 
 
 def islands_of(edge_src: Tensor, edge_dst: Tensor) -> Tensor:
@@ -160,6 +200,19 @@ class FusedConvolution(Convolution):
         return _Forward.apply(node_feats, edge_attrs, weights, self._kernels, edges, shape)
 
 
+class FusedProduct(ChannelProduct):
+    """`ChannelProduct` on the generated kernels."""
+
+    def __init__(self, plain: ChannelProduct, library: Path, number: int) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update({k: v for k, v in plain.__dict__.items() if k != "_buffers"})
+        self._buffers = plain._buffers
+        self._kernels = _Kernels(library, number, "product_")
+
+    def forward(self, a: Tensor) -> Tensor:
+        return _Product.apply(a, self._kernels, self.irreps_out.dim)
+
+
 class PairedRadial(RadialNetwork):
     """A radial network that runs once per pair of atoms: [E, in] -> [P, out].
 
@@ -188,12 +241,19 @@ def fuse(model: nn.Module) -> nn.Module:
     places = [
         m for m in model.modules() if isinstance(getattr(m, "convolution", None), Convolution)
     ]
+    products = [m for m in model.modules() if isinstance(m, MessageProduct)]
     scalar = SCALARS[network_tensors(model)[0].dtype]
-    library = compile_library(library_source([m.convolution for m in places], scalar))
+    library = compile_library(
+        library_source(
+            [m.convolution for m in places], [m.channel_product for m in products], scalar
+        )
+    )
     pairing = Pairing()
     for layer, module in enumerate(places):
         module.convolution = FusedConvolution(module.convolution, library, layer, pairing)
         module.radial_network = PairedRadial(module.radial_network, pairing)
+    for number, module in enumerate(products):
+        module.channel_product = FusedProduct(module.channel_product, library, number)
     model.pairing = pairing
     return model
 

@@ -1,7 +1,9 @@
 """NequIP: E(3)-equivariant message passing (Batzner et al., Nat. Commun. 13, 2453 (2022)).
 
-Layer: x' = Gate( W_sc[species] x + W_mix s_l sum_j R(r_ij) (W_up x_j (x) Y(r_ij)) ), with one
-constant s_l per irrep: 1 / sqrt(average number of neighbours), or what `NequIP.calibrate` measures.
+Layer: x' = Gate( W_sc[species] x + W_mix m + W_out (W_in m (x) W_in m) ), where
+m = s_l sum_j R(r_ij) (W_up x_j (x) Y(r_ij)), with one constant s_l per irrep: 1 / sqrt(average
+number of neighbours), or what `NequIP.calibrate` measures. Batzner et al. have no products of
+messages; they are MACE's (see eqcalc.nn.product) and can be left out.
 """
 
 import math
@@ -18,6 +20,7 @@ from eqcalc.nn.angular import SphericalHarmonics
 from eqcalc.nn.convolution import Convolution, allowed_paths
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import Linear, SpeciesLinear, block_offsets
+from eqcalc.nn.product import MessageProduct
 from eqcalc.nn.radial import BesselBasis, RadialNetwork
 from eqcalc.nn.reference import ReferenceEnergy
 
@@ -39,6 +42,9 @@ class NequIPConfig:
             worse, but for the frames farthest from those of the training.
         radial_mlp: hidden widths of the radial network.
         envelope_power: p of the polynomial envelope; 6 is twice continuously differentiable.
+        product_channels: of the products of a layer's messages with themselves; 0: no products.
+        product_l_max: highest degree of these products. 0: scalars alone, which the gates bring to
+            the other degrees.
         readout: hidden width of the readout of the last layer's scalars.
         core_repulsion: add the ZBL repulsion at short distance.
     """
@@ -52,6 +58,8 @@ class NequIPConfig:
     radial_scale: float = 1.0
     radial_mlp: list[int] = field(default_factory=lambda: [64, 64])
     envelope_power: int = 6
+    product_channels: int = 0
+    product_l_max: int = 0
     readout: int = 32
     core_repulsion: bool = True
 
@@ -72,6 +80,14 @@ class NequIPConfig:
         for name, value in positive.items():
             if value <= 0:
                 raise InputError(f"{name} = {value}: it must be positive.")
+        if self.product_channels < 0:
+            raise InputError(
+                f"product_channels = {self.product_channels}: it must be positive, or 0 for none."
+            )
+        if not 0 <= self.product_l_max <= self.l_max:
+            raise InputError(
+                f"product_l_max = {self.product_l_max}: it must be 0 .. l_max = {self.l_max}."
+            )
         if self.envelope_power < 3:
             raise InputError("envelope_power must be at least 3, or forces jump at the cutoff.")
 
@@ -96,19 +112,26 @@ class InteractionLayer(nn.Module):
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
         self.gate = Gate(irreps_out)
         self.linear_up = Linear(irreps_in, irreps_in)
-        self.convolution = Convolution(irreps_in, config.l_max, irreps_out)
+        width = config.product_channels  # products of vectors and tensors are scalars too
+        target = hidden_irreps(config) if width else irreps_out
+        self.convolution = Convolution(irreps_in, config.l_max, target)
         self.radial_network = RadialNetwork(
             [config.num_radial, *config.radial_mlp, self.convolution.num_weights]
         )
         self.linear_mix = Linear(self.convolution.irreps_out, self.gate.irreps_in)
+        self.product: MessageProduct | None = None
+        if width:
+            self.product = MessageProduct(
+                self.convolution.irreps_out, self.gate.irreps_in, width, config.product_l_max
+            )
         self.self_connection = SpeciesLinear(irreps_in, self.gate.irreps_in, num_species)
         norm = torch.full((self.convolution.irreps_out.dim,), 1.0, dtype=torch.float64)
         self.register_buffer("message_norm", norm / math.sqrt(avg_num_neighbors))
         self.num_scalars = irreps_out[0].mul
         self.has_readout = readout
-        width = config.readout
-        self.readout_in = nn.Parameter(torch.randn(self.num_scalars if readout else 0, width))
-        self.readout_out = nn.Parameter(torch.randn(width if readout else 0))
+        hidden = config.readout
+        self.readout_in = nn.Parameter(torch.randn(self.num_scalars if readout else 0, hidden))
+        self.readout_out = nn.Parameter(torch.randn(hidden if readout else 0))
 
     def messages(self, node_feats: Tensor, edges: Edges, num_local: int) -> Tensor:
         """node_feats [M, irreps_in.dim] -> [num_local, convolution.irreps_out.dim]."""
@@ -124,7 +147,11 @@ class InteractionLayer(nn.Module):
     def forward(self, node_feats: Tensor, edges: Edges, num_local: int) -> tuple[Tensor, Tensor]:
         messages = self.messages(node_feats, edges, num_local)
         own = self.self_connection(node_feats[:num_local], edges.species[:num_local])
-        x = self.gate(own + self.linear_mix(messages * self.message_norm.to(messages.dtype)))
+        messages = messages * self.message_norm.to(messages.dtype)
+        mixed = own + self.linear_mix(messages)
+        if self.product is not None:
+            mixed = mixed + self.product(messages)
+        x = self.gate(mixed)
         if not self.has_readout:
             return x, torch.zeros(num_local, dtype=torch.float64, device=x.device)
         scalars = x[:, : self.num_scalars]

@@ -3,10 +3,10 @@
 // Layer k, for an atom i (see eqcalc.models.nequip):
 //
 //     m_i  = sum_j R_k(r_ij) (x~_j (x) Y(r_ij))      generated kernels, see eqcalc.engine.kernels
-//     p_i  = own[z_i] x_i + mix m_i
+//     p_i  = own[z_i] x_i + mix m_i + out (a_i (x) a_i),   a_i = into m_i
 //     x'_i = gate(p_i),   x~'_i = up x'_i
 //
-// Kept for the way back: x~ and p of each layer. Atoms are worked on in blocks, from messages to the
+// Kept for the way back: x~, a and p of each layer. Atoms are worked on in blocks, from messages to the
 // next layer's x~ while they are in the cache. Sums over neighbours are made in the order of the
 // edges, those of gradients over the threads' shares in the order of the threads.
 
@@ -134,6 +134,52 @@ class GateBlock {
   ActivationScales scales_;
 };
 
+// products of messages with themselves, channel by channel (see eqcalc.nn.product)
+struct MessageProduct {
+  struct Term {
+    I first, second, out;     // columns
+    T coefficient;
+  };
+  I width_factors, width_products, channels;
+  std::vector<Product> into, out;
+  std::vector<Term> terms;
+  Buffer<T> factors;     // [own atoms, width_factors]
+
+  explicit MessageProduct(Reader &in)
+  {
+    width_factors = in.integer();
+    width_products = in.integer();
+    channels = in.integer();
+    for (auto *list : {&into, &out})
+      for (I n = in.integer(); n > 0; n--) list->emplace_back(in);
+    terms.resize(in.integer());
+    for (Term &term : terms) {
+      term.first = in.integer();
+      term.second = in.integer();
+      term.out = in.integer();
+      term.coefficient = static_cast<T>(in.number());
+    }
+  }
+
+  void forward(const T *a, T *b) const
+  {
+    for (I c = 0; c < channels; c += L, a += L, b += L)
+      for (const Term &t : terms)
+        store(b + t.out, load(b + t.out) + t.coefficient * load(a + t.first) * load(a + t.second));
+  }
+
+  // da += (d b / d a)^T db
+  void backward(const T *a, const T *db, T *da) const
+  {
+    for (I c = 0; c < channels; c += L, a += L, da += L, db += L)
+      for (const Term &t : terms) {
+        const V g = t.coefficient * load(db + t.out);
+        store(da + t.first, load(da + t.first) + g * load(a + t.second));
+        store(da + t.second, load(da + t.second) + g * load(a + t.first));
+      }
+  }
+};
+
 struct Readout {
   I scalars, hidden;
   Buffer<T> in, in_turned, out;
@@ -156,6 +202,7 @@ struct Layer {
   const Kernels *kernels;
   I width_in, width_message, width_pre, width_out, num_weights;
   std::vector<Product> up, own, mix;     // up and own act on the features before the layer
+  std::unique_ptr<MessageProduct> product;
   std::vector<GateBlock> gate;
   std::unique_ptr<Readout> readout;
   RadialFunctions radial;
@@ -173,12 +220,16 @@ struct Layer {
     num_weights = in.integer();
     for (auto *list : {&up, &own, &mix})
       for (I n = in.integer(); n > 0; n--) list->emplace_back(in);
+    if (in.integer()) product = std::make_unique<MessageProduct>(in);
     for (I n = in.integer(); n > 0; n--) gate.emplace_back(in, scales);
     if (in.integer()) readout = std::make_unique<Readout>(in);
     radial.read(in, num_weights, intervals);
   }
 
-  I bytes() const { return x.bytes() + pre.bytes() + radial.bytes(); }
+  I bytes() const
+  {
+    return x.bytes() + pre.bytes() + radial.bytes() + (product ? product->factors.bytes() : 0);
+  }
 };
 
 // Ziegler, Biersack and Littmark (1985), see eqcalc.nn.reference; half to each atom of a pair
@@ -293,12 +344,14 @@ class Network {
   // of one thread
   struct Scratch {
     Buffer<T> messages, features, gradients, hidden;     // rows of a block
+    Buffer<T> factors, products;
     Buffer<T> dx;                                // [rows, width]: gradients of neighbours' x
     I first_row = 0, end_row = 0;                // that this thread's centres refer to
 
     I bytes() const
     {
-      return messages.bytes() + features.bytes() + gradients.bytes() + hidden.bytes() + dx.bytes();
+      return messages.bytes() + features.bytes() + gradients.bytes() + hidden.bytes() +
+          factors.bytes() + products.bytes() + dx.bytes();
     }
   };
 
@@ -374,6 +427,7 @@ class Network {
     T *pre = layer.pre.get(graph.num_local * layer.width_pre);
     T *x_next = next ? next->x.get(graph.num_rows * next->width_in) : nullptr;
     T *pre_next = next ? next->pre.get(graph.num_local * next->width_pre) : nullptr;
+    if (layer.product) layer.product->factors.get(graph.num_local * layer.product->width_factors);
     for (int t = 0; t < threads_; t++) {
       scratch_[t].messages.get(BLOCK * layer.width_message);
       scratch_[t].features.get(BLOCK * layer.width_out);
@@ -400,6 +454,7 @@ class Network {
             std::copy_n(first_pre_.data() + species[b] * layer.width_pre, layer.width_pre, p[b]);
         }
         for (Product &product : layer.mix) product.forward(count, species, m, p);
+        if (layer.product) add_products(*layer.product, first, count, species, m, mine, p);
         for (int b = 0; b < count; b++)
           for (const GateBlock &block : layer.gate) block.forward(p[b], x[b]);
         if (layer.readout) {
@@ -425,6 +480,35 @@ class Network {
         }
       }
     }
+  }
+
+  // p += out (a (x) a), a = into m
+  static void add_products(MessageProduct &layer, I first, int count, const int *species,
+                           T *const *m, Scratch &mine, T *const *p)
+  {
+    T *a[BLOCK], *b[BLOCK];
+    rows_of(layer.factors.data(), layer.width_factors, first, count, a);
+    rows_of(mine.products.get(BLOCK * layer.width_products), layer.width_products, 0, count, b);
+    std::fill_n(a[0], count * layer.width_factors, T(0));
+    std::fill_n(b[0], count * layer.width_products, T(0));
+    for (Product &product : layer.into) product.forward(count, species, m, a);
+    for (int n = 0; n < count; n++) layer.forward(a[n], b[n]);
+    for (Product &product : layer.out) product.forward(count, species, b, p);
+  }
+
+  // dm += what it owes to dp by way of the products
+  static void add_product_gradients(MessageProduct &layer, I first, int count, const int *species,
+                                    T *const *dp, Scratch &mine, T *const *dm)
+  {
+    T *a[BLOCK], *da[BLOCK], *db[BLOCK];
+    rows_of(layer.factors.data(), layer.width_factors, first, count, a);
+    rows_of(mine.factors.get(BLOCK * layer.width_factors), layer.width_factors, 0, count, da);
+    rows_of(mine.products.get(BLOCK * layer.width_products), layer.width_products, 0, count, db);
+    std::fill_n(da[0], count * layer.width_factors, T(0));
+    std::fill_n(db[0], count * layer.width_products, T(0));
+    for (Product &product : layer.out) product.backward(count, species, dp, db);
+    for (int n = 0; n < count; n++) layer.backward(a[n], db[n], da[n]);
+    for (Product &product : layer.into) product.backward(count, species, da, dm);
   }
 
   // h = in^T x, before the activation
@@ -504,6 +588,7 @@ class Network {
           for (const GateBlock &block : layer.gate) block.backward(p[b], g[b]);
         std::fill_n(dm[0], count * layer.width_message, T(0));
         for (Product &product : layer.mix) product.backward(count, species, p, dm);
+        if (layer.product) add_product_gradients(*layer.product, first, count, species, p, mine, dm);
         for (int b = 0; b < count; b++)
           layer.kernels->backward(radial, edges_.of(first + b), rows, layer.x.data(), dm[b], to,
                                   edges_.gradient());
