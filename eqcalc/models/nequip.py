@@ -112,26 +112,27 @@ class InteractionLayer(nn.Module):
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
         self.gate = Gate(irreps_out)
         self.linear_up = Linear(irreps_in, irreps_in)
-        width = config.product_channels  # products of vectors and tensors are scalars too
-        target = hidden_irreps(config) if width else irreps_out
-        self.convolution = Convolution(irreps_in, config.l_max, target)
+        self.convolution = Convolution(irreps_in, config.l_max, irreps_out)
         self.radial_network = RadialNetwork(
             [config.num_radial, *config.radial_mlp, self.convolution.num_weights]
         )
         self.linear_mix = Linear(self.convolution.irreps_out, self.gate.irreps_in)
         self.product: MessageProduct | None = None
-        if width:
+        if config.product_channels:
             self.product = MessageProduct(
-                self.convolution.irreps_out, self.gate.irreps_in, width, config.product_l_max
+                self.convolution.irreps_out,
+                self.gate.irreps_in,
+                config.product_channels,
+                config.product_l_max,
             )
         self.self_connection = SpeciesLinear(irreps_in, self.gate.irreps_in, num_species)
         norm = torch.full((self.convolution.irreps_out.dim,), 1.0, dtype=torch.float64)
         self.register_buffer("message_norm", norm / math.sqrt(avg_num_neighbors))
         self.num_scalars = irreps_out[0].mul
         self.has_readout = readout
-        hidden = config.readout
-        self.readout_in = nn.Parameter(torch.randn(self.num_scalars if readout else 0, hidden))
-        self.readout_out = nn.Parameter(torch.randn(hidden if readout else 0))
+        width = config.readout
+        self.readout_in = nn.Parameter(torch.randn(self.num_scalars if readout else 0, width))
+        self.readout_out = nn.Parameter(torch.randn(width if readout else 0))
 
     def messages(self, node_feats: Tensor, edges: Edges, num_local: int) -> Tensor:
         """node_feats [M, irreps_in.dim] -> [num_local, convolution.irreps_out.dim]."""
