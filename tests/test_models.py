@@ -20,6 +20,7 @@ from eqcalc.neighbors import neighbor_list
 from eqcalc.nn.angular import SphericalHarmonics
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import Linear, SpeciesLinear, block_offsets
+from eqcalc.nn.product import ChannelProduct
 from eqcalc.nn.radial import BesselBasis, polynomial_envelope
 
 CASES = {  # channels, parity, layers, channels and l_max of products
@@ -325,6 +326,42 @@ def test_convolution_and_linear_equal_e3nn():
     assert (ours(component_major(irreps, x)) - expected).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("irreps", ["3x0e+3x1o+3x2e", "2x0e+2x0o+2x1o+2x1e", "3x0e"])
+def test_products_equal_e3nn(irreps):
+    """Every path there is but the products of an irrep with itself that vanish."""
+    irreps = o3.Irreps(irreps)
+    channels = irreps[0].mul
+    ours = ChannelProduct(irreps, irreps).to(torch.float64)
+    paths = [
+        (a, b, ir)
+        for _, ir in irreps
+        for a, (_, ir_a) in enumerate(irreps)
+        for b, (_, ir_b) in enumerate(irreps[a:], start=a)
+        if ir in ir_a * ir_b
+    ]
+    theirs = o3.TensorProduct(
+        irreps,
+        irreps,
+        o3.Irreps([(channels, ir) for _, _, ir in paths]),
+        [(a, b, k, "uuu", False) for k, (a, b, _) in enumerate(paths)],
+        path_normalization="none",
+    ).to(torch.float64)
+    x = torch.randn(5, irreps.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pieces = theirs(x, x).split([channels * ir.dim for _, _, ir in paths], dim=1)
+    vanish = [piece.abs().max() < 1e-6 for piece in pieces]
+    assert sum(vanish) == sum(a == b and ir.l % 2 == 1 for a, b, ir in paths)
+    expected = []
+    for _, ir in ours.irreps_out:
+        mine = [
+            piece.view(5, channels, ir.dim)
+            for piece, gone, (_, _, other) in zip(pieces, vanish, paths, strict=True)
+            if other == ir and not gone
+        ]
+        expected.append(torch.cat(mine, dim=1).transpose(1, 2).flatten(1))
+    got = ours(component_major(irreps, x))
+    assert (got - torch.cat(expected, dim=1)).abs().max() < 1e-6  # e3nn keeps float32 constants
+
+
 def test_species_in_one_product_equal_one_by_one():
     """Small batches stack the species; many atoms are sorted by species. Both mean the same."""
     irreps = o3.Irreps("4x0e+3x1o+2x2e")
@@ -377,6 +414,10 @@ def test_impossible_configurations_are_refused():
         NequIPConfig(l_max=2, num_channels=[4, 4])
     with pytest.raises(InputError, match="cutoff = -1"):
         NequIPConfig(cutoff=-1.0)
+    with pytest.raises(InputError, match="product_channels = -2: it must be positive, or 0"):
+        NequIPConfig(product_channels=-2)
+    with pytest.raises(InputError, match=r"product_l_max = 3: it must be 0 \.\. l_max = 2"):
+        NequIPConfig(product_channels=4, product_l_max=3)
     with pytest.raises(ValueError, match=r"no path from 3x0e .* into 2x1e"):
         Convolution(o3.Irreps("3x0e"), 2, o3.Irreps("2x1e"))
     with pytest.raises(ValueError, match="appears twice"):

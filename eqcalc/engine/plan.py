@@ -379,7 +379,7 @@ def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
         _array(w) / math.sqrt(w.shape[0]) for w in module.radial_network.weights.parameters()
     ]
     norm = _array(module.message_norm)
-    product = getattr(module, "product", None)  # files of eqcalc 0.1 may lack it
+    product = getattr(module, "product", None)  # older files lack it
     plan = LayerPlan(
         convolution=convolution,
         weights=weights,

@@ -42,6 +42,22 @@ def model(tmp_path_factory) -> Path:
     return untrained(tmp_path_factory.mktemp("a folder") / "two elements.pth", config)
 
 
+@pytest.fixture(scope="session")
+def products(tmp_path_factory) -> Path:
+    """Messages are multiplied with themselves, into scalars and into tensors."""
+    config = NequIPConfig(
+        cutoff=4.0,
+        num_layers=3,
+        num_channels=[8, 6, 4],
+        product_channels=5,
+        product_l_max=2,
+        radial_mlp=[16],
+        num_radial=6,
+        readout=8,
+    )
+    return untrained(tmp_path_factory.mktemp("products") / "products.pth", config)
+
+
 def small(layers: int) -> NequIPConfig:
     return NequIPConfig(
         cutoff=3.5,

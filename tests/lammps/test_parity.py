@@ -63,6 +63,16 @@ def test_other_ranks(system, ranks, before, model, tmp_path):
     assert_equal(got, by_python(model, atoms))
 
 
+@pytest.mark.parametrize("engine", ["fused", "torch"])
+@pytest.mark.parametrize(("system", "ranks"), [("silica_like", 1), ("triclinic", 4), ("slab", 3)])
+def test_products_of_messages(system, ranks, engine, products, tmp_path):
+    atoms = SYSTEMS[system]()
+    path = script(atoms, tmp_path, pair(products, f"engine {engine}"))
+    got, _, output = by_lammps(path, ranks)
+    assert f"engine {engine}" in output
+    assert_equal(got, by_python(products, atoms))
+
+
 def test_balanced_tiles(model, tmp_path):
     """Tiles of unequal size, made by recursive bisection around an uneven density."""
     atoms = silica_like()
