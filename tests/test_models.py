@@ -418,10 +418,24 @@ def test_impossible_configurations_are_refused():
         NequIPConfig(product_channels=-2)
     with pytest.raises(InputError, match=r"product_l_max = 3: it must be 0 \.\. l_max = 2"):
         NequIPConfig(product_channels=4, product_l_max=3)
+    with pytest.raises(InputError, match=r"species_correlation = 1\.5: it must be 0 \.\. 1"):
+        NequIPConfig(species_correlation=1.5)
     with pytest.raises(ValueError, match=r"no path from 3x0e .* into 2x1e"):
         Convolution(o3.Irreps("3x0e"), 2, o3.Irreps("2x1e"))
     with pytest.raises(ValueError, match="appears twice"):
         Linear(o3.Irreps("2x0e+3x0e"), o3.Irreps("2x0e"))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
+def test_initial_weights_of_species_are_correlated_as_asked(correlation):
+    torch.manual_seed(0)
+    config = NequIPConfig(species_correlation=correlation)
+    model = NequIP(config, [1, 6, 8], 20.0, [1.0] * 3, [0.0] * 3)
+    for table in model.species_tables()[1:]:  # the embedding is too small to tell
+        assert table.shape[0] == 3
+        expected = torch.full((3, 3), correlation).fill_diagonal_(1.0)
+        assert (torch.corrcoef(table.detach()) - expected).abs().max() < 0.03
+        assert table.std().item() == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])

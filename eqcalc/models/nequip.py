@@ -45,6 +45,9 @@ class NequIPConfig:
         product_channels: of the products of a layer's messages with themselves; 0: no products.
         product_l_max: highest degree of these products. 0: scalars alone, which the gates bring to
             the other degrees.
+        species_correlation: 0 to 1, of the initial weights of different species. Near 1, species
+            stay alike where the data do not tell them apart: a model of several elements that has
+            never seen them side by side is then of use for their mixtures.
         readout: hidden width of the readout of the last layer's scalars.
         core_repulsion: add the ZBL repulsion at short distance.
     """
@@ -60,6 +63,7 @@ class NequIPConfig:
     envelope_power: int = 6
     product_channels: int = 0
     product_l_max: int = 0
+    species_correlation: float = 0.0
     readout: int = 32
     core_repulsion: bool = True
 
@@ -87,6 +91,10 @@ class NequIPConfig:
         if not 0 <= self.product_l_max <= self.l_max:
             raise InputError(
                 f"product_l_max = {self.product_l_max}: it must be 0 .. l_max = {self.l_max}."
+            )
+        if not 0.0 <= self.species_correlation <= 1.0:
+            raise InputError(
+                f"species_correlation = {self.species_correlation}: it must be 0 .. 1."
             )
         if self.envelope_power < 3:
             raise InputError("envelope_power must be at least 3, or forces jump at the cutoff.")
@@ -161,6 +169,13 @@ class InteractionLayer(nn.Module):
         return x, energies.to(torch.float64)
 
 
+@torch.no_grad()
+def _correlate(table: Tensor, correlation: float) -> None:
+    """Rows of independent normal numbers become correlated ones, in place."""
+    common = torch.randn_like(table[:1])
+    table.mul_(math.sqrt(1.0 - correlation)).add_(common, alpha=math.sqrt(correlation))
+
+
 def hidden_irreps(config: NequIPConfig) -> o3.Irreps:
     """The features of the inner layers: natural parity, or both."""
     irreps = []
@@ -218,9 +233,16 @@ class NequIP(Potential):
                 self.exchange_widths.append(irreps.dim)
             irreps = reached
         self.layers = nn.ModuleList(layers)
+        if config.species_correlation > 0.0:
+            for table in self.species_tables():
+                _correlate(table, config.species_correlation)
         self.reference_energy = ReferenceEnergy(
             self.atomic_numbers, scale, shift, core_repulsion=config.core_repulsion
         )
+
+    def species_tables(self) -> list[nn.Parameter]:
+        """The parameters [species, ...]."""
+        return [self.species_embedding, *(x.self_connection.weight for x in self.layers)]
 
     def message_scales(self) -> list[list[float]]:
         """The constants s_l by layer and irrep of its messages."""

@@ -204,8 +204,8 @@ def continued(
 
 def species_tables(model: NequIP) -> list[str]:
     """Names of the parameters [species, ...]."""
-    names = [name for name, _ in model.named_parameters()]
-    return [n for n in names if n == "species_embedding" or n.endswith(".self_connection.weight")]
+    tables = {id(p) for p in model.species_tables()}
+    return [name for name, p in model.named_parameters() if id(p) in tables]
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

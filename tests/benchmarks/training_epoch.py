@@ -4,9 +4,10 @@
         [--out training.json]
 
 Energies, forces and stress in the loss, AdamW, averaged weights, float32; 4 layers of 64 channels
-per degree. `nequip-train`, eager and compiled, and `eqcalc train` take turns, each for EPOCHS
-epochs, of which the first (compilation, caches) is left out; medians over epochs and turns. Ratios
-are of CPU time, as in inference.py. Labels are made up, which changes no speed.
+per degree. `nequip-train`, eager and compiled, and `eqcalc train`, with AdamW and with its default
+Muon, take turns, each for EPOCHS epochs, of which the first (compilation, caches) is left out;
+medians over epochs and turns. Ratios are of CPU time, as in inference.py. Labels are made up, which
+changes no speed.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def frames_of(name: str) -> list[Atoms]:
     return frames
 
 
-def eqcalc_command(data: Path, batch: int, work: Path, times: Path) -> list[str]:
-    config = work / "eqcalc.toml"
+def eqcalc_command(data: Path, batch: int, optimizer: str, work: Path, times: Path) -> list[str]:
+    config = work / f"eqcalc-{optimizer}.toml"
     config.write_text(
         f"""[data]
 train = ["{data}"]
@@ -73,7 +74,7 @@ radial_mlp = {RADIAL_MLP}
 [training]
 epochs = {EPOCHS}
 batch_size = {batch}
-optimizer = "adamw"
+optimizer = "{optimizer}"
 learning_rate = 0.005
 threads = 1
 device = "cpu"
@@ -186,7 +187,8 @@ def main() -> None:
             write(data.with_name("val.xyz"), frames[:2])
             symbols = sorted(set(frames[0].symbols))
             commands = {
-                "eqcalc": eqcalc_command(data, batch, work, times),
+                "eqcalc": eqcalc_command(data, batch, "adamw", work, times),
+                "eqcalc, Muon": eqcalc_command(data, batch, "muon", work, times),
                 **{
                     f"NequIP {mode}": nequip_command(
                         python, mode, data, symbols, batch, work, times
