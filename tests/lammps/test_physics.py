@@ -10,8 +10,9 @@ from parity import BAR, by_lammps, by_python, pair, script, silica_like, tensor
 from eqcalc.lammps import read_thermo, run_lmp, write_input
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_finite_differences(ranks, model, tmp_path):
+@pytest.mark.parametrize(("ranks", "kind"), [(1, "model"), (2, "model"), (2, "products")])
+def test_finite_differences(ranks, kind, request, tmp_path):
+    model = request.getfixturevalue(kind)
     atoms = silica_like(1)
     step = 1e-3
     moves = [(7, a) for a in "xyz"] + [(4, "x")]
@@ -40,8 +41,10 @@ def test_finite_differences(ranks, model, tmp_path):
     assert virial == pytest.approx(thermo["Pxx"][-1] * BAR * atoms.get_volume(), rel=1e-5, abs=1e-4)
 
 
-def test_energy_is_conserved(model, tmp_path):
+@pytest.mark.parametrize("kind", ["model", "products"])
+def test_energy_is_conserved(kind, request, tmp_path):
     """The fluctuation of the total energy falls with the square of the time step."""
+    model = request.getfixturevalue(kind)
     atoms = silica_like(1)
     spread = []
     for timestep in (0.4, 0.2):
