@@ -45,6 +45,15 @@ def test_tour_of_ase(tmp_path, capsys):
     assert float(re.search(r"LAMMPS\) +(\S+) eV", said)[1]) > 0.1
 
 
+def test_metals_trained_alone_mix_like_similar_metals(tmp_path):
+    compounds = example("alloys").main(["--out", str(tmp_path / "alloys.png")])
+    assert len(compounds) == 6
+    for name, found in compounds.items():
+        assert found["a"] == pytest.approx(found["vegard"], abs=0.01), name
+        assert -50.0 < found["formation"] < 60.0, name
+    assert (tmp_path / "alloys.png").stat().st_size > 20_000
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("train_*.toml")), ids=lambda p: p.stem)
 def test_recipes_are_valid(path):
     config = read_config(path)
