@@ -1,10 +1,12 @@
 """Seconds of each training epoch, without validation; for any package that trains with Lightning.
 
-As a script, it trains eqcalc: python epoch_timer.py CONFIG.toml RUN_FOLDER TIMES.jsonl
+As a script, it trains eqcalc: python epoch_timer.py CONFIG.toml FOLDER TIMES.jsonl (each time in
+a new run folder within FOLDER, for a run that has ended is not made again).
 """
 
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,7 +33,7 @@ class EpochTimer(lightning.Callback):
         self.started = None
 
 
-def train_eqcalc(config: str, out: str, times: str) -> None:
+def train_eqcalc(config: str, folder: str, times: str) -> None:
     """`eqcalc train` with a timer on its trainer."""
     from eqcalc.training import run
     from eqcalc.training.config import read_config
@@ -41,7 +43,7 @@ def train_eqcalc(config: str, out: str, times: str) -> None:
             super().__init__(*args, callbacks=[*callbacks, EpochTimer(times)], **options)
 
     run.lightning.Trainer = Timed
-    run.train(read_config(config), out, quiet=True)
+    run.train(read_config(config), tempfile.mkdtemp(dir=folder), quiet=True)
 
 
 if __name__ == "__main__":

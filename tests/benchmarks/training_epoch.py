@@ -81,8 +81,7 @@ device = "cpu"
 """,
         encoding="utf-8",
     )
-    out = tempfile.mkdtemp(dir=work)
-    return [sys.executable, str(HERE / "epoch_timer.py"), str(config), out, str(times)]
+    return [sys.executable, str(HERE / "epoch_timer.py"), str(config), str(work), str(times)]
 
 
 def nequip_command(
