@@ -52,7 +52,7 @@ class ChannelProduct(nn.Module):
             made = 0
             for a, (_, ir_a) in enumerate(irreps_in):
                 for b, (_, ir_b) in enumerate(irreps_in[a:], start=a):
-                    antisymmetric = a == b and (2 * ir_a.l + ir.l) % 2 == 1
+                    antisymmetric = a == b and ir.l % 2 == 1
                     if ir not in ir_a * ir_b or antisymmetric:
                         continue
                     w3j = o3.wigner_3j(ir_a.l, ir_b.l, ir.l, dtype=torch.float64)
