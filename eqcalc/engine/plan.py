@@ -26,7 +26,7 @@ PADDING = {"float": 16, "double": 8}
 #: length (Å) that makes an error of a slope comparable with one of a value
 RADIAL_SCALE = 0.2
 #: of a table: as few as will do, as a table should fit the second-level cache
-INTERVALS = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
+INTERVALS = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)
 
 
 class NotCovered(EngineUnavailable):
