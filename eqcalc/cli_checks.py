@@ -22,7 +22,7 @@ Ranks = Annotated[int, typer.Option(help="MPI processes of the run on several in
 Threads = Annotated[int, typer.Option(help="Threads of each process.")]
 Steps = Annotated[int, typer.Option(help="MD steps at the longest time step.")]
 TimeStep = Annotated[
-    float | None, typer.Option(help="fs; its half and quarter run as well. Default: 2; 1 with H.")
+    float | None, typer.Option(help="fs; its half and quarter run as well. Default: 2; 0.5 with H.")
 ]
 Temperature = Annotated[float, typer.Option(help="K, of the first velocities.")]
 ReferenceFile = Annotated[

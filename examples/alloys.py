@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,12 @@ def pair(first: str, second: str, a: float) -> Atoms:
 
 
 def relaxed(first: str, second: str, calc: EquivariantCalculator) -> tuple[float, float]:
-    """Lattice constant (Å) and energy per atom (eV)."""
+    """Lattice constant (Å) and energy per atom (eV) of CsCl's structure."""
     atoms = pair(first, second, 3.2)
     atoms.calc = calc
-    BFGS(FrechetCellFilter(atoms, hydrostatic_strain=True), logfile=None).run(fmax=1e-4, steps=100)
+    optimizer = BFGS(FrechetCellFilter(atoms, hydrostatic_strain=True), logfile=None)
+    if not optimizer.run(fmax=1e-4, steps=100):
+        sys.exit(f"{first}{second} does not come to rest in 100 steps from a = 3.2 Å.")
     return float(atoms.cell.lengths()[0]), atoms.get_potential_energy() / 2
 
 
@@ -42,6 +45,8 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     options = parser.parse_args(arguments)
 
     calc = EquivariantCalculator(options.model, dtype="float64")
+    if len(calc.potential.symbols) < 2:
+        sys.exit(f"{options.model} knows one element: give a model of two or more.")
     elements = {symbol: relaxed(symbol, symbol, calc) for symbol in calc.potential.symbols}
     for symbol, (a, _) in elements.items():
         print(f"{symbol:<6}{a:8.3f} Å")

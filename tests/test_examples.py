@@ -54,6 +54,7 @@ def test_trained_files_run_on_the_fused_engine(path, dtype):
 
 
 def test_metals_trained_alone_mix_like_similar_metals(tmp_path):
+    """Independent weights gave up to 471 meV/atom and 0.06 Å off Vegard's rule (README)."""
     compounds = example("alloys").main(["--out", str(tmp_path / "alloys.png")])
     assert len(compounds) == 6
     for name, found in compounds.items():

@@ -165,8 +165,9 @@ def test_table_meets_its_tolerance(potential_path):
         assert np.abs(got - exact).max() < 3e-9 * np.abs(exact).max()
 
 
-def test_threads_change_nothing_but_rounding(potential_path):
-    engine = fused.fuse(potential_path, dtype="float64")
+@pytest.mark.parametrize("products", [(0, 0), (5, 2)])
+def test_threads_change_nothing_but_rounding(products, tmp_path):
+    engine = fused.fuse(untrained(tmp_path / "model.pth", products=products), dtype="float64")
     atoms = melt().repeat((1, 1, 2))
     species, vec, src, dst = (a.numpy() for a in graph(engine, atoms))
     edges = fused.EdgeArrays(src, dst, vec)

@@ -418,6 +418,8 @@ def test_impossible_configurations_are_refused():
         NequIPConfig(product_channels=-2)
     with pytest.raises(InputError, match=r"product_l_max = 3: it must be 0 \.\. l_max = 2"):
         NequIPConfig(product_channels=4, product_l_max=3)
+    with pytest.raises(InputError, match="product_l_max = 1, but there are no products"):
+        NequIPConfig(product_l_max=1)
     with pytest.raises(InputError, match=r"species_correlation = 1\.5: it must be 0 \.\. 1"):
         NequIPConfig(species_correlation=1.5)
     with pytest.raises(ValueError, match=r"no path from 3x0e .* into 2x1e"):

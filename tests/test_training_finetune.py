@@ -50,6 +50,23 @@ def fine_tuning(frames, source, *, freeze=(), refit=False, **options):
     return tiny(frames, fine_tune=section, **options)
 
 
+@pytest.mark.parametrize("kind", ["export", "run"])
+def test_products_and_alike_species_are_carried_over(data, tmp_path, kind):
+    """Through training on the kernels, the file, a new element and training again."""
+    options = {"product_channels": 3, "product_l_max": 1, "species_correlation": 0.5}
+    first = tiny(data["LiO"], epochs=2, model=options, fused=True)
+    train(first, tmp_path / "first", quiet=True)
+    source = {"export": "model.pth", "run": ""}[kind]
+    config = fine_tuning(data["LiCO"], tmp_path / "first" / source, epochs=1)
+    prepared = prepare(config)
+    expected = predictions(load_run(tmp_path / "first")[1], data["LiO"])
+    got = predictions(prepared.model, data["LiO"])
+    assert torch.allclose(got.forces, expected.forces, atol=1e-5)
+    train(config, tmp_path / "second", quiet=True)
+    calc = EquivariantCalculator(tmp_path / "second" / "model.pth", engine="fused")
+    assert calc.potential.metadata["hyperparameters"].items() >= options.items()
+
+
 @pytest.mark.parametrize("kind", ["export", "run", "checkpoint"])
 @pytest.mark.parametrize("elements", ["LiO", "LiCO", "Li"])
 def test_it_starts_as_the_original(data, original, kind, elements):

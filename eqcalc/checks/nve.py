@@ -42,7 +42,7 @@ DIVISORS = (1, 2, 4)
 
 #: fs, of the longest step: a twelfth of the fastest vibration's period or less, without and with
 #: hydrogen
-TIMESTEP, TIMESTEP_HYDROGEN = 2.0, 1.0
+TIMESTEP, TIMESTEP_HYDROGEN = 2.0, 0.5
 
 
 @dataclass(frozen=True)

@@ -389,7 +389,7 @@ def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
         up=_products(module.linear_up.linear, inputs, inputs),
         own=_products(module.self_connection, inputs, before),
         mix=_products(module.linear_mix.linear, messages, before, norm),
-        product=product and _message_product(product, messages, before, norm),
+        product=None if product is None else _message_product(product, messages, before, norm),
         gate=gate,
         readout_in=readout_in,
         readout_out=readout_out,

@@ -88,6 +88,11 @@ class NequIPConfig:
             raise InputError(
                 f"product_channels = {self.product_channels}: it must be positive, or 0 for none."
             )
+        if self.product_l_max and not self.product_channels:
+            raise InputError(
+                f"product_l_max = {self.product_l_max}, but there are no products: give "
+                "product_channels as well."
+            )
         if not 0 <= self.product_l_max <= self.l_max:
             raise InputError(
                 f"product_l_max = {self.product_l_max}: it must be 0 .. l_max = {self.l_max}."

@@ -63,8 +63,8 @@ def test_other_ranks(system, ranks, before, model, tmp_path):
     assert_equal(got, by_python(model, atoms))
 
 
-@pytest.mark.parametrize("engine", ["fused", "torch"])
-@pytest.mark.parametrize(("system", "ranks"), [("silica_like", 1), ("triclinic", 4), ("slab", 3)])
+@pytest.mark.parametrize("engine", ["fused", "exact", "torch"])
+@pytest.mark.parametrize(("system", "ranks"), [("silica_like", 1), ("slab", 2), ("triclinic", 4)])
 def test_products_of_messages(system, ranks, engine, products, tmp_path):
     atoms = SYSTEMS[system]()
     path = script(atoms, tmp_path, pair(products, f"engine {engine}"))

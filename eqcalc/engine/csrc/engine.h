@@ -6,8 +6,8 @@
 //     p_i  = own[z_i] x_i + mix m_i + out (a_i (x) a_i),   a_i = into m_i
 //     x'_i = gate(p_i),   x~'_i = up x'_i
 //
-// Kept for the way back: x~, a and p of each layer. Atoms are worked on in blocks, from messages to the
-// next layer's x~ while they are in the cache. Sums over neighbours are made in the order of the
+// Kept for the way back: x~, a and p of each layer. Atoms are worked on in blocks, from messages to
+// the next layer's x~ while they are in the cache. Sums over neighbours are made in the order of the
 // edges, those of gradients over the threads' shares in the order of the threads.
 
 namespace {
@@ -348,6 +348,18 @@ class Network {
     Buffer<T> dx;                                // [rows, width]: gradients of neighbours' x
     I first_row = 0, end_row = 0;                // that this thread's centres refer to
 
+    // before threads start: running out of memory can be reported only there
+    void reserve(const Layer &layer)
+    {
+      messages.get(BLOCK * layer.width_message);
+      features.get(BLOCK * layer.width_out);
+      gradients.get(BLOCK * layer.width_out);
+      if (layer.readout) hidden.get(BLOCK * layer.readout->hidden);
+      if (!layer.product) return;
+      factors.get(BLOCK * layer.product->width_factors);
+      products.get(BLOCK * layer.product->width_products);
+    }
+
     I bytes() const
     {
       return messages.bytes() + features.bytes() + gradients.bytes() + hidden.bytes() +
@@ -428,11 +440,7 @@ class Network {
     T *x_next = next ? next->x.get(graph.num_rows * next->width_in) : nullptr;
     T *pre_next = next ? next->pre.get(graph.num_local * next->width_pre) : nullptr;
     if (layer.product) layer.product->factors.get(graph.num_local * layer.product->width_factors);
-    for (int t = 0; t < threads_; t++) {
-      scratch_[t].messages.get(BLOCK * layer.width_message);
-      scratch_[t].features.get(BLOCK * layer.width_out);
-      scratch_[t].gradients.get(BLOCK * layer.width_out);
-    }
+    for (Scratch &scratch : scratch_) scratch.reserve(layer);
     const Radial radial = layer.radial.weights(basis_, edges_, threads_, false);
     const int *rows = edges_.rows(k == 0);
 #pragma omp parallel num_threads(threads_)
@@ -488,7 +496,7 @@ class Network {
   {
     T *a[BLOCK], *b[BLOCK];
     rows_of(layer.factors.data(), layer.width_factors, first, count, a);
-    rows_of(mine.products.get(BLOCK * layer.width_products), layer.width_products, 0, count, b);
+    rows_of(mine.products.data(), layer.width_products, 0, count, b);
     std::fill_n(a[0], count * layer.width_factors, T(0));
     std::fill_n(b[0], count * layer.width_products, T(0));
     for (Product &product : layer.into) product.forward(count, species, m, a);
@@ -502,8 +510,8 @@ class Network {
   {
     T *a[BLOCK], *da[BLOCK], *db[BLOCK];
     rows_of(layer.factors.data(), layer.width_factors, first, count, a);
-    rows_of(mine.factors.get(BLOCK * layer.width_factors), layer.width_factors, 0, count, da);
-    rows_of(mine.products.get(BLOCK * layer.width_products), layer.width_products, 0, count, db);
+    rows_of(mine.factors.data(), layer.width_factors, 0, count, da);
+    rows_of(mine.products.data(), layer.width_products, 0, count, db);
     std::fill_n(da[0], count * layer.width_factors, T(0));
     std::fill_n(db[0], count * layer.width_products, T(0));
     for (Product &product : layer.out) product.backward(count, species, dp, db);
@@ -514,7 +522,7 @@ class Network {
   // h = in^T x, before the activation
   static void hidden(Readout &readout, int count, T *const *x, Buffer<T> &memory, T **h)
   {
-    rows_of(memory.get(BLOCK * readout.hidden), readout.hidden, 0, count, h);
+    rows_of(memory.data(), readout.hidden, 0, count, h);
     std::fill_n(memory.data(), count * readout.hidden, T(0));
     product(count, static_cast<int>(readout.scalars), x, readout.in.data(),
             static_cast<int>(readout.hidden), h);
@@ -550,9 +558,7 @@ class Network {
     const I num_rows = k > 0 ? graph.num_rows : 0;
     T *dx = dx_.get(num_rows * layer.width_in);
     for (int t = 0; t < threads_; t++) {
-      scratch_[t].messages.get(BLOCK * layer.width_message);
-      scratch_[t].features.get(BLOCK * layer.width_out);
-      scratch_[t].gradients.get(BLOCK * layer.width_out);
+      scratch_[t].reserve(layer);
       if (t > 0) scratch_[t].dx.get(num_rows * layer.width_in);
     }
     const Radial radial = layer.radial.weights(basis_, edges_, threads_, true);
@@ -588,7 +594,8 @@ class Network {
           for (const GateBlock &block : layer.gate) block.backward(p[b], g[b]);
         std::fill_n(dm[0], count * layer.width_message, T(0));
         for (Product &product : layer.mix) product.backward(count, species, p, dm);
-        if (layer.product) add_product_gradients(*layer.product, first, count, species, p, mine, dm);
+        if (layer.product)
+          add_product_gradients(*layer.product, first, count, species, p, mine, dm);
         for (int b = 0; b < count; b++)
           layer.kernels->backward(radial, edges_.of(first + b), rows, layer.x.data(), dm[b], to,
                                   edges_.gradient());
