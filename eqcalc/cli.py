@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eqcalc.cli_checks import check_app
-from eqcalc.cli_data import EnergyKey, ForcesKey, StressKey, data_app
+from eqcalc.cli_data import EnergyKey, ForcesKey, PulayPressure, StressKey, data_app
 from eqcalc.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ def evaluate(
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",
+    pulay_pressure: PulayPressure = 0.0,
 ) -> None:
     """Errors of a potential on labelled frames, by config_type.
 
@@ -218,7 +219,8 @@ def evaluate(
     keys = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
     if any(map(is_store, frames)):
         renamed = any(f"{label}_key" != name for name, label in keys.items())
-        if len(frames) > 1 or predictions or engine not in {"auto", "torch"} or renamed:
+        changed = renamed or pulay_pressure
+        if len(frames) > 1 or predictions or engine not in {"auto", "torch"} or changed:
             raise InputError(
                 "A data store is evaluated alone, by the torch engine, without --predictions and "
                 "with the labels that it was packed with: leave the other options out."
@@ -226,7 +228,7 @@ def evaluate(
         result = ev.evaluate_store(model, frames[0], dtype=dtype)
     else:
         calculator = EquivariantCalculator(model, dtype=dtype, engine=engine)
-        labelled = read_frames(frames, **keys)
+        labelled = read_frames(frames, **keys, pulay_pressure=pulay_pressure)
         for frame in labelled:
             try:
                 calculator.potential.species_of(frame.atoms.numbers)

@@ -13,6 +13,10 @@ data_app = typer.Typer(no_args_is_help=True, help="Data sets: check them, pack t
 Frames = Annotated[list[Path], typer.Argument(help="Frames in any format that ASE reads.")]
 EnergyKey = Annotated[str, typer.Option(help="Name of the energy in the files.")]
 ForcesKey = Annotated[str, typer.Option(help="Name of the forces in the files.")]
+PulayPressure = Annotated[
+    float,
+    typer.Option(help="GPa that the stress in the files lacks beside the energies; it is added."),
+]
 StressKey = Annotated[str, typer.Option(help="Name of the stress in the files.")]
 
 
@@ -32,6 +36,7 @@ def data_check(
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",
+    pulay_pressure: PulayPressure = 0.0,
 ) -> None:
     """Units, signs, outliers, copies, leaks into test frames, overlaps; exit status 1 on errors."""
     from eqcalc.checks.report import write_bytes, write_json
@@ -45,6 +50,7 @@ def data_check(
         energy_key=energy_key,
         forces_key=forces_key,
         stress_key=stress_key,
+        pulay_pressure=pulay_pressure,
     )
     typer.echo(str(survey))
     written = []
@@ -69,6 +75,7 @@ def data_pack(
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",
+    pulay_pressure: PulayPressure = 0.0,
     weight_key: Annotated[str, typer.Option(help="Name of the frames' weights, if any.")] = "",
 ) -> None:
     """Prepare graphs and labels once, on disk, for sets that do not fit into memory."""
@@ -83,6 +90,7 @@ def data_pack(
         energy_key=energy_key,
         forces_key=forces_key,
         stress_key=stress_key,
+        pulay_pressure=pulay_pressure,
         weight_key=weight_key,
     )
     size = sum(path.stat().st_size for path in output.iterdir())

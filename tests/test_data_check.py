@@ -156,6 +156,10 @@ def test_a_constant_pressure_is_noticed(tmp_path, healthy):
     (finding,) = found(survey(tmp_path, images), "warning", "pressure")
     pressure = float(re.search(r"([+-][\d.]+) GPa", finding.sentence).group(1))
     assert pressure == pytest.approx(2.0, abs=0.15)
+    assert f"data.pulay_pressure = {pressure:g}" in finding.sentence
+    corrected = survey(tmp_path, images, pulay_pressure=2.0)
+    assert not found(corrected, "warning", "pressure")
+    assert found(corrected, "note", "stress") == found(survey(tmp_path, healthy), "note", "stress")
     assert not found(survey(tmp_path, healthy), "warning", "pressure")
 
 

@@ -218,6 +218,28 @@ def test_what_is_wrong_is_said(tmp_path, potential_path, prepare, options, sente
     assert re.search(sentence, str(run.exception))
 
 
+def test_a_pressure_that_the_stress_lacks(tmp_path, potential_path, crystal):
+    atoms, spoilt = crystal.copy(), crystal.copy()
+    for image, pressure in ((atoms, 0.0), (spoilt, 3.0)):
+        stress = np.array([0.01, 0.02, -0.01, 0.0, 0.005, 0.0])
+        stress[:3] += pressure * GPa
+        image.calc = SinglePointCalculator(image, energy=-20.0, stress=stress)
+    errors = []
+    for name, image, options in (
+        ("a.xyz", atoms, ()),
+        ("b.xyz", spoilt, ("--pulay-pressure", "3")),
+        ("b.xyz", spoilt, ()),
+    ):
+        write(tmp_path / name, image)
+        output = tmp_path / "errors.json"
+        command = ["evaluate", str(potential_path), str(tmp_path / name), "-o", str(output)]
+        run = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
+        assert run.exit_code == 0, run.output
+        errors.append(json.loads(output.read_text())["all"]["stress"]["rmse"])
+    assert errors[1] == pytest.approx(errors[0], rel=1e-5)
+    assert abs(errors[2] - errors[0]) > 0.5
+
+
 def test_a_store_is_evaluated_like_its_files(frames, tmp_path, potential_path):
     images = []
     for frame in frames:
@@ -249,6 +271,10 @@ def test_a_store_is_evaluated_like_its_files(frames, tmp_path, potential_path):
     assert "A data store is evaluated alone" in str(refused.exception)
     refused = CliRunner().invoke(
         app, ["evaluate", str(potential_path), store, "--energy-key", "REF_energy"]
+    )
+    assert "with the labels that it was packed with" in str(refused.exception)
+    refused = CliRunner().invoke(
+        app, ["evaluate", str(potential_path), store, "--pulay-pressure", "2"]
     )
     assert "with the labels that it was packed with" in str(refused.exception)
     refused = CliRunner().invoke(app, ["data", "check", store])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.io import write
+from ase.units import GPa
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
@@ -200,6 +201,32 @@ def test_stores_that_do_not_fit(tmp_path, store):
         PackedDataset(tmp_path / "c.eqdata")
     assert is_store(store)
     assert not is_store(FILES[0])
+
+
+def test_a_pressure_that_the_stress_lacks(tmp_path, store):
+    from eqcalc.training.config import from_dict
+    from eqcalc.training.prepare import dataset, load_frames
+
+    def labels(source, pressure):
+        data = {"train": [str(source)], "val_fraction": 0.05, "pulay_pressure": pressure}
+        config = from_dict({"data": data, "model": {"cutoff": 4.0}})
+        train, _ = load_frames(config)
+        frames = dataset(train, [3], config)
+        return np.array([frames[n].stress[0].numpy() for n in range(len(frames))])
+
+    path = tmp_path / "p.eqdata"
+    command = ["data", "pack", str(FILES[0]), "-o", str(path), "--cutoff", "4"]
+    run = CliRunner().invoke(app, [*command, "--pulay-pressure", "2"])
+    assert run.exit_code == 0
+    known = labels(FILES[0], 0.0)
+    for source in (path, FILES[0]):
+        added = known - labels(source, 2.0)  # a pressure is minus a third of the trace
+        expected = np.where(np.isnan(known), np.nan, 2.0 * GPa * np.eye(3))
+        np.testing.assert_allclose(added, expected, atol=1e-12)
+    assert 5 < np.isfinite(known[:, 0, 0]).sum() < len(known)
+    for source, pressure in ((path, 0.0), (store, 2.0)):
+        with pytest.raises(InputError, match=f"data.pulay_pressure is {pressure:g}: change that"):
+            labels(source, pressure)
 
 
 def test_gradients_of_the_loss_are_those_of_frames(store, frames):

@@ -7,7 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from ase import Atoms
@@ -19,7 +19,15 @@ from eqcalc.data.check_geometry import Geometry, measure
 from eqcalc.data.check_physics import Slope, force_test, strain_test
 from eqcalc.data.check_units import component_order, judge
 from eqcalc.data.findings import LEVELS, Finding, count, sources, such_as
-from eqcalc.data.frames import Frame, Labels, iter_images, make_frame, read_labels, without_energy
+from eqcalc.data.frames import (
+    Frame,
+    LabelKeys,
+    Labels,
+    iter_images,
+    make_frame,
+    read_labels,
+    without_energy,
+)
 from eqcalc.data.statistics import gather, left_over
 from eqcalc.errors import InputError
 from eqcalc.neighbors import check_structure
@@ -136,12 +144,12 @@ def _overview(survey: Survey) -> str:
     )
 
 
-def read_leniently(paths: Paths, **keys: str) -> tuple[list[Frame], list[Finding]]:
+def read_leniently(paths: Paths, **keys: Unpack[LabelKeys]) -> tuple[list[Frame], list[Finding]]:
     """Frames that training would refuse are findings; labels that are not finite are dropped.
 
     Args:
         paths: files that ASE reads.
-        keys: energy_key, forces_key, stress_key.
+        keys: see LabelKeys.
 
     Raises:
         InputError: a file is missing or no structures can be read from it.
@@ -180,7 +188,7 @@ def read_leniently(paths: Paths, **keys: str) -> tuple[list[Frame], list[Finding
     return frames, findings
 
 
-def _labels(atoms: Atoms, source: str, keys: dict[str, str]) -> Labels:
+def _labels(atoms: Atoms, source: str, keys: LabelKeys) -> Labels:
     """Labels of a structure that can be used at all; InputError for others."""
     if len(atoms) == 0:
         raise InputError(f"{source} has no atoms.")
@@ -200,14 +208,16 @@ def new_elements(train: Sequence[Frame], test: Sequence[Frame]) -> list[Finding]
     return [Finding("error", "elements", sentence, sources(strange))]
 
 
-def check(train: Paths, test: Paths = (), *, cutoff: float = 5.0, **keys: str) -> Survey:
+def check(
+    train: Paths, test: Paths = (), *, cutoff: float = 5.0, **keys: Unpack[LabelKeys]
+) -> Survey:
     """All checks of a data set.
 
     Args:
         train: files of training frames.
         test: files of frames that models are to be judged by.
         cutoff: Å, of the model that will be trained.
-        keys: energy_key, forces_key, stress_key.
+        keys: see LabelKeys.
 
     Raises:
         InputError: a file is missing or cannot be read, or the cutoff is not positive.

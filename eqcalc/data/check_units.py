@@ -115,7 +115,8 @@ def judge(slope: Slope, frames: Sequence[Frame], label: str) -> list[Finding]:
     if label == "stress" and abs(pressure) > PULAY and fits:
         sentence = (
             f"The stress lacks a constant pressure of {pressure:+.2g} GPa that the energies of "
-            f"{rests} show: a plane-wave cutoff that is too low for the stress (Pulay)?"
+            f"{rests} show, so that no model can fit both: a plane-wave cutoff that is too low for "
+            f"the stress (Pulay)? data.pulay_pressure = {pressure:.2g} adds it for training."
         )
         return [Finding("warning", "pressure", sentence)]
     if slope.agrees:

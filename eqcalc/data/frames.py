@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from ase import Atoms
 from ase.io import iread
 from ase.io.formats import filetype, get_ioformat, open_with_compression
+from ase.units import GPa
 
 from eqcalc.errors import InputError
 from eqcalc.neighbors import check_structure
@@ -62,6 +63,24 @@ class FrameHash:
         return self._digest.hexdigest()[:16]
 
 
+class LabelKeys(TypedDict, total=False):
+    """How labels are read.
+
+    Attributes:
+        energy_key, forces_key, stress_key: the labels' names. VASP's forces belong to
+            energy_key="free_energy"; "energy" is extrapolated to no smearing.
+        weight_key: name of the frame's weight in the loss, in `info`; empty for 1.
+        pulay_pressure: GPa, constant, that the stress of the data lacks beside the derivative of
+            its energies (Francis and Payne, J. Phys. Condens. Matter 2, 4395 (1990)); added.
+    """
+
+    energy_key: str
+    forces_key: str
+    stress_key: str
+    weight_key: str
+    pulay_pressure: float
+
+
 class Labels(NamedTuple):
     """As they stand in the data, finite or not: eV, eV/Å [N, 3], eV/Å^3 [3, 3]; None if absent."""
 
@@ -101,8 +120,9 @@ def read_labels(
     energy_key: str = "energy",
     forces_key: str = "forces",
     stress_key: str = "stress",
+    pulay_pressure: float = 0.0,
 ) -> Labels:
-    """What a structure carries under these names; InputError if a shape is wrong.
+    """What a structure carries under these names (see LabelKeys); InputError if a shape is wrong.
 
     The stress of a structure that is not periodic in three directions has no meaning: None.
     """
@@ -122,7 +142,7 @@ def read_labels(
         if forces.shape != (len(atoms), 3):
             raise InputError(f"{source}: the forces have shape {forces.shape}, not (atoms, 3).")
     if stress is not None:
-        stress = stress_matrix(stress, source)
+        stress = stress_matrix(stress, source) - pulay_pressure * GPa * np.eye(3)
     return Labels(energy, forces, stress)
 
 
@@ -153,17 +173,16 @@ def _weight(atoms: Atoms, source: str, key: str) -> float:
     return float(weight)
 
 
-def to_frame(atoms: Atoms, source: str, *, weight_key: str = "", **keys: str) -> Frame:
+def to_frame(atoms: Atoms, source: str, **keys: Unpack[LabelKeys]) -> Frame:
     """One structure with its labels; InputError says which label is missing or broken.
 
     Args:
         atoms: as ASE reads it: labels under `energy`, `forces` and `stress` are in its calculator;
             others, such as REF_energy, in `info`, `arrays` or the columns of a database.
         source: how to call the structure in messages.
-        weight_key: name of the frame's weight in the loss, in `info`; empty for 1.
-        keys: energy_key, forces_key, stress_key: the labels' names. VASP's forces belong to
-            energy_key="free_energy"; "energy" is extrapolated to no smearing.
+        keys: see LabelKeys.
     """
+    weight_key = keys.pop("weight_key", "")
     labels = read_labels(atoms, source, **keys)
     if labels.energy is None:
         raise InputError(without_energy(atoms, source, keys.get("energy_key", "energy")))
@@ -252,9 +271,9 @@ def iter_images(
 
 
 def iter_frames(
-    paths: Iterable[str | os.PathLike] | str | os.PathLike, **keys: str
+    paths: Iterable[str | os.PathLike] | str | os.PathLike, **keys: Unpack[LabelKeys]
 ) -> Iterator[Frame]:
-    """Frames of one or several files, one at a time, in order. `keys` are those of `to_frame`.
+    """Frames of one or several files, one at a time, in order, their labels as LabelKeys say.
 
     Raises:
         InputError: a file is missing or unreadable, a frame is broken, or there is none; or a
@@ -275,6 +294,8 @@ def iter_frames(
         )
 
 
-def read_frames(paths: Iterable[str | os.PathLike] | str | os.PathLike, **keys: str) -> list[Frame]:
+def read_frames(
+    paths: Iterable[str | os.PathLike] | str | os.PathLike, **keys: Unpack[LabelKeys]
+) -> list[Frame]:
     """All frames of one or several files, in order; see `iter_frames`."""
     return list(iter_frames(paths, **keys))

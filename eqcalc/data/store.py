@@ -25,11 +25,11 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from eqcalc.data.columns import ColumnWriter
 from eqcalc.data.dataset import frame_to_batch
-from eqcalc.data.frames import Frame, FrameHash, iter_frames
+from eqcalc.data.frames import Frame, FrameHash, LabelKeys, iter_frames
 from eqcalc.errors import InputError
 
 FORMAT = "eqcalc data store"
@@ -73,7 +73,7 @@ def pack(
     paths: Iterable[str | os.PathLike] | str | os.PathLike,
     output: str | os.PathLike,
     cutoff: float,
-    **keys: str,
+    **keys: Unpack[LabelKeys],
 ) -> dict[str, Any]:
     """Reads frames one at a time and writes a store; returns its header.
 
@@ -83,7 +83,7 @@ def pack(
         paths: files that ASE reads.
         output: NAME.eqdata.
         cutoff: Å, of the model to be trained.
-        keys: energy_key, forces_key, stress_key, weight_key.
+        keys: see LabelKeys.
 
     Raises:
         InputError: as for `read_frames`; a bad name or cutoff; no room on the disk.
@@ -99,7 +99,8 @@ def pack(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        header = _write(iter_frames(paths, **keys), partial, cutoff)
+        pressure = keys.get("pulay_pressure", 0.0)
+        header = _write(iter_frames(paths, **keys), partial, cutoff, pressure)
         if output.exists():
             shutil.rmtree(output)
         os.replace(partial, output)
@@ -110,7 +111,9 @@ def pack(
     return header
 
 
-def _write(frames: Iterator[Frame], folder: Path, cutoff: float) -> dict[str, Any]:
+def _write(
+    frames: Iterator[Frame], folder: Path, cutoff: float, pulay_pressure: float
+) -> dict[str, Any]:
     columns = {
         name: ColumnWriter(folder / f"{name}.npy", dtype, shape)
         for name, (dtype, shape) in COLUMNS.items()
@@ -157,6 +160,7 @@ def _write(frames: Iterator[Frame], folder: Path, cutoff: float) -> dict[str, An
         "format": FORMAT,
         "version": VERSION,
         "cutoff": float(cutoff),
+        "pulay_pressure": float(pulay_pressure),
         "frames": count,
         "atoms": atoms,
         "edges": edges,

@@ -28,6 +28,8 @@ class DataConfig:
         val_fraction: share of frames held out, at least one frame.
         split_seed: of the frames held out; unset: training.seed.
         energy_key, forces_key, stress_key: names of the labels in files.
+        pulay_pressure: GPa that the stress in the files lacks beside the energies, as `eqcalc data
+            check` measures it: a plane-wave basis too small for stresses. It is added to them.
         weight_key: name of a number by which a frame's loss is multiplied; empty for none. A frame
             without it counts once.
         isolated_atoms: a file of one-atom frames whose energies become the reference energies.
@@ -42,6 +44,7 @@ class DataConfig:
     energy_key: str = "energy"
     forces_key: str = "forces"
     stress_key: str = "stress"
+    pulay_pressure: float = 0.0
     weight_key: str = ""
     isolated_atoms: str = ""
     reference_energies: dict[str, float] = field(default_factory=dict)

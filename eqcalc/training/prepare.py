@@ -12,7 +12,7 @@ import torch
 
 from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, FrameDataset, GraphDataset, split_indices
-from eqcalc.data.frames import read_frames
+from eqcalc.data.frames import LabelKeys, read_frames
 from eqcalc.data.packed import PackedDataset
 from eqcalc.data.statistics import gather, suspicious
 from eqcalc.data.store import is_store
@@ -62,9 +62,8 @@ class Prepared:
     undecayed: Sequence[str] = ()
 
 
-def _keys(config: Config) -> dict[str, str]:
-    names = ("energy_key", "forces_key", "stress_key", "weight_key")
-    return {name: getattr(config.data, name) for name in names}
+def _keys(config: Config) -> LabelKeys:
+    return {name: getattr(config.data, name) for name in LabelKeys.__annotations__}
 
 
 def _load(paths: list[str], option: str, config: Config) -> Unprepared:
@@ -77,7 +76,14 @@ def _load(paths: list[str], option: str, config: Config) -> Unprepared:
             f"{option} names the store '{stores[0]}' and {len(paths) - 1} more: a store stands "
             "alone, so pack all frames into one with 'eqcalc data pack'."
         )
-    return PackedDataset(stores[0], cutoff=config.model.cutoff)
+    store = PackedDataset(stores[0], cutoff=config.model.cutoff)
+    packed, asked = store.header.get("pulay_pressure", 0.0), config.data.pulay_pressure
+    if packed != asked:
+        raise InputError(
+            f"{option}: the store '{stores[0]}' was packed with a pulay_pressure of {packed:g} "
+            f"GPa, data.pulay_pressure is {asked:g}: change that or pack again."
+        )
+    return store
 
 
 def load_frames(config: Config) -> tuple[Unprepared, dict[str, Unprepared]]:
