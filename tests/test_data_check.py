@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,32 @@ def test_a_constant_pressure_is_noticed(tmp_path, healthy):
     assert not found(corrected, "warning", "pressure")
     assert found(corrected, "note", "stress") == found(survey(tmp_path, healthy), "note", "stress")
     assert not found(survey(tmp_path, healthy), "warning", "pressure")
+
+
+def test_training_begins_with_a_warning(tmp_path, healthy):
+    from eqcalc.training.config import from_dict
+    from eqcalc.training.prepare import prepare
+
+    def warned(images):
+        write(tmp_path / "train.xyz", images)
+        data = {"train": [str(tmp_path / "train.xyz")], "val_fraction": 0.05}
+        model = {"num_layers": 1, "l_max": 1, "num_channels": [4, 2]}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            prepare(from_dict({"data": data, "model": model}))
+        return [str(w.message) for w in caught]
+
+    assert warned(healthy) == []
+    for change, sentence in (
+        (lambda stress: -stress, "the stress has the wrong sign"),
+        (lambda stress: stress / GPa, "the stress is in GPa"),
+        (lambda stress: stress + np.array([3, 3, 3, 0, 0, 0]) * GPa, "no model can fit both"),
+    ):
+        images = copies(healthy)
+        for atoms in images:
+            atoms.calc.results["stress"] = change(atoms.calc.results["stress"])
+        (message,) = warned(images)
+        assert sentence in message
 
 
 def test_the_force_test_holds_for_unwrapped_and_turned_frames(tmp_path, healthy):

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from eqcalc.data.check_physics import GPA, PULAY, TOLERANCE, Slope, strain_test, weighted_median
+from eqcalc.data.check_physics import (
+    GPA,
+    PULAY,
+    TOLERANCE,
+    Slope,
+    force_test,
+    strain_test,
+    weighted_median,
+)
 from eqcalc.data.findings import Finding
 from eqcalc.data.frames import Frame
 
@@ -140,3 +148,21 @@ def judge(slope: Slope, frames: Sequence[Frame], label: str) -> list[Finding]:
     if not certain:
         sentence += " The pairs scatter or are few, so this may be chance."
     return [Finding("error" if certain else "warning", label, sentence, sources)]
+
+
+def contradictions(frames: Sequence[Frame], limit: int = 1000) -> list[str]:
+    """One sentence for each label that certainly does not belong to the energies.
+
+    Quick enough for the start of a training: of more than `limit` frames, that many evenly spread.
+    """
+    if len(frames) > limit:
+        frames = [frames[k * len(frames) // limit] for k in range(limit)]
+    forces = force_test(frames)
+    known = forces.agrees or not np.isfinite(forces.slope)
+    stress = strain_test(frames, forces_known=known)
+    findings = [
+        *judge(forces, frames, "forces"),
+        *judge(stress, frames, "stress"),
+        *component_order(stress, frames),
+    ]
+    return [f.sentence for f in findings if f.level == "error" or f.check == "pressure"]

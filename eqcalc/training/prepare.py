@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from eqcalc.contract import set_precision
+from eqcalc.data.check_units import contradictions
 from eqcalc.data.dataset import Batch, FrameDataset, GraphDataset, split_indices
 from eqcalc.data.frames import LabelKeys, read_frames
 from eqcalc.data.packed import PackedDataset
@@ -162,7 +163,10 @@ def prepare(config: Config) -> Prepared:
     seen = set(train.elements())
     elements = {*statistics.atomic_numbers, *(source.constants.atomic_numbers if source else ())}
     _check_elements(all_val, elements)
-    for sentence in suspicious(Joined([train, all_val]), statistics):
+    doubts = suspicious(Joined([train, all_val]), statistics)
+    if isinstance(train, FrameList):
+        doubts += contradictions(train.frames)
+    for sentence in doubts:
         warnings.warn(sentence, stacklevel=3)
 
     train_set = dataset(train, sorted(elements), config)
