@@ -168,26 +168,42 @@ def test_training_begins_with_a_warning(tmp_path, healthy):
     from eqcalc.training.config import from_dict
     from eqcalc.training.prepare import prepare
 
-    def warned(images):
-        write(tmp_path / "train.xyz", images)
-        data = {"train": [str(tmp_path / "train.xyz")], "val_fraction": 0.05}
-        model = {"num_layers": 1, "l_max": 1, "num_channels": [4, 2]}
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            prepare(from_dict({"data": data, "model": model}))
-        return [str(w.message) for w in caught]
-
-    assert warned(healthy) == []
-    for change, sentence in (
-        (lambda stress: -stress, "the stress has the wrong sign"),
-        (lambda stress: stress / GPa, "the stress is in GPa"),
-        (lambda stress: stress + np.array([3, 3, 3, 0, 0, 0]) * GPa, "no model can fit both"),
-    ):
+    def prepared(change, **options):
         images = copies(healthy)
         for atoms in images:
             atoms.calc.results["stress"] = change(atoms.calc.results["stress"])
-        (message,) = warned(images)
+        write(tmp_path / "train.xyz", images)
+        data = {"train": [str(tmp_path / "train.xyz")], "val_fraction": 0.05, **options}
+        model = {"num_layers": 1, "l_max": 1, "num_channels": [4, 2]}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made = prepare(from_dict({"data": data, "model": model}))
+        return made, [str(w.message) for w in caught]
+
+    def spoilt(stress):
+        return stress + np.array([3, 3, 3, 0, 0, 0]) * GPa
+
+    for measured in ({}, {"pulay_pressure": "measured"}):
+        truth, messages = prepared(lambda stress: stress, **measured)
+        assert messages == []
+    for change, sentence in (
+        (lambda stress: -stress, "the stress has the wrong sign"),
+        (lambda stress: stress / GPa, "the stress is in GPa"),
+        (spoilt, "no model can fit both"),
+    ):
+        _, (message,) = prepared(change)
         assert sentence in message
+    made, (message,) = prepared(spoilt, pulay_pressure="measured")
+    assert "it is added" in message
+    pressure = made.setup["pulay_pressure"]
+    assert f"{pressure:+g} GPa" in message
+    assert pressure == pytest.approx(3.0, abs=0.15)
+    for mine, right in zip(
+        (made.train, *made.val.values()), (truth.train, *truth.val.values()), strict=True
+    ):
+        for n in range(len(mine)):
+            left = (mine[n].stress - right[n].stress)[0].numpy()
+            np.testing.assert_allclose(left, (3.0 - pressure) * GPa * np.eye(3), atol=1e-12)
 
 
 def test_the_force_test_holds_for_unwrapped_and_turned_frames(tmp_path, healthy):

@@ -210,7 +210,7 @@ def test_a_pressure_that_the_stress_lacks(tmp_path, store):
     def labels(source, pressure):
         data = {"train": [str(source)], "val_fraction": 0.05, "pulay_pressure": pressure}
         config = from_dict({"data": data, "model": {"cutoff": 4.0}})
-        train, _ = load_frames(config)
+        train = load_frames(config).train
         frames = dataset(train, [3], config)
         return np.array([frames[n].stress[0].numpy() for n in range(len(frames))])
 
@@ -227,6 +227,10 @@ def test_a_pressure_that_the_stress_lacks(tmp_path, store):
     for source, pressure in ((path, 0.0), (store, 2.0)):
         with pytest.raises(InputError, match=f"data.pulay_pressure is {pressure:g}: change that"):
             labels(source, pressure)
+    with pytest.raises(InputError, match="no pulay_pressure can be"):
+        labels(path, "measured")
+    with pytest.raises(InputError, match='must be a number of GPa or "measured"'):
+        labels(path, "automatic")
 
 
 def test_gradients_of_the_loss_are_those_of_frames(store, frames):

@@ -79,6 +79,13 @@ class Slope:
         slope, pressure = np.linalg.lstsq(matrix, self.energy * scale[:, 0], rcond=None)[0]
         return float(slope), float(pressure / GPA)
 
+    @property
+    def missing_pressure(self) -> float:
+        """GPa that all stresses lack, where one and the same pressure makes them fit; else 0."""
+        slope, pressure = self.with_pressure()
+        fits = 1 / TOLERANCE < slope < TOLERANCE
+        return pressure if fits and abs(pressure) > PULAY else 0.0
+
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     order = np.argsort(values)

@@ -9,7 +9,6 @@ import numpy as np
 
 from eqcalc.data.check_physics import (
     GPA,
-    PULAY,
     TOLERANCE,
     Slope,
     force_test,
@@ -118,9 +117,8 @@ def judge(slope: Slope, frames: Sequence[Frame], label: str) -> list[Finding]:
     if number == 0 or not np.isfinite(slope.slope):
         return []
     rests = f"{number} pair{'s' if number > 1 else ''} of similar frames"
-    corrected, pressure = slope.with_pressure()
-    fits = 1 / TOLERANCE < corrected < TOLERANCE
-    if label == "stress" and abs(pressure) > PULAY and fits:
+    pressure = slope.missing_pressure
+    if label == "stress" and pressure:
         sentence = (
             f"The stress lacks a constant pressure of {pressure:+.2g} GPa that the energies of "
             f"{rests} show, so that no model can fit both: a plane-wave cutoff that is too low for "
@@ -155,14 +153,30 @@ def contradictions(frames: Sequence[Frame], limit: int = 1000) -> list[str]:
 
     Quick enough for the start of a training: of more than `limit` frames, that many evenly spread.
     """
-    if len(frames) > limit:
-        frames = [frames[k * len(frames) // limit] for k in range(limit)]
-    forces = force_test(frames)
-    known = forces.agrees or not np.isfinite(forces.slope)
-    stress = strain_test(frames, forces_known=known)
+    frames = _spread(frames, limit)
+    forces, stress = _tests(frames)
     findings = [
         *judge(forces, frames, "forces"),
         *judge(stress, frames, "stress"),
         *component_order(stress, frames),
     ]
     return [f.sentence for f in findings if f.level == "error" or f.check == "pressure"]
+
+
+def missing_pressure(frames: Sequence[Frame], limit: int = 1000) -> float:
+    """GPa that the stresses lack beside the energies, 0 where that is not what is wrong."""
+    return _tests(_spread(frames, limit))[1].missing_pressure
+
+
+def _spread(frames: Sequence[Frame], limit: int) -> Sequence[Frame]:
+    """`limit` of the frames."""
+    if len(frames) <= limit:
+        return frames
+    return [frames[k * len(frames) // limit] for k in range(limit)]
+
+
+def _tests(frames: Sequence[Frame]) -> tuple[Slope, Slope]:
+    """Of forces and of stresses."""
+    forces = force_test(frames)
+    known = forces.agrees or not np.isfinite(forces.slope)
+    return forces, strain_test(frames, forces_known=known)

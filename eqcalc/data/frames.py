@@ -42,6 +42,13 @@ class Frame:
     weight: float = 1.0
 
 
+def add_pressure(frame: Frame, pressure: float) -> Frame:
+    """The same frame with a stress of `pressure` GPa more compression; as it is without stress."""
+    if frame.stress is None:
+        return frame
+    return replace(frame, stress=frame.stress - pressure * GPa * np.eye(3))
+
+
 class FrameHash:
     """SHA-256 over elements, positions, cells, labels and weights of frames, one after another."""
 

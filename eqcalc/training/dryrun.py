@@ -47,6 +47,8 @@ def _data(prepared: Prepared) -> Iterator[tuple[str, str]]:
     pairs = zip(symbols, setup["reference_energies"], strict=True)
     yield "reference energies", ", ".join(f"{s} {e:.4f} eV" for s, e in pairs)
     yield "root mean square force", f"{setup['force_rms']:.4f} eV/Å"
+    if "pulay_pressure" in setup:
+        yield "pressure added to stresses", f"{setup['pulay_pressure']:+g} GPa"
     frames = prepared.train
     extremes = [(c.min(), c.max()) for c in map(frames.neighbor_counts, range(len(frames)))]
     least, most = min(low for low, _ in extremes), max(high for _, high in extremes)

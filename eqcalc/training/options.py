@@ -28,8 +28,9 @@ class DataConfig:
         val_fraction: share of frames held out, at least one frame.
         split_seed: of the frames held out; unset: training.seed.
         energy_key, forces_key, stress_key: names of the labels in files.
-        pulay_pressure: GPa that the stress in the files lacks beside the energies, as `eqcalc data
-            check` measures it: a plane-wave basis too small for stresses. It is added to them.
+        pulay_pressure: GPa that the stresses in the files lack beside the energies, where the
+            plane-wave basis is too small for them; it is added. "measured": what strained copies
+            of a structure among the training frames show, as in `eqcalc data check`.
         weight_key: name of a number by which a frame's loss is multiplied; empty for none. A frame
             without it counts once.
         isolated_atoms: a file of one-atom frames whose energies become the reference energies.
@@ -44,10 +45,17 @@ class DataConfig:
     energy_key: str = "energy"
     forces_key: str = "forces"
     stress_key: str = "stress"
-    pulay_pressure: float = 0.0
+    pulay_pressure: float | str = 0.0
     weight_key: str = ""
     isolated_atoms: str = ""
     reference_energies: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pulay_pressure, str) and self.pulay_pressure != "measured":
+            raise InputError(
+                f"data.pulay_pressure = {self.pulay_pressure!r}: it must be a number of GPa or "
+                '"measured".'
+            )
 
 
 @dataclass(frozen=True)

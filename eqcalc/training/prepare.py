@@ -5,15 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from eqcalc.contract import set_precision
-from eqcalc.data.check_units import contradictions
+from eqcalc.data.check_units import contradictions, missing_pressure
 from eqcalc.data.dataset import Batch, FrameDataset, GraphDataset, split_indices
-from eqcalc.data.frames import LabelKeys, read_frames
+from eqcalc.data.frames import LabelKeys, add_pressure, read_frames
 from eqcalc.data.packed import PackedDataset
 from eqcalc.data.statistics import gather, suspicious
 from eqcalc.data.store import is_store
@@ -63,43 +63,87 @@ class Prepared:
     undecayed: Sequence[str] = ()
 
 
-def _keys(config: Config) -> LabelKeys:
-    return {name: getattr(config.data, name) for name in LabelKeys.__annotations__}
+def _keys(config: Config, pressure: float) -> LabelKeys:
+    data = config.data
+    return {
+        "energy_key": data.energy_key,
+        "forces_key": data.forces_key,
+        "stress_key": data.stress_key,
+        "weight_key": data.weight_key,
+        "pulay_pressure": pressure,
+    }
 
 
-def _load(paths: list[str], option: str, config: Config) -> Unprepared:
+def _store(path: str, option: str, config: Config) -> PackedDataset:
+    """InputError unless it holds the stresses that the config asks for."""
+    store = PackedDataset(path, cutoff=config.model.cutoff)
+    packed, asked = store.header.get("pulay_pressure", 0.0), config.data.pulay_pressure
+    if asked == "measured":
+        raise InputError(
+            f"{option} names the store '{path}', whose stresses are as they were packed: no "
+            "pulay_pressure can be \"measured\" there; give it to 'eqcalc data pack' and here."
+        )
+    if packed != asked:
+        raise InputError(
+            f"{option}: the store '{path}' was packed with a pulay_pressure of {packed:g} GPa, "
+            f"data.pulay_pressure is {asked:g}: change that or pack again."
+        )
+    return store
+
+
+def _load(paths: list[str], option: str, config: Config, pressure: float) -> Unprepared:
     """The frames of files, or those of a store, which are left on disk."""
     stores = [path for path in paths if is_store(path)]
     if not stores:
-        return FrameList(read_frames(paths, **_keys(config)))
+        return FrameList(read_frames(paths, **_keys(config, pressure)))
     if len(paths) > 1:
         raise InputError(
             f"{option} names the store '{stores[0]}' and {len(paths) - 1} more: a store stands "
             "alone, so pack all frames into one with 'eqcalc data pack'."
         )
-    store = PackedDataset(stores[0], cutoff=config.model.cutoff)
-    packed, asked = store.header.get("pulay_pressure", 0.0), config.data.pulay_pressure
-    if packed != asked:
-        raise InputError(
-            f"{option}: the store '{stores[0]}' was packed with a pulay_pressure of {packed:g} "
-            f"GPa, data.pulay_pressure is {asked:g}: change that or pack again."
-        )
-    return store
+    return _store(stores[0], option, config)
 
 
-def load_frames(config: Config) -> tuple[Unprepared, dict[str, Unprepared]]:
-    """Training frames, and validation frames by name of the set."""
+class Loaded(NamedTuple):
+    """Training frames, validation frames by name of the set, and GPa added to all stresses."""
+
+    train: Unprepared
+    val: dict[str, Unprepared]
+    pressure: float
+
+
+def load_frames(config: Config) -> Loaded:
+    """The frames that a config names, corrected and split as it says."""
     data = config.data
     if not data.train:
         raise InputError("No training frames: name at least one file in data.train.")
-    frames = _load(data.train, "data.train", config)
+    if data.pulay_pressure == "measured":
+        frames, pressure = _measured(config)
+    else:
+        pressure = float(data.pulay_pressure)
+        frames = _load(data.train, "data.train", config, pressure)
     if isinstance(data.val, dict):
-        return frames, {k: _load(v, f"data.val.{k}", config) for k, v in data.val.items()}
+        val = {k: _load(v, f"data.val.{k}", config, pressure) for k, v in data.val.items()}
+        return Loaded(frames, val, pressure)
     if data.val:
-        return frames, {UNNAMED: _load(data.val, "data.val", config)}
+        val = {UNNAMED: _load(data.val, "data.val", config, pressure)}
+        return Loaded(frames, val, pressure)
     seed = config.training.seed if data.split_seed is None else data.split_seed
-    train, val = split_indices(frames.config_types(), data.val_fraction, seed)
-    return frames.subset(train), {UNNAMED: frames.subset(val)}
+    train, held_out = split_indices(frames.config_types(), data.val_fraction, seed)
+    return Loaded(frames.subset(train), {UNNAMED: frames.subset(held_out)}, pressure)
+
+
+def _measured(config: Config) -> tuple[Unprepared, float]:
+    """Training frames, and the pressure that has been added to their stresses."""
+    frames = _load(config.data.train, "data.train", config, 0.0)
+    pressure = round(missing_pressure(frames.frames), 2)
+    if not pressure:
+        return frames, 0.0
+    warnings.warn(
+        f"The stresses lack a pressure of {pressure:+g} GPa beside the energies; it is added.",
+        stacklevel=2,
+    )
+    return FrameList(add_pressure(frame, pressure) for frame in frames.frames), pressure
 
 
 def dataset(frames: Unprepared, atomic_numbers: Sequence[int], config: Config) -> GraphDataset:
@@ -152,11 +196,11 @@ def prepare(config: Config) -> Prepared:
     source = read_source(config.fine_tune.model) if config.fine_tune.model else None
     if source:
         config = adopt(config, source)
-    train, val = load_frames(config)
+    train, val, pressure = load_frames(config)
     _check_names(config, train, val)
     all_val = Joined([*val.values()])
     path, given = config.data.isolated_atoms, config.data.reference_energies
-    isolated = read_frames(path, **_keys(config)) if path else []
+    isolated = read_frames(path, **_keys(config, pressure)) if path else []
     if source:
         given = known_energies(source, isolated) | given
     statistics = gather(train, given=given, isolated=isolated)
@@ -195,6 +239,8 @@ def prepare(config: Config) -> Prepared:
     }
     if list(val) != [UNNAMED]:
         setup["val_sets"] = {name: len(frames) for name, frames in val.items()}
+    if pressure:
+        setup["pulay_pressure"] = pressure
     if source:
         setup["scale"] = constants.scale
     return Prepared(

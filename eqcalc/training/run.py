@@ -214,7 +214,7 @@ def export_run(
     config, model, setup = load_run(out)
     if val is None:
         numbers = setup["atomic_numbers"]
-        val = [dataset(frames, numbers, config) for frames in load_frames(config)[1].values()]
+        val = [dataset(frames, numbers, config) for frames in load_frames(config).val.values()]
     graph = min((frames.smallest().graph for frames in val), key=lambda g: g.num_edges)
     model.reference_structure = export.reference_structure(
         model, graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst
@@ -222,6 +222,8 @@ def export_run(
     training: dict[str, Any] = {"best_epoch": setup["epoch"]}
     if (out / "summary.json").is_file():
         training = read_json(out / "summary.json")
+    if "pulay_pressure" in setup:
+        training["pulay_pressure"] = setup["pulay_pressure"]
     metadata = {
         "architecture": "NequIP",
         "hyperparameters": asdict(config.model) | {"avg_num_neighbors": setup["avg_num_neighbors"]},
