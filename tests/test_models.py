@@ -38,7 +38,7 @@ CASES = {  # channels, parity, layers, channels and l_max of products
 CUTOFF = 4.0
 
 
-def make(case, dtype=torch.float64, num_layers=None, seed=1):
+def make(case, dtype=torch.float64, num_layers=None, seed=1, **options):
     channels, parity, layers, product_channels, product_l_max = CASES[case]
     torch.manual_seed(seed)
     config = NequIPConfig(
@@ -52,6 +52,7 @@ def make(case, dtype=torch.float64, num_layers=None, seed=1):
         product_channels=product_channels,
         product_l_max=product_l_max,
         readout=6,
+        **options,
     )
     return set_precision(NequIP(config, [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0]), dtype).eval()
 
@@ -426,6 +427,18 @@ def test_impossible_configurations_are_refused():
         Convolution(o3.Irreps("3x0e"), 2, o3.Irreps("2x1e"))
     with pytest.raises(ValueError, match="appears twice"):
         Linear(o3.Irreps("2x0e+3x0e"), o3.Irreps("2x0e"))
+
+
+@pytest.mark.parametrize("case", ["l_max 0", "l_max 2, parity, products"])
+def test_isolated_atoms_have_their_reference_energy(case):
+    none = torch.zeros(0, dtype=torch.int64)
+    species = torch.tensor([0, 1, 1])
+    energies = {}
+    for exact in (True, False):
+        model = make(case, exact_isolated_atoms=exact, species_correlation=0.5)
+        energies[exact] = model(species, torch.zeros(0, 3, dtype=torch.float64), none, none, 3)
+    assert energies[True].tolist() == [-2.0, -5.0, -5.0]
+    assert (energies[False] - energies[True]).abs().min() > 1e-3
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
 from runs import MODEL, history, tiny, train_in_pieces, weights, write_frames
@@ -65,6 +66,75 @@ def test_products_and_alike_species_are_carried_over(data, tmp_path, kind):
     train(config, tmp_path / "second", quiet=True)
     calc = EquivariantCalculator(tmp_path / "second" / "model.pth", engine="fused")
     assert calc.potential.metadata["hyperparameters"].items() >= options.items()
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "schedule_free"])
+def test_isolated_atoms_keep_their_energy(data, tmp_path, optimizer):
+    """Whatever training does, and for an element that comes later."""
+    known = {"Li": -1.5, "O": -3.5}
+    first = tiny(
+        data["LiO"],
+        epochs=2,
+        model={"exact_isolated_atoms": True},
+        data={"reference_energies": known},
+        optimizer=optimizer,
+        weight_decay=0.1,
+    )
+    train(first, tmp_path / "first", quiet=True)
+    second = fine_tuning(
+        data["LiCO"],
+        tmp_path / "first" / "model.pth",
+        epochs=2,
+        data={"reference_energies": {"C": -2.5}},
+        optimizer=optimizer,
+    )
+    train(second, tmp_path / "second", quiet=True)
+    for folder, energies in (("first", known), ("second", known | {"C": -2.5})):
+        for engine in ("fused", "exact", "torch"):
+            calc = EquivariantCalculator(tmp_path / folder / "model.pth", engine=engine)
+            for symbol, energy in energies.items():
+                found = calc.get_potential_energy(Atoms(symbol, [[0.0, 0.0, 0.0]]))
+                assert found == pytest.approx(energy, abs=1e-12)
+            assert calc.get_potential_energy(Atoms("LiO", [[0, 0, 0], [0, 0, 1.9]])) != sum(
+                known.values()
+            )
+    with pytest.raises(InputError, match="energy of an isolated atom of C: give"):
+        prepare(fine_tuning(data["LiCO"], tmp_path / "first"))
+    with pytest.raises(InputError, match="energy of an isolated atom of Li, O: give"):
+        prepare(tiny(data["LiO"], model={"exact_isolated_atoms": True}))
+
+
+def test_cohesive_energies(tmp_path):
+    """An isolated atom lies above the most stable frame of its element alone."""
+    for symbols, count in (("Li", 5), ("C", 6), ("LiC", 4)):
+        write_frames(tmp_path / f"{symbols}.xyz", count, symbols=symbols)
+    files = [str(tmp_path / f"{symbols}.xyz") for symbols in ("Li", "C", "LiC")]
+
+    def references(**options):
+        config = tiny(files[0], data={"train": files, **options})
+        prepared = prepare(config)
+        numbers = prepared.setup["atomic_numbers"]
+        return dict(zip(numbers, prepared.setup["reference_energies"], strict=True)), prepared
+
+    found, prepared = references(cohesive_energies="experimental")
+    frames = prepared.train.frames
+    for z, cohesive in ((3, 1.63), (6, 7.37)):
+        alone = [f.energy / len(f.atoms) for f in frames if set(f.atoms.numbers) == {z}]
+        assert len(alone) >= 2
+        assert found[z] == pytest.approx(min(alone) + cohesive, abs=1e-9)
+    given, _ = references(cohesive_energies={"C": 1.0}, reference_energies={"Li": -7.0})
+    assert given == pytest.approx({3: -7.0, 6: found[6] - 6.37}, abs=1e-9)
+    wrong = [str(tmp_path / "LiC.xyz")]
+    for options, sentence in (
+        ({"train": wrong, "cohesive_energies": "experimental"}, "Li has no training frame of its"),
+        ({"cohesive_energies": {"Lithium": 1.6}}, "names 'Lithium': not a chemical symbol"),
+        ({"cohesive_energies": "measured"}, "must be a table of eV per atom or"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            references(**options)
+    write_frames(tmp_path / "LiO.xyz", 6, symbols="O")
+    with pytest.raises(InputError, match="O has no measured cohesive energy"):
+        prepare(tiny(str(tmp_path / "LiO.xyz"), data={"cohesive_energies": "experimental"}))
 
 
 @pytest.mark.parametrize("kind", ["export", "run", "checkpoint"])

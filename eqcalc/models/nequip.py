@@ -48,6 +48,10 @@ class NequIPConfig:
         species_correlation: 0 to 1, of the initial weights of different species. Near 1, species
             stay alike where the data do not tell them apart: a model of several elements that has
             never seen them side by side is then of use for their mixtures.
+        exact_isolated_atoms: the energy of an atom without neighbours is its reference energy, as
+            in MACE: the first layer's self-connection is zero, so that no feature is left where
+            there is no message. Atoms of low coordination, at surfaces and in clusters, are then
+            between what is known; the reference energies must be those of atoms.
         readout: hidden width of the readout of the last layer's scalars.
         core_repulsion: add the ZBL repulsion at short distance.
     """
@@ -64,6 +68,7 @@ class NequIPConfig:
     product_channels: int = 0
     product_l_max: int = 0
     species_correlation: float = 0.0
+    exact_isolated_atoms: bool = False
     readout: int = 32
     core_repulsion: bool = True
 
@@ -241,6 +246,8 @@ class NequIP(Potential):
         if config.species_correlation > 0.0:
             for table in self.species_tables():
                 _correlate(table, config.species_correlation)
+        if config.exact_isolated_atoms:
+            nn.init.zeros_(self.layers[0].self_connection.weight).requires_grad_(False)
         self.reference_energy = ReferenceEnergy(
             self.atomic_numbers, scale, shift, core_repulsion=config.core_repulsion
         )

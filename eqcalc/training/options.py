@@ -36,6 +36,9 @@ class DataConfig:
         isolated_atoms: a file of one-atom frames whose energies become the reference energies.
         reference_energies: eV of an isolated atom by symbol, e.g. {Si = -0.1}; over the file.
             Elements without either are fitted to the training energies by least squares.
+        cohesive_energies: eV per atom by symbol, e.g. {Mo = 6.82}, or "experimental". An isolated
+            atom is then that much above the lowest training frame of its element alone; for
+            elements whose isolated atoms nobody computed.
     """
 
     train: list[str] = field(default_factory=list)
@@ -49,8 +52,14 @@ class DataConfig:
     weight_key: str = ""
     isolated_atoms: str = ""
     reference_energies: dict[str, float] = field(default_factory=dict)
+    cohesive_energies: dict[str, float] | str = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.cohesive_energies, str) and self.cohesive_energies != "experimental":
+            raise InputError(
+                f"data.cohesive_energies = {self.cohesive_energies!r}: it must be a table of eV "
+                'per atom or "experimental".'
+            )
         if isinstance(self.pulay_pressure, str) and self.pulay_pressure != "measured":
             raise InputError(
                 f"data.pulay_pressure = {self.pulay_pressure!r}: it must be a number of GPa or "

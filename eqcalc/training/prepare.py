@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ase.data import atomic_numbers as number_of
+from ase.data import chemical_symbols
 
 from eqcalc.contract import set_precision
 from eqcalc.data.check_units import contradictions, missing_pressure
+from eqcalc.data.cohesive import isolated_energies
 from eqcalc.data.dataset import Batch, FrameDataset, GraphDataset, split_indices
-from eqcalc.data.frames import LabelKeys, add_pressure, read_frames
+from eqcalc.data.frames import Frame, LabelKeys, add_pressure, read_frames
 from eqcalc.data.packed import PackedDataset
 from eqcalc.data.statistics import gather, suspicious
 from eqcalc.data.store import is_store
@@ -181,6 +184,36 @@ def _check_elements(frames: FrameTable, known: set[int]) -> None:
         )
 
 
+def _unknown(train: FrameTable, given: Mapping[str, float], isolated: list[Frame]) -> list[int]:
+    """Z of the elements whose reference energies neither options nor isolated atoms give."""
+    known = {number_of.get(symbol) for symbol in given}
+    known |= {int(frame.atoms.numbers[0]) for frame in isolated}
+    return [z for z in train.elements() if z not in known]
+
+
+def _cohesive(
+    config: Config, train: FrameTable, given: Mapping[str, float], isolated: list[Frame]
+) -> dict[str, float]:
+    """Reference energies [eV] that follow from data.cohesive_energies."""
+    cohesive = config.data.cohesive_energies
+    if not cohesive:
+        return {}
+    return isolated_energies(train, _unknown(train, given, isolated), cohesive)
+
+
+def _check_isolated(
+    config: Config, train: FrameTable, given: Mapping[str, float], isolated: list[Frame]
+) -> None:
+    """InputError where exact isolated atoms would have energies from a fit to something else."""
+    unknown = _unknown(train, given, isolated)
+    if config.model.exact_isolated_atoms and unknown:
+        symbols = ", ".join(chemical_symbols[z] for z in unknown)
+        raise InputError(
+            f"model.exact_isolated_atoms needs the energy of an isolated atom of {symbols}: give "
+            "data.isolated_atoms, data.reference_energies or data.cohesive_energies."
+        )
+
+
 def typical_graph(frames: GraphDataset, limit: int = 32) -> Graph:
     """Up to `limit` frames, evenly spread over the set, side by side."""
     count = min(limit, len(frames))
@@ -203,6 +236,9 @@ def prepare(config: Config) -> Prepared:
     isolated = read_frames(path, **_keys(config, pressure)) if path else []
     if source:
         given = known_energies(source, isolated) | given
+    cohesive = _cohesive(config, train, given, isolated)
+    given = cohesive | given
+    _check_isolated(config, train, given, isolated)
     statistics = gather(train, given=given, isolated=isolated)
     seen = set(train.elements())
     elements = {*statistics.atomic_numbers, *(source.constants.atomic_numbers if source else ())}
@@ -216,6 +252,7 @@ def prepare(config: Config) -> Prepared:
     train_set = dataset(train, sorted(elements), config)
     if source:
         free = unfixed_elements(config, source, train, isolated)
+        free = [z for z in free if chemical_symbols[z] not in cohesive]
         model, constants = continued(config, source, statistics, train_set, free)
         freeze(model, config.fine_tune.freeze)
     else:
