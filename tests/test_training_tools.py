@@ -93,7 +93,7 @@ def test_dry_run(frames, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = eqcalc("train", config, "--dry-run")
     assert [p.name for p in tmp_path.iterdir()] == ["config.toml"]
-    rows = {line[:22].strip(): line[22:] for line in done.stdout.splitlines()}
+    rows = {line[:28].strip(): line[28:] for line in done.stdout.splitlines()}
     assert rows["training frames"].startswith("9 with ")
     assert rows["validation frames"].startswith("3 with ")
     assert "H -" in rows["reference energies"]

@@ -33,7 +33,7 @@ def dry_run(config: Config) -> str:
         prepared = prepare(config)
         rows = [*_data(prepared), *_network(prepared)]
         rows += [*_cost(prepared), *_schedule(prepared)]
-    return "\n".join(f"{name:<22}{text}" for name, text in rows)
+    return "\n".join(f"{name:<28}{text}" for name, text in rows)
 
 
 def _data(prepared: Prepared) -> Iterator[tuple[str, str]]:
