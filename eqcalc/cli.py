@@ -210,6 +210,7 @@ def evaluate(
     A data store is evaluated by the torch engine, a few frames at a time; its labels were named
     when it was packed, and it holds no positions, so that no predictions can be written.
     """
+    from eqcalc import export
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.report import write_json
     from eqcalc.data.frames import iter_images, read_frames
@@ -237,6 +238,12 @@ def evaluate(
         results = calculator.evaluate(frame.atoms for frame in labelled)
         result = ev.evaluate_results(labelled, results)
     typer.echo(ev.format_table(result.summary()))
+    added = export.read_metadata(model).get("training", {}).get("pulay_pressure")
+    if added and not pulay_pressure:
+        typer.echo(
+            f"The model was trained with {added:+g} GPa added to the stresses of its data: "
+            f"--pulay-pressure {added:g} does so here."
+        )
     if output:
         write_json(output, result.summary())
     if plot:

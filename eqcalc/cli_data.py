@@ -15,7 +15,7 @@ EnergyKey = Annotated[str, typer.Option(help="Name of the energy in the files.")
 ForcesKey = Annotated[str, typer.Option(help="Name of the forces in the files.")]
 PulayPressure = Annotated[
     float,
-    typer.Option(help="GPa that the stress in the files lacks beside the energies; it is added."),
+    typer.Option(help="GPa that the stresses in the files lack beside the energies; it is added."),
 ]
 StressKey = Annotated[str, typer.Option(help="Name of the stress in the files.")]
 

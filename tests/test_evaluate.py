@@ -20,7 +20,7 @@ from eqcalc.data.dataset import FrameDataset
 from eqcalc.data.frames import Frame, Labels
 from eqcalc.data.store import pack
 from eqcalc.errors import InputError
-from eqcalc.export import load
+from eqcalc.export import load, read_metadata
 from eqcalc.training.evaluate import evaluate, evaluate_results, format_table, write_predictions
 from eqcalc.training.metrics import Evaluation, Pairs, compare
 
@@ -238,6 +238,17 @@ def test_a_pressure_that_the_stress_lacks(tmp_path, potential_path, crystal):
         errors.append(json.loads(output.read_text())["all"]["stress"]["rmse"])
     assert errors[1] == pytest.approx(errors[0], rel=1e-5)
     assert abs(errors[2] - errors[0]) > 0.5
+
+
+def test_a_corrected_training_is_mentioned(tmp_path, monkeypatch, potential_path, crystal):
+    crystal.calc = SinglePointCalculator(crystal, energy=-20.0)
+    write(tmp_path / "a.xyz", crystal)
+    document = read_metadata(potential_path) | {"training": {"pulay_pressure": 2.5}}
+    monkeypatch.setattr("eqcalc.export.read_metadata", lambda _: document)
+    command = ["evaluate", str(potential_path), str(tmp_path / "a.xyz")]
+    for options, said in (((), True), (("--pulay-pressure", "2.5"), False)):
+        run = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
+        assert ("--pulay-pressure 2.5 does so here" in run.output) == said
 
 
 def test_a_store_is_evaluated_like_its_files(frames, tmp_path, potential_path):

@@ -16,7 +16,7 @@ from ase.data import chemical_symbols
 from eqcalc.data import check_geometry, check_labels
 from eqcalc.data.check_copies import Twins, copies, find_twins
 from eqcalc.data.check_geometry import Geometry, measure
-from eqcalc.data.check_physics import Slope, force_test, strain_test
+from eqcalc.data.check_physics import Slope, physical_tests
 from eqcalc.data.check_units import component_order, judge
 from eqcalc.data.findings import LEVELS, Finding, count, sources, such_as
 from eqcalc.data.frames import (
@@ -231,9 +231,7 @@ def check(
         frames, findings = frames + held_out, findings + more
     shapes = [measure(frame, cutoff) for frame in frames]
     twins = find_twins(frames, shapes, cutoff, num_train)
-    forces = force_test(frames)
-    known = forces.agrees or not np.isfinite(forces.slope)
-    tests = {"forces": forces, "stress": strain_test(frames, forces_known=known)}
+    tests = physical_tests(frames)
     findings += check_labels.missing(frames)
     if test:
         findings += new_elements(frames[:num_train], frames[num_train:])

@@ -229,3 +229,10 @@ def force_test(frames: Sequence[Frame]) -> Slope:
     if len(near) >= ENOUGH:
         return _fit(near)
     return _fit([row for _, row in rows], ROUGH)
+
+
+def physical_tests(frames: Sequence[Frame]) -> dict[str, Slope]:
+    """Of "forces" and of "stress", which takes account of the forces where they are right."""
+    forces = force_test(frames)
+    known = forces.agrees or not np.isfinite(forces.slope)
+    return {"forces": forces, "stress": strain_test(frames, forces_known=known)}

@@ -11,7 +11,7 @@ from eqcalc.data.check_physics import (
     GPA,
     TOLERANCE,
     Slope,
-    force_test,
+    physical_tests,
     strain_test,
     weighted_median,
 )
@@ -154,29 +154,20 @@ def contradictions(frames: Sequence[Frame], limit: int = 1000) -> list[str]:
     Quick enough for the start of a training: of more than `limit` frames, that many evenly spread.
     """
     frames = _spread(frames, limit)
-    forces, stress = _tests(frames)
-    findings = [
-        *judge(forces, frames, "forces"),
-        *judge(stress, frames, "stress"),
-        *component_order(stress, frames),
-    ]
+    tests = physical_tests(frames)
+    findings = component_order(tests["stress"], frames)
+    for label, slope in tests.items():
+        findings += judge(slope, frames, label)
     return [f.sentence for f in findings if f.level == "error" or f.check == "pressure"]
 
 
 def missing_pressure(frames: Sequence[Frame], limit: int = 1000) -> float:
     """GPa that the stresses lack beside the energies, 0 where that is not what is wrong."""
-    return _tests(_spread(frames, limit))[1].missing_pressure
+    return physical_tests(_spread(frames, limit))["stress"].missing_pressure
 
 
 def _spread(frames: Sequence[Frame], limit: int) -> Sequence[Frame]:
-    """`limit` of the frames."""
+    """`limit` of the frames, evenly spread."""
     if len(frames) <= limit:
         return frames
     return [frames[k * len(frames) // limit] for k in range(limit)]
-
-
-def _tests(frames: Sequence[Frame]) -> tuple[Slope, Slope]:
-    """Of forces and of stresses."""
-    forces = force_test(frames)
-    known = forces.agrees or not np.isfinite(forces.slope)
-    return forces, strain_test(frames, forces_known=known)

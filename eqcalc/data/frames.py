@@ -42,11 +42,9 @@ class Frame:
     weight: float = 1.0
 
 
-def add_pressure(frame: Frame, pressure: float) -> Frame:
-    """The same frame with a stress of `pressure` GPa more compression; as it is without stress."""
-    if frame.stress is None:
-        return frame
-    return replace(frame, stress=frame.stress - pressure * GPa * np.eye(3))
+def add_pressure(stress: np.ndarray | None, pressure: float) -> np.ndarray | None:
+    """stress [3, 3] eV/Å^3 with `pressure` GPa more compression; None stays so."""
+    return None if stress is None else stress - pressure * GPa * np.eye(3)
 
 
 class FrameHash:
@@ -149,8 +147,8 @@ def read_labels(
         if forces.shape != (len(atoms), 3):
             raise InputError(f"{source}: the forces have shape {forces.shape}, not (atoms, 3).")
     if stress is not None:
-        stress = stress_matrix(stress, source) - pulay_pressure * GPa * np.eye(3)
-    return Labels(energy, forces, stress)
+        stress = stress_matrix(stress, source)
+    return Labels(energy, forces, add_pressure(stress, pulay_pressure))
 
 
 def without_energy(atoms: Atoms, source: str, energy_key: str) -> str:

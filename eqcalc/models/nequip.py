@@ -49,9 +49,10 @@ class NequIPConfig:
             stay alike where the data do not tell them apart: a model of several elements that has
             never seen them side by side is then of use for their mixtures.
         exact_isolated_atoms: the energy of an atom without neighbours is its reference energy, as
-            in MACE: the first layer's self-connection is zero, so that no feature is left where
-            there is no message. Atoms of low coordination, at surfaces and in clusters, are then
-            between what is known; the reference energies must be those of atoms.
+            in MACE: the first layer's self-connection is zero (its matrices stay, untrained), so
+            that no feature is left where there is no message. Atoms of low coordination, at
+            surfaces and in clusters, are then between what is known; the reference energies must
+            be those of atoms.
         readout: hidden width of the readout of the last layer's scalars.
         core_repulsion: add the ZBL repulsion at short distance.
     """

@@ -97,11 +97,11 @@ def write_predictions(
     frames: Sequence[Frame],
     results: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Extended XYZ of the images with their labels as they are, and beside them
+    """Extended XYZ of the images with the labels of their files, and beside them
 
     eqcalc_energy (eV), eqcalc_forces (eV/Å), eqcalc_stress (eV/Å^3, xx yy zz yz xz xy), and errors
-    of the frame: eqcalc_energy_error (eV/atom, prediction less label), eqcalc_forces_rmse (eV/Å),
-    eqcalc_stress_rmse (eV/Å^3). Written aside and renamed.
+    against `frames`, whose stresses may be corrected: eqcalc_energy_error (eV/atom, prediction less
+    label), eqcalc_forces_rmse (eV/Å), eqcalc_stress_rmse (eV/Å^3). Written aside and renamed.
     """
     from ase.io import write
 

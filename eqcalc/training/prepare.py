@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,7 +146,8 @@ def _measured(config: Config) -> tuple[Unprepared, float]:
         f"The stresses lack a pressure of {pressure:+g} GPa beside the energies; it is added.",
         stacklevel=2,
     )
-    return FrameList(add_pressure(frame, pressure) for frame in frames.frames), pressure
+    corrected = (replace(f, stress=add_pressure(f.stress, pressure)) for f in frames.frames)
+    return FrameList(corrected), pressure
 
 
 def dataset(frames: Unprepared, atomic_numbers: Sequence[int], config: Config) -> GraphDataset:

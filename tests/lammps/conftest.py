@@ -58,6 +58,20 @@ def products(tmp_path_factory) -> Path:
     return untrained(tmp_path_factory.mktemp("products") / "products.pth", config)
 
 
+@pytest.fixture(scope="session")
+def isolated(tmp_path_factory) -> Path:
+    """Atoms without neighbours have exactly their reference energy, -3 eV (Si) and -2 eV (O)."""
+    config = NequIPConfig(
+        cutoff=4.0,
+        num_channels=[8, 6, 4],
+        radial_mlp=[16],
+        num_radial=6,
+        exact_isolated_atoms=True,
+        readout=8,
+    )
+    return untrained(tmp_path_factory.mktemp("isolated") / "isolated.pth", config)
+
+
 def small(layers: int) -> NequIPConfig:
     return NequIPConfig(
         cutoff=3.5,
