@@ -390,11 +390,12 @@ def test_species_in_one_product_equal_one_by_one():
     assert not together[:, 5:7].any()  # no 0o goes in
 
 
+@pytest.mark.parametrize("target", [1.0, 0.5])
 @pytest.mark.parametrize("structure", ["crystal", "molecule"])
-def test_calibrated_messages_have_unit_mean_square(structure, request):
+def test_calibrated_messages_have_the_mean_square_asked_for(structure, target, request):
     model = make("l_max 2", num_layers=4)
     graph = to_graph(request.getfixturevalue(structure))
-    model.calibrate(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst)
+    model.calibrate(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst, target)
     edges = model.edges(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst)
     x = model.embed(graph.species).detach()
     for layer in model.layers:
@@ -404,7 +405,8 @@ def test_calibrated_messages_have_unit_mean_square(structure, request):
             layer.convolution.irreps_out,
             strict=True,
         ):
-            assert part.detach().square().mean().item() == pytest.approx(1.0, rel=1e-2), (mul, ir)
+            rms = part.detach().square().mean().sqrt().item()
+            assert rms == pytest.approx(target, rel=5e-3), (mul, ir)
         x, _ = layer(x, edges, graph.num_atoms)
 
     again = make("l_max 2", num_layers=4)
@@ -426,6 +428,8 @@ def test_impossible_configurations_are_refused():
         NequIPConfig(product_l_max=1)
     with pytest.raises(InputError, match=r"species_correlation = 1\.5: it must be 0 \.\. 1"):
         NequIPConfig(species_correlation=1.5)
+    with pytest.raises(InputError, match="initial_messages = 0.0: it must be positive"):
+        NequIPConfig(initial_messages=0.0)
     with pytest.raises(ValueError, match=r"no path from 3x0e .* into 2x1e"):
         Convolution(o3.Irreps("3x0e"), 2, o3.Irreps("2x1e"))
     with pytest.raises(ValueError, match="appears twice"):

@@ -262,7 +262,13 @@ def prepare(config: Config) -> Prepared:
         constants = Constants(statistics.atomic_numbers, neighbors, scale, statistics.shift)
         model = build_model(config, constants)
         typical = typical_graph(train_set)
-        model.calibrate(typical.species, typical.edge_vec, typical.edge_src, typical.edge_dst)
+        model.calibrate(
+            typical.species,
+            typical.edge_vec,
+            typical.edge_src,
+            typical.edge_dst,
+            target=config.model.initial_messages,
+        )
     numbers = constants.atomic_numbers
     setup = {
         "atomic_numbers": numbers,
