@@ -428,7 +428,7 @@ def test_impossible_configurations_are_refused():
         NequIPConfig(product_l_max=1)
     with pytest.raises(InputError, match=r"species_correlation = 1\.5: it must be 0 \.\. 1"):
         NequIPConfig(species_correlation=1.5)
-    with pytest.raises(InputError, match="initial_messages = 0.0: it must be positive"):
+    with pytest.raises(InputError, match=r"initial_messages = 0\.0: it must be positive"):
         NequIPConfig(initial_messages=0.0)
     with pytest.raises(ValueError, match=r"no path from 3x0e .* into 2x1e"):
         Convolution(o3.Irreps("3x0e"), 2, o3.Irreps("2x1e"))
