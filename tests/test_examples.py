@@ -22,6 +22,7 @@ from ase.phonons import Phonons
 from eqcalc import EquivariantCalculator
 from eqcalc.data.frames import read_frames
 from eqcalc.training.config import read_config
+from eqcalc.training.finetune import read_source
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -68,6 +69,8 @@ def test_recipes_are_valid(path):
     config = read_config(path)
     assert config.data.train
     assert 0 < config.training.second_stage.start < config.training.epochs
+    if config.fine_tune.model:
+        assert read_source(config.fine_tune.model).constants.atomic_numbers == [1, 6, 8]
 
 
 @pytest.mark.parametrize("name", ["acac", "acac_from_aspirin"])

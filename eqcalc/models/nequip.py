@@ -48,8 +48,8 @@ class NequIPConfig:
         species_correlation: 0 to 1, of the initial weights of different species. Near 1, species
             stay alike where the data do not tell them apart: a model of several elements that has
             never seen them side by side is then of use for their mixtures.
-        initial_messages: root mean square of the messages of the untrained network, against 1 of
-            what an atom has of its own. Several layers of 1 make a rough function of the positions
+        initial_messages: root mean square of the messages of the untrained network; an atom's own
+            features have 1. Several layers of 1 make a rough function of the positions
             (with products in five layers, forces of 200 eV/Å on acetylacetone), which training
             must forget; 0.5 makes a smooth one.
         exact_isolated_atoms: the energy of an atom without neighbours is its reference energy, as
