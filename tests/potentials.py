@@ -6,6 +6,16 @@ from ase.build import bulk
 from eqcalc import export
 from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.neighbors import neighbor_list
+from eqcalc.nn.reference import PairConstants, PairEnergy
+
+
+def some_pairs(num_species):
+    """Pair constants of a strength that forces feel, other ones for every two species."""
+    shape = num_species, num_species, PairEnergy.TERMS
+    random = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    scale = 5.0 * torch.exp(PairEnergy.RATE * torch.arange(1.0, PairEnergy.TERMS + 1.0))
+    coefficients = (random + random.transpose(0, 1)) * scale
+    return PairConstants(coefficients.tolist(), [[0.9] * num_species] * num_species)
 
 
 def untrained(
@@ -18,10 +28,11 @@ def untrained(
     elements=(8, 14),
     seed=0,
     cutoff=4.0,
+    pairs=False,
 ):
     """Writes an export with random weights and returns its path.
 
-    products: their channels and l_max.
+    products: their channels and l_max. pairs: with a pair potential.
     """
     torch.manual_seed(seed)
     config = NequIPConfig(
@@ -34,9 +45,11 @@ def untrained(
         radial_scale=0.8,
         product_channels=products[0],
         product_l_max=products[1],
+        pair_potential=pairs,
     )
     count = len(elements)
-    model = NequIP(config, list(elements), 16.0, [1.0] * count, [-1.0 - k for k in range(count)])
+    shift = [-1.0 - k for k in range(count)]
+    model = NequIP(config, list(elements), 16.0, [1.0] * count, shift, some_pairs(count))
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)
     pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)

@@ -28,6 +28,7 @@ KINDS = {
     "products": {"channels": (8, 6, 4), "layers": 2, "products": (20, 0)},
     "products, parity": {"channels": (4, 3, 2), "parity": True, "layers": 2, "products": (5, 2)},
     "products, l_max 3": {"channels": (5, 4, 3, 2), "layers": 2, "products": (3, 3)},
+    "pairs": {"channels": (4, 3, 2), "pairs": True, "elements": (8, 14, 1)},
 }
 
 

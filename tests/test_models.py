@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from e3nn import o3
+from potentials import some_pairs
 from scipy.spatial.transform import Rotation
 
 from eqcalc import derivatives
@@ -23,25 +24,33 @@ from eqcalc.nn.linear import Linear, SpeciesLinear, block_offsets
 from eqcalc.nn.product import ChannelProduct
 from eqcalc.nn.radial import BesselBasis, polynomial_envelope
 
-CASES = {  # channels, parity, layers, channels and l_max of products, isolated atoms
-    "l_max 0": ([6], False, 2, 0, 0, False),
-    "l_max 1": ([5, 3], False, 2, 0, 0, False),
-    "l_max 2": ([5, 4, 3], False, 3, 0, 0, False),
-    "l_max 2, parity": ([4, 3, 2], True, 3, 0, 0, False),
-    "l_max 3": ([4, 3, 3, 2], False, 2, 0, 0, False),
-    "l_max 0, products": ([6], False, 2, 4, 0, False),
-    "l_max 2, scalar products": ([5, 4, 3], False, 3, 4, 0, False),
-    "l_max 2, products": ([5, 4, 3], False, 2, 4, 2, False),
-    "l_max 2, parity, products": ([4, 3, 2], True, 3, 3, 2, False),
-    "l_max 3, products": ([4, 3, 3, 2], False, 2, 3, 3, False),
-    "l_max 2, isolated atoms": ([5, 4, 3], False, 3, 0, 0, True),
-    "l_max 2, parity, products, isolated atoms": ([4, 3, 2], True, 2, 3, 2, True),
+CASES = {  # channels, parity, layers, channels and l_max of products, further options
+    "l_max 0": ([6], False, 2, 0, 0, {}),
+    "l_max 1": ([5, 3], False, 2, 0, 0, {}),
+    "l_max 2": ([5, 4, 3], False, 3, 0, 0, {}),
+    "l_max 2, parity": ([4, 3, 2], True, 3, 0, 0, {}),
+    "l_max 3": ([4, 3, 3, 2], False, 2, 0, 0, {}),
+    "l_max 0, products": ([6], False, 2, 4, 0, {}),
+    "l_max 2, scalar products": ([5, 4, 3], False, 3, 4, 0, {}),
+    "l_max 2, products": ([5, 4, 3], False, 2, 4, 2, {}),
+    "l_max 2, parity, products": ([4, 3, 2], True, 3, 3, 2, {}),
+    "l_max 3, products": ([4, 3, 3, 2], False, 2, 3, 3, {}),
+    "l_max 2, isolated atoms": ([5, 4, 3], False, 3, 0, 0, {"exact_isolated_atoms": True}),
+    "l_max 2, parity, products, isolated atoms": (
+        [4, 3, 2],
+        True,
+        2,
+        3,
+        2,
+        {"exact_isolated_atoms": True},
+    ),
+    "l_max 2, pairs": ([5, 4, 3], False, 2, 0, 0, {"pair_potential": True}),
 }
 CUTOFF = 4.0
 
 
 def make(case, dtype=torch.float64, num_layers=None, seed=1, **options):
-    channels, parity, layers, product_channels, product_l_max, isolated = CASES[case]
+    channels, parity, layers, product_channels, product_l_max, further = CASES[case]
     torch.manual_seed(seed)
     config = NequIPConfig(
         cutoff=CUTOFF,
@@ -53,11 +62,12 @@ def make(case, dtype=torch.float64, num_layers=None, seed=1, **options):
         radial_scale=0.6,
         product_channels=product_channels,
         product_l_max=product_l_max,
-        exact_isolated_atoms=isolated,
         readout=6,
+        **further,
         **options,
     )
-    return set_precision(NequIP(config, [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0]), dtype).eval()
+    model = NequIP(config, [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0], some_pairs(2))
+    return set_precision(model, dtype).eval()
 
 
 def to_graph(atoms):

@@ -111,6 +111,10 @@ def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:
     if plan.core:
         for name in ("charges", "screening", "pair_cutoff"):
             out.numbers(plan.core[name])
+    out.integers(0 if plan.pair is None else plan.pair.coefficients.shape[2])
+    if plan.pair is not None:
+        out.numbers(np.array([plan.pair.rate, plan.pair.cutoff]))
+        out.numbers(plan.pair.coefficients)
     out.numbers(plan.embedding)
     return b"".join(out.parts)
 

@@ -25,7 +25,7 @@ import numpy as np
 from eqcalc.engine.plan import ConvolutionPlan, Path, Plan
 
 #: changes with the order of the numbers that C++ reads
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 #: products in a convolution from which on it takes long to compile
 LARGE = 300

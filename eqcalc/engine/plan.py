@@ -174,6 +174,15 @@ class LayerPlan:
 
 
 @dataclass
+class PairPlan:
+    """The pair potential of eqcalc.nn.reference."""
+
+    rate: float
+    cutoff: float
+    coefficients: np.ndarray  # [species, species, terms]
+
+
+@dataclass
 class Plan:
     """A whole network; numbers in float64."""
 
@@ -191,6 +200,7 @@ class Plan:
     scale: np.ndarray
     shift: np.ndarray
     core: dict[str, np.ndarray] = field(default_factory=dict)
+    pair: PairPlan | None = None
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -430,6 +440,10 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
     core = {}
     if reference.core_repulsion:
         core = {name: _array(buffer) for name, buffer in reference.repulsion.named_buffers()}
+    pair = None
+    if "pair" in dict(reference.named_children()):  # not in older files
+        term = reference.pair
+        pair = PairPlan(float(term.rate), float(term.cutoff), _array(term.coefficients))
     l_max = int(module.spherical_harmonics.l_max)
     steps = _children(module.spherical_harmonics.steps)
     return Plan(
@@ -447,6 +461,7 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
         scale=_array(reference.scale),
         shift=_array(reference.shift),
         core=core,
+        pair=pair,
     )
 
 

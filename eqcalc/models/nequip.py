@@ -22,7 +22,7 @@ from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import Linear, SpeciesLinear, block_offsets
 from eqcalc.nn.product import MessageProduct
 from eqcalc.nn.radial import BesselBasis, RadialNetwork
-from eqcalc.nn.reference import ReferenceEnergy
+from eqcalc.nn.reference import PairConstants, ReferenceEnergy, no_pairs
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class NequIPConfig:
             be those of atoms.
         readout: hidden width of the readout of the last layer's scalars.
         core_repulsion: add the ZBL repulsion at short distance.
+        pair_potential: add a pair potential that is fitted to the labels before training; the
+            network learns the rest, which is smaller, and bonds that are shorter than all of the
+            training are stiff by themselves. The core repulsion then ends at 0.85 of the shortest
+            distance of each pair (at the sum of the covalent radii at most).
     """
 
     cutoff: float = 5.0
@@ -77,6 +81,7 @@ class NequIPConfig:
     exact_isolated_atoms: bool = False
     readout: int = 32
     core_repulsion: bool = True
+    pair_potential: bool = False
 
     def __post_init__(self) -> None:
         if len(self.num_channels) != self.l_max + 1:
@@ -213,6 +218,7 @@ class NequIP(Potential):
         avg_num_neighbors: over all atoms of the training set; messages are divided by its root
             until `calibrate` finds better.
         scale, shift: eV, one per species (see ReferenceEnergy).
+        pair_constants: of the pair potential, if the config has one; None: it is zero.
     """
 
     def __init__(
@@ -222,6 +228,7 @@ class NequIP(Potential):
         avg_num_neighbors: float,
         scale: list[float],
         shift: list[float],
+        pair_constants: PairConstants | None = None,
     ) -> None:
         super().__init__(atomic_numbers, config.cutoff)
         num_species = len(atomic_numbers)
@@ -255,8 +262,17 @@ class NequIP(Potential):
                 _correlate(table, config.species_correlation)
         if config.exact_isolated_atoms:
             nn.init.zeros_(self.layers[0].self_connection.weight).requires_grad_(False)
+        if not config.pair_potential:
+            pair_constants = None
+        elif pair_constants is None:
+            pair_constants = no_pairs(self.atomic_numbers)
         self.reference_energy = ReferenceEnergy(
-            self.atomic_numbers, scale, shift, core_repulsion=config.core_repulsion
+            self.atomic_numbers,
+            scale,
+            shift,
+            core_repulsion=config.core_repulsion,
+            pair_constants=pair_constants,
+            cutoff=config.cutoff,
         )
 
     def species_tables(self) -> list[nn.Parameter]:

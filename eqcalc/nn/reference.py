@@ -1,11 +1,16 @@
 r"""What is added to the network's atomic energies, always in float64.
 
-    E_i = scale[z_i] * e_i + shift[z_i] + 1/2 sum_j V_ZBL(r_ij)
+    E_i = scale[z_i] * e_i + shift[z_i] + 1/2 sum_j V_ZBL(r_ij) + 1/2 sum_j V_pair(r_ij)
 
 V_ZBL: Ziegler, Biersack and Littmark, The Stopping and Range of Ions in Matter (1985): screened
-Coulomb repulsion of bare nuclei, cut smoothly at the sum of the covalent radii, so that it does not
-touch equilibrium structures but closes the hole that any network has at short distance.
+Coulomb repulsion of bare nuclei, cut smoothly at the sum of the covalent radii, so that it closes
+the hole that any network has at short distance.
+
+V_pair: fitted to the labels before the network is trained (eqcalc.training.pairs), so that the
+network learns only what pairs cannot explain. A Morse potential has the first two of its terms.
 """
+
+from dataclasses import dataclass
 
 import torch
 from ase import units
@@ -32,6 +37,10 @@ class CoreRepulsion(nn.Module):
         self.register_buffer("screening", screening)
         self.register_buffer("pair_cutoff", radii.unsqueeze(0) + radii.unsqueeze(1))
 
+    def limit(self, cutoffs: list[list[float]]) -> None:
+        """Lets the repulsion end at these distances [species, species] Å."""
+        self.pair_cutoff.copy_(torch.tensor(cutoffs, dtype=torch.float64))
+
     def forward(
         self, species: Tensor, edge_src: Tensor, edge_dst: Tensor, length: Tensor
     ) -> Tensor:
@@ -47,12 +56,67 @@ class CoreRepulsion(nn.Module):
         return 0.5 * self.charges[a, b] / length * phi * envelope
 
 
+@dataclass(frozen=True)
+class PairConstants:
+    """What a fit to labels finds for `PairEnergy`, and where the core repulsion then ends.
+
+    Attributes:
+        coefficients: [species, species, terms] eV, symmetric.
+        core_cutoffs: [species, species] Å.
+    """
+
+    coefficients: list[list[list[float]]]
+    core_cutoffs: list[list[float]]
+
+
+def no_pairs(atomic_numbers: list[int]) -> PairConstants:
+    """A pair potential of zero, and a core repulsion that ends at the sum of the covalent radii."""
+    count = len(atomic_numbers)
+    return PairConstants(
+        [[[0.0] * PairEnergy.TERMS for _ in range(count)] for _ in range(count)],
+        CoreRepulsion(atomic_numbers).pair_cutoff.tolist(),
+    )
+
+
+class PairEnergy(nn.Module):
+    """V_pair(r) = u(r / r_c) sum_k c_k exp(-k RATE r), k = 1 .. TERMS; half to each atom of a pair.
+
+    Args:
+        coefficients: c [species, species, TERMS] eV.
+        cutoff: r_c in Å.
+
+    forward: species [M], edge_src, edge_dst [E], length [E] Å float64 -> per edge [E] eV.
+    """
+
+    RATE = 0.8  # 1/Å
+    TERMS = 6
+
+    cutoff: float
+    rate: float
+
+    def __init__(self, coefficients: list[list[list[float]]], cutoff: float) -> None:
+        super().__init__()
+        self.cutoff, self.rate = float(cutoff), self.RATE
+        self.register_buffer("coefficients", torch.tensor(coefficients, dtype=torch.float64))
+        self.register_buffer("orders", torch.arange(1, self.TERMS + 1, dtype=torch.float64))
+
+    def forward(
+        self, species: Tensor, edge_src: Tensor, edge_dst: Tensor, length: Tensor
+    ) -> Tensor:
+        a, b = species.index_select(0, edge_dst), species.index_select(0, edge_src)
+        terms = torch.exp(length.unsqueeze(1) * (-self.rate * self.orders))
+        sums = (self.coefficients[a, b] * terms).sum(dim=1)
+        return 0.5 * sums * polynomial_envelope(length / self.cutoff, 6)
+
+
 class ReferenceEnergy(nn.Module):
-    """Per-species scale and shift, and optionally the core repulsion.
+    """Per-species scale and shift, optionally the core repulsion and a pair potential.
 
     Args:
         scale, shift: eV, one per species.
         core_repulsion: add V_ZBL.
+        pair_constants: add V_pair, which ends at `cutoff`, and let V_ZBL end where they say.
+        cutoff: Å.
     """
 
     def __init__(
@@ -62,12 +126,18 @@ class ReferenceEnergy(nn.Module):
         shift: list[float],
         *,
         core_repulsion: bool,
+        pair_constants: PairConstants | None = None,
+        cutoff: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
         self.register_buffer("shift", torch.tensor(shift, dtype=torch.float64))
         self.core_repulsion = core_repulsion
         self.repulsion = CoreRepulsion(atomic_numbers)
+        self.pair: PairEnergy | None = None
+        if pair_constants is not None:
+            self.repulsion.limit(pair_constants.core_cutoffs)
+            self.pair = PairEnergy(pair_constants.coefficients, cutoff)
 
     def forward(
         self,
@@ -80,6 +150,9 @@ class ReferenceEnergy(nn.Module):
         local = species[: energies.shape[0]]
         total = energies.to(torch.float64) * self.scale[local] + self.shift[local]
         if self.core_repulsion:
-            pair = self.repulsion(species, edge_src, edge_dst, length.to(torch.float64))
+            core = self.repulsion(species, edge_src, edge_dst, length.to(torch.float64))
+            total = total.index_add(0, edge_dst, core)
+        if self.pair is not None:
+            pair = self.pair(species, edge_src, edge_dst, length.to(torch.float64))
             total = total.index_add(0, edge_dst, pair)
         return total

@@ -28,6 +28,7 @@ from eqcalc.data.statistics import Statistics
 from eqcalc.data.tables import FrameTable
 from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.nn.reference import PairConstants, no_pairs
 from eqcalc.training.config import model_config
 from eqcalc.training.folder import Constants, build_model, load_run
 from eqcalc.training.options import Config
@@ -69,9 +70,34 @@ def read_source(name: str) -> Source:
     norms = dict(file.module.named_buffers())
     for k, layer in enumerate(blank.layers):
         layer.message_norm.copy_(norms[f"layers.{k}.message_norm"])
-    constants = Constants(file.atomic_numbers, neighbors, scale, shift, blank.message_scales())
+    constants = Constants(
+        file.atomic_numbers, neighbors, scale, shift, blank.message_scales(), _pairs(file.module)
+    )
     weights = {k: p.detach() for k, p in file.module.named_parameters()}
     return Source(name, model_config(hyper), constants, weights)
+
+
+def _pairs(module: torch.jit.ScriptModule) -> PairConstants | None:
+    """The pair potential of a file, if it has one."""
+    reference = module.reference_energy
+    if "pair" not in dict(reference.named_children()):
+        return None
+    return PairConstants(
+        reference.pair.coefficients.tolist(), reference.repulsion.pair_cutoff.tolist()
+    )
+
+
+def _extend_pairs(old: Constants, numbers: list[int]) -> PairConstants | None:
+    """The pair potential of `old` for the species `numbers`; zero for pairs with new elements."""
+    if old.pair_constants is None:
+        return None
+    blank = no_pairs(numbers)
+    rows = [numbers.index(z) for z in old.atomic_numbers]
+    for i, a in enumerate(rows):
+        for k, b in enumerate(rows):
+            blank.coefficients[a][b] = old.pair_constants.coefficients[i][k]
+            blank.core_cutoffs[a][b] = old.pair_constants.core_cutoffs[i][k]
+    return blank
 
 
 def adopt(config: Config, source: Source) -> Config:
@@ -116,6 +142,7 @@ def extend(source: Source, statistics: Statistics) -> Constants:
         [scale[z] for z in numbers],
         [shift[z] for z in numbers],
         old.message_scales,
+        _extend_pairs(old, numbers),
     )
 
 

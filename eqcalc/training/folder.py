@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 
 from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP
+from eqcalc.nn.reference import PairConstants
 from eqcalc.training.config import from_dict
 from eqcalc.training.options import Config
 
@@ -40,6 +41,7 @@ class Constants:
         avg_num_neighbors: of the training frames.
         scale, shift: eV, one per species.
         message_scales: by layer and irrep, once they are measured (`NequIP.calibrate`).
+        pair_constants: of the pair potential, where the network has one.
     """
 
     atomic_numbers: list[int]
@@ -47,6 +49,7 @@ class Constants:
     scale: list[float]
     shift: list[float]
     message_scales: list[list[float]] | None = None
+    pair_constants: PairConstants | None = None
 
     @classmethod
     def from_setup(cls, setup: dict[str, Any]) -> Constants:
@@ -54,7 +57,8 @@ class Constants:
         numbers = setup["atomic_numbers"]
         scale = setup.get("scale", [setup["force_rms"]] * len(numbers))
         shift, scales = setup["reference_energies"], setup["message_scales"]
-        return cls(numbers, setup["avg_num_neighbors"], scale, shift, scales)
+        pairs = PairConstants(**setup["pair_potential"]) if "pair_potential" in setup else None
+        return cls(numbers, setup["avg_num_neighbors"], scale, shift, scales, pairs)
 
 
 def build_model(config: Config, constants: Constants) -> NequIP:
@@ -62,13 +66,18 @@ def build_model(config: Config, constants: Constants) -> NequIP:
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(config.training.seed)
-        options = asdict(constants)
-        scales = options.pop("message_scales")
-        model = NequIP(config.model, **options)
+        model = NequIP(
+            config.model,
+            constants.atomic_numbers,
+            constants.avg_num_neighbors,
+            constants.scale,
+            constants.shift,
+            constants.pair_constants,
+        )
     finally:
         torch.random.set_rng_state(state)
-    if scales:
-        model.set_message_scales(scales)
+    if constants.message_scales:
+        model.set_message_scales(constants.message_scales)
     return model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from eqcalc.data.cohesive import isolated_energies
 from eqcalc.data.dataset import Batch, FrameDataset, GraphDataset, split_indices
 from eqcalc.data.frames import Frame, LabelKeys, add_pressure, read_frames
 from eqcalc.data.packed import PackedDataset
-from eqcalc.data.statistics import gather, suspicious
+from eqcalc.data.statistics import Statistics, gather, statistics_of, suspicious
 from eqcalc.data.store import is_store
 from eqcalc.data.tables import FrameList, FrameTable, Joined
 from eqcalc.engine.training import fuse
@@ -36,6 +36,7 @@ from eqcalc.training.finetune import (
 )
 from eqcalc.training.folder import Constants, build_model
 from eqcalc.training.options import Config, TrainingConfig
+from eqcalc.training.pairs import fit_pairs
 
 #: the name of validation frames that were not named
 UNNAMED = "validation"
@@ -221,6 +222,24 @@ def typical_graph(frames: GraphDataset, limit: int = 32) -> Graph:
     return Batch.collate([frames[k * len(frames) // count] for k in range(count)]).graph
 
 
+def _constants(
+    config: Config,
+    frames: GraphDataset,
+    statistics: Statistics,
+    given: dict[str, float],
+    isolated: Sequence[Frame],
+) -> Constants:
+    """Of a new network: scale and reference energies are of what a pair potential leaves."""
+    numbers, neighbors = statistics.atomic_numbers, frames.avg_num_neighbors
+    if not config.model.pair_potential:
+        scale = [statistics.force_rms] * len(numbers)
+        return Constants(numbers, neighbors, scale, statistics.shift)
+    fit = fit_pairs(frames, numbers, statistics.shift, config.model.cutoff)
+    left = statistics_of(fit.counts, fit.energies, numbers, fit.force_rms, given, isolated)
+    scale = [left.force_rms] * len(numbers)
+    return Constants(numbers, neighbors, scale, left.shift, pair_constants=fit.constants)
+
+
 def prepare(config: Config) -> Prepared:
     """Reads the data and makes the network.
 
@@ -257,9 +276,7 @@ def prepare(config: Config) -> Prepared:
         model, constants = continued(config, source, statistics, train_set, free)
         freeze(model, config.fine_tune.freeze)
     else:
-        scale = [statistics.force_rms] * len(elements)
-        neighbors = train_set.avg_num_neighbors
-        constants = Constants(statistics.atomic_numbers, neighbors, scale, statistics.shift)
+        constants = _constants(config, train_set, statistics, given, isolated)
         model = build_model(config, constants)
         typical = typical_graph(train_set)
         model.calibrate(
@@ -285,7 +302,9 @@ def prepare(config: Config) -> Prepared:
         setup["val_sets"] = {name: len(frames) for name, frames in val.items()}
     if pressure:
         setup["pulay_pressure"] = pressure
-    if source:
+    if constants.pair_constants:
+        setup["pair_potential"] = asdict(constants.pair_constants)
+    if source or constants.pair_constants:
         setup["scale"] = constants.scale
     return Prepared(
         config=config,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ase.build import bulk
 from parity import edges
+from potentials import some_pairs
 
 from eqcalc import export
 from eqcalc.contract import set_precision
@@ -23,7 +24,7 @@ os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "true")
 def untrained(path: Path, config: NequIPConfig) -> Path:
     """Writes a potential for Si and O with random weights in float64: nothing in it is small."""
     torch.manual_seed(0)
-    network = NequIP(config, [14, 8], 28.0, [1.0, 0.7], [-3.0, -2.0])
+    network = NequIP(config, [14, 8], 28.0, [1.0, 0.7], [-3.0, -2.0], some_pairs(2))
     set_precision(network, torch.float64)
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)
@@ -70,6 +71,20 @@ def isolated(tmp_path_factory) -> Path:
         readout=8,
     )
     return untrained(tmp_path_factory.mktemp("isolated") / "isolated.pth", config)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory) -> Path:
+    """With a pair potential beside the network."""
+    config = NequIPConfig(
+        cutoff=4.0,
+        num_channels=[8, 6, 4],
+        radial_mlp=[16],
+        num_radial=6,
+        readout=8,
+        pair_potential=True,
+    )
+    return untrained(tmp_path_factory.mktemp("pairs") / "pairs.pth", config)
 
 
 def small(layers: int) -> NequIPConfig:

@@ -83,6 +83,14 @@ def test_exact_isolated_atoms(system, ranks, engine, isolated, tmp_path):
         assert got.energy == pytest.approx(by_python(isolated, atoms[:-1]).energy - 2.0, abs=1e-12)
 
 
+@pytest.mark.parametrize("engine", ["fused", "exact", "torch"])
+@pytest.mark.parametrize(("system", "ranks"), [("molecule", 1), ("slab", 2), ("triclinic", 4)])
+def test_pair_potential(system, ranks, engine, pairs, tmp_path):
+    atoms = SYSTEMS[system]()
+    got, _, _ = by_lammps(script(atoms, tmp_path, pair(pairs, f"engine {engine}")), ranks)
+    assert_equal(got, by_python(pairs, atoms))
+
+
 def test_balanced_tiles(model, tmp_path):
     """Tiles of unequal size, made by recursive bisection around an uneven density."""
     atoms = silica_like()

@@ -232,6 +232,14 @@ struct Layer {
   }
 };
 
+// 1 at r = 0; value, slope and curvature zero at the cutoff: eqcalc.nn.radial, power 6
+inline void envelope(double r, double cutoff, double &u, double &slope)
+{
+  const double y = r / cutoff, y5 = y * y * y * y * y;
+  u = 1.0 + y5 * y * (-28.0 + y * (48.0 - 21.0 * y));
+  slope = y5 * (-168.0 + y * (336.0 - 168.0 * y)) / cutoff;
+}
+
 // Ziegler, Biersack and Littmark (1985), see eqcalc.nn.reference; half to each atom of a pair
 struct CoreRepulsion {
   I num_species = 0;
@@ -246,27 +254,60 @@ struct CoreRepulsion {
     cutoff = in.numbers(species * species);
   }
 
-  // energy and its slope at r
-  bool at(I a, I b, double r, double &energy, double &slope) const
+  // adds the energy and its slope at r
+  void add(I a, I b, double r, double &energy, double &slope) const
   {
     const I ab = a * num_species + b;
-    if (charges.empty() || r >= cutoff[ab]) return false;
+    if (charges.empty() || r >= cutoff[ab]) return;
     constexpr double C[4] = {0.18175, 0.50986, 0.28022, 0.02817};
     constexpr double K[4] = {3.19980, 0.94229, 0.40290, 0.20162};
-    const double x = r / screening[ab], y = r / cutoff[ab];
+    const double x = r / screening[ab];
     double phi = 0.0, phi_slope = 0.0;
     for (int n = 0; n < 4; n++) {
       const double term = C[n] * std::exp(-K[n] * x);
       phi += term;
       phi_slope -= K[n] * term / screening[ab];
     }
-    const double y5 = y * y * y * y * y;
-    const double u = 1.0 + y5 * y * (-28.0 + y * (48.0 - 21.0 * y));
-    const double u_slope = y5 * (-168.0 + y * (336.0 - 168.0 * y)) / cutoff[ab];
+    double u, u_slope;
+    envelope(r, cutoff[ab], u, u_slope);
     const double q = 0.5 * charges[ab] / r;
-    energy = q * phi * u;
-    slope = q * (phi_slope * u + phi * u_slope - phi * u / r);
-    return true;
+    energy += q * phi * u;
+    slope += q * (phi_slope * u + phi * u_slope - phi * u / r);
+  }
+};
+
+// fitted to the labels, see eqcalc.nn.reference; half to each atom of a pair
+struct PairEnergy {
+  I num_species = 0, terms = 0;                       // no terms: none
+  double rate = 0.0, cutoff = 0.0;
+  std::vector<double> coefficients;                   // [species, species, terms]
+
+  void read(Reader &in, I species)
+  {
+    num_species = species;
+    terms = in.integer();
+    if (!terms) return;
+    rate = in.number();
+    cutoff = in.number();
+    coefficients = in.numbers(species * species * terms);
+  }
+
+  // adds the energy and its slope at r
+  void add(I a, I b, double r, double &energy, double &slope) const
+  {
+    if (!terms || r >= cutoff) return;
+    const double *c = coefficients.data() + (a * num_species + b) * terms;
+    const double decay = std::exp(-rate * r);
+    double sum = 0.0, sum_slope = 0.0, power = 1.0;
+    for (I k = 0; k < terms; k++) {
+      power *= decay;
+      sum += c[k] * power;
+      sum_slope -= rate * static_cast<double>(k + 1) * c[k] * power;
+    }
+    double u, u_slope;
+    envelope(r, cutoff, u, u_slope);
+    energy += 0.5 * sum * u;
+    slope += 0.5 * (sum_slope * u + sum * u_slope);
   }
 };
 
@@ -286,6 +327,7 @@ class Network {
     scale_ = in.numbers(num_species_);
     shift_ = in.numbers(num_species_);
     core_.read(in, num_species_);
+    pair_.read(in, num_species_);
     const I width = layers_[0].width_in;
     const auto embedding = in.numbers(num_species_ * width);
     if (!in.done()) throw std::runtime_error("the network's description is too long");
@@ -374,6 +416,7 @@ class Network {
   RadialBasis basis_;
   std::vector<double> scale_, shift_;
   CoreRepulsion core_;
+  PairEnergy pair_;
   Buffer<T> first_pre_;            // [species, width_pre of layer 0]
   int threads_ = 1;
   Edges edges_;
@@ -408,7 +451,7 @@ class Network {
     }
   }
 
-  // shift and core repulsion; the gradient, if wanted, begins with that of the latter
+  // shift, core repulsion, pairs; the gradient, if wanted, begins with that of the latter two
   void add_references(const eqcalc_graph &graph, double *energies, double *gradient) const
   {
 #pragma omp parallel for num_threads(threads_) schedule(static)
@@ -418,9 +461,10 @@ class Network {
       for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
         const double *v = graph.edge_vec + 3 * e;
         const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
-        double energy, slope = 0.0;
-        if (core_.at(a, node_species_[graph.edge_src[e]], r, energy, slope))
-          energies[i] += energy;
+        const int b = node_species_[graph.edge_src[e]];
+        double slope = 0.0;
+        core_.add(a, b, r, energies[i], slope);
+        pair_.add(a, b, r, energies[i], slope);
         if (!gradient) continue;
         for (int d = 0; d < 3; d++) gradient[3 * e + d] = slope * v[d] / r;
       }

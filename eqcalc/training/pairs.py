@@ -1,0 +1,196 @@
+r"""A pair potential fitted to labels: what the network need not learn.
+
+`eqcalc.nn.reference.PairEnergy` is linear in its coefficients c, so labels give them by least
+squares,
+
+    min_c  sum |F - F_pair(c)|^2 / Å^2 + sum (E - E_pair(c) - sum_i e_{z_i})^2 / N + ridge,
+
+the offsets e of the elements being thrown away. Exponentials are nearly dependent on each other;
+the ridge, on coefficients in units of what they do to the forces, keeps them small.
+
+No label tells the potential what to do below the shortest distance of a pair, so its force must
+stay repulsive there: a pair whose does not is fitted again with positive coefficients for all but
+its two slowest terms, as in the potential of Morse, Phys. Rev. 34, 57 (1929); if need be, for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import lsq_linear
+
+from eqcalc.data.dataset import Batch, GraphDataset
+from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy
+
+#: on normalised coefficients
+RIDGE = 1e-5
+#: of the shortest distance: where forces must be repulsive, and where the core repulsion ends
+INNER, CORE = 0.3, 0.85
+#: frames that are looked at, evenly spread over the set
+FRAMES = 2000
+
+ORDERS = np.arange(1, PairEnergy.TERMS + 1)
+
+
+def _terms(r: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of every coefficient 1 eV: energy [E, TERMS] eV and slope [E, TERMS] eV/Å at r [E]."""
+    decay = np.exp(-PairEnergy.RATE * np.outer(r, ORDERS))
+    x = np.minimum(r / cutoff, 1.0)[:, None]
+    u = 1.0 - 28.0 * x**6 + 48.0 * x**7 - 21.0 * x**8
+    u_slope = (-168.0 * x**5 + 336.0 * x**6 - 168.0 * x**7) / cutoff
+    return decay * u, decay * (u_slope - PairEnergy.RATE * ORDERS * u)
+
+
+@dataclass(frozen=True)
+class _Design:
+    """One frame as a linear function of the coefficients [pairs, TERMS].
+
+    energy [pairs, TERMS]; forces [atoms, 3, pairs, TERMS]; shortest [pairs] Å, inf where none.
+    """
+
+    energy: np.ndarray
+    forces: np.ndarray
+    shortest: np.ndarray
+
+
+def _design(item: Batch, index: np.ndarray, cutoff: float) -> _Design:
+    """`index` [species, species]: number of the (unordered) pair."""
+    graph = item.graph
+    vec, species = graph.edge_vec.numpy(), graph.species.numpy()
+    src, dst = graph.edge_src.numpy(), graph.edge_dst.numpy()
+    r = np.sqrt(np.square(vec).sum(axis=1))
+    pair = index[species[dst], species[src]]
+    energy, slope = _terms(r, cutoff)
+    number, size = index.max() + 1, len(species)
+    total = np.zeros((number, ORDERS.size))
+    np.add.at(total, pair, 0.5 * energy)
+    gradient = 0.5 * slope[:, :, None] * (vec / r[:, None])[:, None, :]
+    forces = np.zeros((size, number, ORDERS.size, 3))
+    np.add.at(forces, (dst, pair), gradient)
+    np.add.at(forces, (src, pair), -gradient)
+    shortest = np.full(number, np.inf)
+    np.minimum.at(shortest, pair, r)
+    return _Design(total, forces.transpose(0, 3, 1, 2), shortest)
+
+
+def _chosen(frames: GraphDataset) -> Iterator[Batch]:
+    """Up to FRAMES frames, evenly spread over the set."""
+    count = min(FRAMES, len(frames))
+    return (frames[k * len(frames) // count] for k in range(count))
+
+
+class _Fit:
+    """Normal equations of the coefficients, pair by pair, and of one offset per element."""
+
+    def __init__(self, num_species: int, cutoff: float) -> None:
+        self.cutoff = cutoff
+        first, second = np.triu_indices(num_species)
+        self.index = np.zeros((num_species, num_species), dtype=np.int64)
+        self.index[first, second] = self.index[second, first] = np.arange(len(first))
+        self.shortest = np.full(len(first), np.inf)
+        self.num_species, self.width = num_species, len(first) * ORDERS.size
+        self.square = np.zeros((self.width + num_species, self.width + num_species))
+        self.right = np.zeros(self.width + num_species)
+        self.rows = 0
+
+    def add(self, item: Batch, shift: np.ndarray) -> None:
+        """One frame, the energies of its atoms being about `shift` [species] eV."""
+        design = _design(item, self.index, self.cutoff)
+        self.shortest = np.minimum(self.shortest, design.shortest)
+        forces = item.forces.numpy().reshape(-1)
+        known = np.isfinite(forces)
+        matrix = design.forces.reshape(len(forces), self.width)[known]
+        self.square[: self.width, : self.width] += matrix.T @ matrix
+        self.right[: self.width] += matrix.T @ forces[known]
+        counts = np.bincount(item.graph.species.numpy(), minlength=self.num_species)
+        row = np.concatenate([design.energy.reshape(-1), counts])
+        self.square += np.outer(row, row) / counts.sum()
+        self.right += row * (float(item.energy) - counts @ shift) / counts.sum()
+        self.rows += int(known.sum()) + 1
+
+    def solve(self) -> np.ndarray:
+        """Coefficients [pairs, TERMS] eV."""
+        size = np.sqrt(np.diag(self.square) / self.rows)
+        size[size == 0.0] = 1.0  # of pairs that never meet
+        square = self.square / self.rows / np.outer(size, size) + RIDGE * np.eye(len(size))
+        factor = np.linalg.cholesky(square).T
+        target = np.linalg.solve(factor.T, self.right / self.rows / size)
+        lower = np.full(len(size), -np.inf)
+        free = np.full(self.width // ORDERS.size, ORDERS.size)  # slowest terms of any sign
+        while True:
+            bounded = free[:, None] < ORDERS
+            lower[: self.width] = np.where(bounded, 0.0, -np.inf).reshape(-1)
+            solution = lsq_linear(factor, target, (lower, np.inf), method="bvls").x / size
+            coefficients = solution[: self.width].reshape(-1, ORDERS.size)
+            attractive = self._attractive(coefficients) & (free > 0)
+            if not attractive.any():
+                return coefficients
+            free[attractive] = np.minimum(free[attractive] - 1, 2)
+
+    def _attractive(self, coefficients: np.ndarray) -> np.ndarray:
+        """[pairs]: whether the force attracts anywhere below the shortest distance."""
+        met = np.flatnonzero(np.isfinite(self.shortest))
+        found = np.zeros(len(coefficients), dtype=bool)
+        for pair in met:
+            r = np.linspace(INNER, 1.0, 100) * self.shortest[pair]
+            _, slope = _terms(r, self.cutoff)
+            found[pair] = (slope @ coefficients[pair] > 0.0).any()
+        return found
+
+
+@dataclass(frozen=True)
+class PairFit:
+    """A pair potential and what it leaves.
+
+    Attributes:
+        constants: rounded to six digits, so that machines agree on them.
+        counts: atoms by species of the frames that were looked at, [frames, species].
+        energies: what is left of their energies, [frames] eV.
+        force_rms: of what is left of their forces, eV/Å; NaN where there are none.
+    """
+
+    constants: PairConstants
+    counts: np.ndarray
+    energies: np.ndarray
+    force_rms: float
+
+
+def fit_pairs(
+    frames: GraphDataset, atomic_numbers: Sequence[int], shift: Sequence[float], cutoff: float
+) -> PairFit:
+    """The pair potential of a training set.
+
+    Two elements that never meet get the mean of what each of them has with itself.
+
+    Args:
+        frames: with the species of `atomic_numbers`.
+        atomic_numbers: Z of each species.
+        shift: about the energy of an atom of each, eV.
+        cutoff: Å.
+    """
+    fit = _Fit(len(atomic_numbers), cutoff)
+    for item in _chosen(frames):
+        fit.add(item, np.asarray(shift))
+    by_pair = fit.solve()
+    met = np.isfinite(fit.shortest)
+    like = np.diag(fit.index)
+    for a, b in zip(*np.triu_indices(len(atomic_numbers), 1), strict=True):
+        if not met[fit.index[a, b]] and met[like[[a, b]]].all():
+            by_pair[fit.index[a, b]] = by_pair[like[[a, b]]].mean(axis=0)
+    by_pair = np.array([[float(f"{c:.6g}") for c in pair] for pair in by_pair])
+    covalent = CoreRepulsion(list(atomic_numbers)).pair_cutoff.numpy()
+    core = np.minimum(covalent, np.round(CORE * fit.shortest, 4)[fit.index])
+    constants = PairConstants(by_pair[fit.index].tolist(), core.tolist())
+
+    counts, energies, square, components = [], [], 0.0, 0
+    for item in _chosen(frames):
+        design = _design(item, fit.index, cutoff)
+        counts.append(np.bincount(item.graph.species.numpy(), minlength=len(atomic_numbers)))
+        energies.append(float(item.energy) - float((design.energy * by_pair).sum()))
+        left = item.forces.numpy() - np.einsum("nxpk,pk->nx", design.forces, by_pair)
+        left = left[np.isfinite(left)]
+        square, components = square + float(np.square(left).sum()), components + left.size
+    force_rms = float(np.sqrt(square / components)) if components else float("nan")
+    return PairFit(constants, np.array(counts), np.array(energies), force_rms)

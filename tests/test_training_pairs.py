@@ -1,0 +1,208 @@
+"""The pair potential below the network: fitted, kept through files, resumption and fine-tuning."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.lj import LennardJones
+from runs import history, tiny, train_in_pieces, weights, write_frames
+
+from eqcalc import EquivariantCalculator, derivatives
+from eqcalc.data.dataset import Batch, FrameDataset
+from eqcalc.data.frames import Frame, read_frames
+from eqcalc.data.store import pack
+from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy
+from eqcalc.training.folder import load_run
+from eqcalc.training.pairs import CORE, INNER, fit_pairs
+from eqcalc.training.prepare import prepare
+from eqcalc.training.run import train
+from eqcalc.training.task import predict
+
+CUTOFF = 4.0
+PAIRS = {"pair_potential": True}
+
+
+@pytest.fixture(scope="module")
+def molecules(tmp_path_factory) -> str:
+    """Of lithium and hydrogen, with labels of a Morse potential."""
+    return write_frames(tmp_path_factory.mktemp("data") / "lih.xyz", 24)
+
+
+def relabel(frames, module, numbers, offset):
+    """Frames with the energies and forces of a pair term, and energies `offset` of the atoms."""
+    made = []
+    for frame, item in zip(frames, FrameDataset(frames, numbers, CUTOFF), strict=True):
+        graph = item.graph
+        vec = graph.edge_vec.clone().requires_grad_()
+        energy = module(graph.species, graph.edge_src, graph.edge_dst, vec.norm(dim=1)).sum()
+        (gradient,) = torch.autograd.grad(energy, vec)
+        forces = derivatives.forces(gradient, graph.edge_src, graph.edge_dst, graph.num_atoms)
+        total = float(energy.detach()) + sum(offset[z] for z in frame.atoms.numbers)
+        made.append(replace(frame, energy=total, forces=forces.numpy()))
+    return made
+
+
+def force(coefficients: list[float], r: np.ndarray) -> np.ndarray:
+    """Of one pair, positive where it repels."""
+    module = PairEnergy([[coefficients]], CUTOFF)
+    length = torch.from_numpy(r).requires_grad_()
+    one = torch.zeros(len(r), dtype=torch.int64)
+    energy = 2.0 * module(one, one, one, length)
+    return -torch.autograd.grad(energy.sum(), length)[0].numpy()
+
+
+def test_what_pairs_can_explain_is_found(molecules):
+    """Labels of such a potential: forces and relative energies to 1 %, atoms' energies aside."""
+    coefficients = [
+        [[0.0] * 6, [-30.0, 0.0, 900.0, 0, 0, 0]],
+        [[0.0] * 6, [-9.0, 50.0, 0, 0, 0, 0]],
+    ]
+    coefficients[1][0] = coefficients[0][1]
+    coefficients[0][0] = [-4.0, 30.0, 0.0, 0.0, 0.0, 0.0]
+    module = PairEnergy(coefficients, CUTOFF)
+    frames = relabel(read_frames(molecules), module, [1, 3], {1: -13.0, 3: -200.0})
+    dataset = FrameDataset(frames, [1, 3], CUTOFF)
+    before = np.sqrt(np.mean(np.concatenate([f.forces.ravel() for f in frames]) ** 2))
+    fit = fit_pairs(dataset, [1, 3], [-10.0, -190.0], CUTOFF)
+    assert fit.force_rms < 0.01 * before
+    left = fit.energies - fit.counts @ [-13.0, -200.0]
+    spread = np.std([f.energy for f in frames] - fit.counts @ [-13.0, -200.0])
+    # least squares of what is left finds other energies of the atoms, but no frame is off them
+    residual = left - fit.counts @ np.linalg.lstsq(fit.counts, left, rcond=None)[0]
+    assert np.abs(residual).max() < 0.01 * spread
+
+
+def test_short_bonds_repel(molecules):
+    """Whatever the labels: forces that attract at the shortest distance are not continued."""
+    frames = read_frames(molecules)
+    rng = np.random.default_rng(0)
+    random = [replace(f, forces=rng.normal(size=f.forces.shape)) for f in frames]
+    attracting = [replace(f, forces=-f.forces, energy=-f.energy) for f in frames]
+    for labels in (frames, random, attracting):
+        dataset = FrameDataset(labels, [1, 3], CUTOFF)
+        constants = fit_pairs(dataset, [1, 3], [-2.1, -2.3], CUTOFF).constants
+        core = np.array(constants.core_cutoffs)
+        for a, b in ((0, 0), (0, 1), (1, 1)):
+            numbers = [1, 3]
+            distances = [
+                f.atoms.get_all_distances()[i, j]
+                for f in labels
+                for i in range(len(f.atoms))
+                for j in range(i)
+                if {f.atoms.numbers[i], f.atoms.numbers[j]} == {numbers[a], numbers[b]}
+            ]
+            shortest = min(distances)
+            r = np.linspace(INNER, 1.0, 40) * shortest
+            assert force(constants.coefficients[a][b], r).min() > -1e-5
+            covalent = float(CoreRepulsion(numbers).pair_cutoff[a, b])
+            assert (
+                core[a, b] == core[b, a] == pytest.approx(min(covalent, CORE * shortest), abs=1e-4)
+            )
+
+
+def test_elements_that_never_meet():
+    """They get the mean of what they have with themselves."""
+    frames = []
+    for n, symbol in enumerate(("Ne", "Ar") * 6):
+        atoms = bulk(symbol, "fcc", a=4.4, cubic=True)
+        atoms.rattle(0.1, seed=n)
+        atoms.calc = LennardJones(epsilon=0.1 + 0.1 * (n % 2), sigma=2.7, rc=5.0)
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        frames.append(Frame(atoms, energy, forces, None, symbol, f"frame {n}"))
+    fit = fit_pairs(FrameDataset(frames, [10, 18], CUTOFF), [10, 18], [0.0, 0.0], CUTOFF)
+    neon, argon = (np.array(fit.constants.coefficients[k][k]) for k in (0, 1))
+    assert np.abs(neon - argon).max() > 0.0
+    for mixed in (fit.constants.coefficients[0][1], fit.constants.coefficients[1][0]):
+        assert mixed == pytest.approx(0.5 * (neon + argon), rel=1e-5)
+
+
+def test_labels_without_forces(molecules):
+    """Energies alone give a potential, and a scale of 1 eV."""
+    frames = [replace(f, forces=None) for f in read_frames(molecules)]
+    fit = fit_pairs(FrameDataset(frames, [1, 3], CUTOFF), [1, 3], [-2.1, -2.3], CUTOFF)
+    assert np.isnan(fit.force_rms)
+    offset = fit.counts @ np.linalg.lstsq(fit.counts, fit.energies, rcond=None)[0]
+    energies = np.array([f.energy for f in frames])
+    before = energies - fit.counts @ np.linalg.lstsq(fit.counts, energies, rcond=None)[0]
+    assert np.std(fit.energies - offset) < 0.3 * np.std(before)
+
+
+def test_training_starts_from_what_is_left(molecules):
+    """Forces of the untrained network differ from the labels by its own noise only."""
+    plain, paired = prepare(tiny(molecules)), prepare(tiny(molecules, model=PAIRS))
+    for field in ("train_hash", "force_rms", "message_scales"):
+        assert plain.setup[field] == paired.setup[field]
+    assert plain.setup["force_rms"] > 2.0 * paired.setup["scale"][0]
+    items = Batch.collate([*paired.train])
+    errors = [
+        float((predict(p.model, items).forces - items.forces).square().mean().sqrt())
+        for p in (plain, paired)
+    ]
+    assert errors[1] < 0.5 * errors[0]
+    reference = paired.model.reference_energy
+    assert reference.shift.tolist() == paired.setup["reference_energies"]
+    assert reference.pair.coefficients.tolist() == paired.setup["pair_potential"]["coefficients"]
+
+
+def test_files_stores_and_interrupted_runs_agree(molecules, tmp_path, monkeypatch):
+    pack(molecules, tmp_path / "lih.eqdata", CUTOFF)
+    for out, source in (("f", molecules), ("s", str(tmp_path / "lih.eqdata"))):
+        config = tiny(source, model=PAIRS)
+        if out == "f":
+            train(config, tmp_path / out, quiet=True)
+        else:
+            train_in_pieces(config, tmp_path / out, monkeypatch)
+    assert history(tmp_path / "f") == history(tmp_path / "s")
+    setups = [json.loads((tmp_path / out / "setup.json").read_text()) for out in "fs"]
+    assert setups[0]["pair_potential"] == setups[1]["pair_potential"]
+    for name, tensor in weights(tmp_path / "f").items():
+        assert torch.equal(tensor, weights(tmp_path / "s")[name]), name
+
+
+@pytest.mark.parametrize("kind", ["model.pth", ""])
+def test_fine_tuning_keeps_it(molecules, tmp_path, kind):
+    """From a file and from a run; a new element has no pairs, and elements stay in order."""
+    train(tiny(molecules, model=PAIRS, epochs=2, fused=True), tmp_path / "first", quiet=True)
+    more = write_frames(tmp_path / "more.xyz", 12, symbols="LiHeH", seed=3)
+    source = {"model": str(tmp_path / "first" / kind)}
+    config = tiny(more, fine_tune=source, epochs=1, fused=True)
+    prepared = prepare(config)
+    old, new = load_run(tmp_path / "first")[1], prepared.model
+    assert new.atomic_numbers == [1, 2, 3]
+    term = new.reference_energy
+    assert torch.equal(
+        term.pair.coefficients[[0, 2]][:, [0, 2]], old.reference_energy.pair.coefficients
+    )
+    assert not term.pair.coefficients[1].any()
+    core = CoreRepulsion([1, 2, 3]).pair_cutoff
+    assert torch.equal(term.repulsion.pair_cutoff[1], core[1])
+    frames = read_frames(molecules)
+    forces = [
+        predict(m, Batch.collate([*FrameDataset(frames, m.atomic_numbers, CUTOFF)])).forces
+        for m in (old, new)
+    ]
+    assert torch.allclose(*forces, atol=1e-5)
+    train(config, tmp_path / "second", quiet=True)
+    values = []
+    for engine in ("fused", "torch"):
+        atoms = Atoms("HLiHe", [[0, 0, 0], [1.7, 0, 0], [0, 1.8, 0.2]])
+        atoms.calc = EquivariantCalculator(
+            tmp_path / "second" / "model.pth", engine=engine, dtype="float64"
+        )
+        values.append(atoms.get_forces())
+    assert values[0] == pytest.approx(values[1], abs=1e-8)
+
+
+def test_constants_of_another_shape_of_network():
+    """Networks without the option ignore them."""
+    constants = PairConstants([[[1.0] * PairEnergy.TERMS]], [[1.0]])
+    from eqcalc.models.nequip import NequIP, NequIPConfig
+
+    config = NequIPConfig(num_channels=[4, 3, 2], radial_mlp=[4], readout=2)
+    model = NequIP(config, [14], 10.0, [1.0], [0.0], constants)
+    assert model.reference_energy.pair is None
+    assert model.reference_energy.repulsion.pair_cutoff.tolist() == [[2.22]]
