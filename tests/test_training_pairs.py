@@ -15,9 +15,11 @@ from eqcalc import EquivariantCalculator, derivatives
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import Frame, read_frames
 from eqcalc.data.store import pack
+from eqcalc.errors import InputError
+from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy
 from eqcalc.training.folder import load_run
-from eqcalc.training.pairs import CORE, INNER, fit_pairs
+from eqcalc.training.pairs import CORE, MOST_ELEMENTS, fit_pairs
 from eqcalc.training.prepare import prepare
 from eqcalc.training.run import train
 from eqcalc.training.task import predict
@@ -96,7 +98,7 @@ def test_short_bonds_repel(molecules):
                 if {f.atoms.numbers[i], f.atoms.numbers[j]} == {numbers[a], numbers[b]}
             ]
             shortest = min(distances)
-            r = np.linspace(INNER, 1.0, 40) * shortest
+            r = np.linspace(0.0, 1.0, 41)[1:] * shortest
             assert force(constants.coefficients[a][b], r).min() > -1e-5
             covalent = float(CoreRepulsion(numbers).pair_cutoff[a, b])
             assert (
@@ -197,12 +199,29 @@ def test_fine_tuning_keeps_it(molecules, tmp_path, kind):
     assert values[0] == pytest.approx(values[1], abs=1e-8)
 
 
-def test_constants_of_another_shape_of_network():
-    """Networks without the option ignore them."""
-    constants = PairConstants([[[1.0] * PairEnergy.TERMS]], [[1.0]])
-    from eqcalc.models.nequip import NequIP, NequIPConfig
-
+def test_constants_that_a_network_has_no_use_for():
+    """The core repulsion of a network without the option ends where it always did."""
     config = NequIPConfig(num_channels=[4, 3, 2], radial_mlp=[4], readout=2)
-    model = NequIP(config, [14], 10.0, [1.0], [0.0], constants)
-    assert model.reference_energy.pair is None
-    assert model.reference_energy.repulsion.pair_cutoff.tolist() == [[2.22]]
+    constants = PairConstants([[[1.0] * PairEnergy.TERMS]], [[1.0]])
+    reference = NequIP(config, [14], 10.0, [1.0], [0.0], constants).reference_energy
+    assert reference.pair is None
+    assert reference.repulsion.pair_cutoff.tolist() == [[2.22]]
+
+
+def test_many_elements():
+    """Up to the limit; beyond, a sentence."""
+    atoms = bulk("Cu", cubic=True) * (2, 2, 2)
+    frames = []
+    for n in range(6):
+        image = atoms.copy()
+        image.rattle(0.1, seed=n)
+        image.numbers = 3 + (np.arange(len(atoms)) + n) % MOST_ELEMENTS
+        image.calc = LennardJones(epsilon=0.2, sigma=2.3, rc=5.0)
+        energy, forces = image.get_potential_energy(), image.get_forces()
+        frames.append(Frame(image, energy, forces, None, "x", f"frame {n}"))
+    numbers = list(range(3, 3 + MOST_ELEMENTS))
+    dataset = FrameDataset(frames, numbers, CUTOFF)
+    fit = fit_pairs(dataset, numbers, [0.0] * MOST_ELEMENTS, CUTOFF)
+    assert fit.force_rms < 0.3 * np.sqrt(np.mean([f.forces**2 for f in frames]))
+    with pytest.raises(InputError, match=f"at most {MOST_ELEMENTS} elements, and the frames have"):
+        fit_pairs(dataset, [*numbers, 50], [0.0] * (MOST_ELEMENTS + 1), CUTOFF)

@@ -22,12 +22,15 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from eqcalc.data.dataset import Batch, GraphDataset
+from eqcalc.errors import InputError
 from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy
 
 #: on normalised coefficients
 RIDGE = 1e-5
-#: of the shortest distance: where forces must be repulsive, and where the core repulsion ends
-INNER, CORE = 0.3, 0.85
+#: of the shortest distance, where the core repulsion ends
+CORE = 0.85
+#: pairs grow as its square, operations as its sixth power
+MOST_ELEMENTS = 10
 #: frames that are looked at, evenly spread over the set
 FRAMES = 2000
 
@@ -134,7 +137,7 @@ class _Fit:
         met = np.flatnonzero(np.isfinite(self.shortest))
         found = np.zeros(len(coefficients), dtype=bool)
         for pair in met:
-            r = np.linspace(INNER, 1.0, 100) * self.shortest[pair]
+            r = np.linspace(0.0, 1.0, 100) * self.shortest[pair]
             _, slope = _terms(r, self.cutoff)
             found[pair] = (slope @ coefficients[pair] > 0.0).any()
         return found
@@ -160,7 +163,7 @@ class PairFit:
 def fit_pairs(
     frames: GraphDataset, atomic_numbers: Sequence[int], shift: Sequence[float], cutoff: float
 ) -> PairFit:
-    """The pair potential of a training set.
+    """The pair potential of a training set, whose frames count alike.
 
     Two elements that never meet get the mean of what each of them has with itself.
 
@@ -169,7 +172,15 @@ def fit_pairs(
         atomic_numbers: Z of each species.
         shift: about the energy of an atom of each, eV.
         cutoff: Å.
+
+    Raises:
+        InputError: too many elements.
     """
+    if len(atomic_numbers) > MOST_ELEMENTS:
+        raise InputError(
+            f"model.pair_potential is for at most {MOST_ELEMENTS} elements, and the frames have "
+            f"{len(atomic_numbers)}: leave it out."
+        )
     fit = _Fit(len(atomic_numbers), cutoff)
     for item in _chosen(frames):
         fit.add(item, np.asarray(shift))
