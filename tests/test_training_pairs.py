@@ -18,6 +18,7 @@ from eqcalc.data.store import pack
 from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy
+from eqcalc.training.dryrun import dry_run
 from eqcalc.training.folder import load_run
 from eqcalc.training.pairs import CORE, MOST_ELEMENTS, fit_pairs
 from eqcalc.training.prepare import prepare
@@ -145,6 +146,9 @@ def test_training_starts_from_what_is_left(molecules):
         for p in (plain, paired)
     ]
     assert errors[1] < 0.5 * errors[0]
+    report = dry_run(tiny(molecules, model=PAIRS))
+    row = next(line for line in report.splitlines() if line.startswith("which a pair potential"))
+    assert float(row.split()[-2]) == pytest.approx(paired.setup["scale"][0], abs=1e-4)
     reference = paired.model.reference_energy
     assert reference.shift.tolist() == paired.setup["reference_energies"]
     assert reference.pair.coefficients.tolist() == paired.setup["pair_potential"]["coefficients"]
