@@ -147,7 +147,7 @@ def test_training_starts_from_what_is_left(molecules):
     ]
     assert errors[1] < 0.5 * errors[0]
     report = dry_run(tiny(molecules, model=PAIRS))
-    row = next(line for line in report.splitlines() if line.startswith("which a pair potential"))
+    row = next(line for line in report.splitlines() if line.startswith("left by a pair potential"))
     assert float(row.split()[-2]) == pytest.approx(paired.setup["scale"][0], abs=1e-4)
     reference = paired.model.reference_energy
     assert reference.shift.tolist() == paired.setup["reference_energies"]

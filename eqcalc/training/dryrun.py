@@ -48,7 +48,7 @@ def _data(prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield "reference energies", ", ".join(f"{s} {e:.4f} eV" for s, e in pairs)
     yield "root mean square force", f"{setup['force_rms']:.4f} eV/Å"
     if "pair_potential" in setup and not prepared.config.fine_tune.model:
-        yield "which a pair potential makes", f"{setup['scale'][0]:.4f} eV/Å"
+        yield "left by a pair potential", f"{setup['scale'][0]:.4f} eV/Å"
     if "pulay_pressure" in setup:
         yield "pressure added to stresses", f"{setup['pulay_pressure']:+g} GPa"
     frames = prepared.train
