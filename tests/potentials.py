@@ -10,12 +10,19 @@ from eqcalc.nn.reference import PairConstants, PairEnergy
 
 
 def some_pairs(num_species):
-    """Pair constants of a strength that forces feel, other ones for every two species."""
+    """Pair constants of a strength that forces feel, other ones for every two species.
+
+    Inner limits lie among the bonds of silicon, but for the first species, which has none.
+    """
     shape = num_species, num_species, PairEnergy.TERMS
     random = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     scale = 5.0 * torch.exp(PairEnergy.RATE * torch.arange(1.0, PairEnergy.TERMS + 1.0))
     coefficients = (random + random.transpose(0, 1)) * scale
-    return PairConstants(coefficients.tolist(), [[0.9] * num_species] * num_species)
+    limits = [
+        [2.2 + 0.1 * (a + b) if a + b else 0.0 for a in range(num_species)]
+        for b in range(num_species)
+    ]
+    return PairConstants(coefficients.tolist(), [[0.9] * num_species] * num_species, limits)
 
 
 def untrained(

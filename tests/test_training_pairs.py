@@ -9,6 +9,8 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
 from runs import history, tiny, train_in_pieces, weights, write_frames
 
 from eqcalc import EquivariantCalculator, derivatives
@@ -17,10 +19,11 @@ from eqcalc.data.frames import Frame, read_frames
 from eqcalc.data.store import pack
 from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.nn.radial import InnerLimit
 from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy
 from eqcalc.training.dryrun import dry_run
 from eqcalc.training.folder import load_run
-from eqcalc.training.pairs import CORE, MOST_ELEMENTS, fit_pairs
+from eqcalc.training.pairs import CORE, INNER, MOST_ELEMENTS, fit_pairs
 from eqcalc.training.prepare import prepare
 from eqcalc.training.run import train
 from eqcalc.training.task import predict
@@ -88,7 +91,7 @@ def test_short_bonds_repel(molecules):
     for labels in (frames, random, attracting):
         dataset = FrameDataset(labels, [1, 3], CUTOFF)
         constants = fit_pairs(dataset, [1, 3], [-2.1, -2.3], CUTOFF).constants
-        core = np.array(constants.core_cutoffs)
+        core, inner = np.array(constants.core_cutoffs), np.array(constants.inner_limits)
         for a, b in ((0, 0), (0, 1), (1, 1)):
             numbers = [1, 3]
             distances = [
@@ -101,6 +104,8 @@ def test_short_bonds_repel(molecules):
             shortest = min(distances)
             r = np.linspace(0.0, 1.0, 41)[1:] * shortest
             assert force(constants.coefficients[a][b], r).min() > -1e-5
+            expected = pytest.approx(INNER * shortest, abs=1e-4)
+            assert inner[a, b] == inner[b, a] == expected
             covalent = float(CoreRepulsion(numbers).pair_cutoff[a, b])
             assert (
                 core[a, b] == core[b, a] == pytest.approx(min(covalent, CORE * shortest), abs=1e-4)
@@ -186,6 +191,11 @@ def test_fine_tuning_keeps_it(molecules, tmp_path, kind):
     assert not term.pair.coefficients[1].any()
     core = CoreRepulsion([1, 2, 3]).pair_cutoff
     assert torch.equal(term.repulsion.pair_cutoff[1], core[1])
+    known = old.inner_limit.distances
+    limits = new.inner_limit.distances
+    assert not limits[1].any()
+    assert (limits[[0, 2]][:, [0, 2]] <= known + 1e-6).all()
+    assert limits[[0, 2]][:, [0, 2]].all()
     frames = read_frames(molecules)
     forces = [
         predict(m, Batch.collate([*FrameDataset(frames, m.atomic_numbers, CUTOFF)])).forces
@@ -203,11 +213,88 @@ def test_fine_tuning_keeps_it(molecules, tmp_path, kind):
     assert values[0] == pytest.approx(values[1], abs=1e-8)
 
 
+def test_shorter_distances_than_before(molecules, tmp_path):
+    """Fine-tuning tells the network of those that it now learns; longer ones change nothing."""
+    train(tiny(molecules, model=PAIRS, epochs=1), tmp_path / "first", quiet=True)
+    source = {"model": str(tmp_path / "first" / "model.pth")}
+    old = load_run(tmp_path / "first")[1]
+    for factor in (0.9, 1.1):
+        images = read(molecules, ":")
+        for atoms in images:
+            forces, energy = atoms.get_forces(), atoms.get_potential_energy()
+            atoms.positions *= factor
+            atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        write(tmp_path / "scaled.xyz", images)
+        data = {"val": [molecules], "val_fraction": 0.0}
+        new = prepare(tiny(str(tmp_path / "scaled.xyz"), fine_tune=source, data=data)).model
+        expected = old.inner_limit.distances * min(factor, 1.0)
+        if factor < 1.0:  # all frames are here, a quarter of them was held out before
+            assert (new.inner_limit.distances <= expected + 1e-3).all()
+            assert (new.inner_limit.distances > 0.5 * expected).all()
+        else:
+            assert torch.allclose(new.inner_limit.distances.double(), expected, atol=1e-6)
+
+
+def test_what_the_network_is_told():
+    """Distances from the limit on as they are; below, ever less of what changes, then nothing."""
+    limit = InnerLimit([[2.0, 0.0], [0.0, 1.0]])
+
+    def told(r, a, b):
+        length = torch.as_tensor(r, dtype=torch.float64)
+        species = torch.tensor([a, b])
+        src, dst = torch.ones(len(length), dtype=torch.int64), torch.zeros(len(length), dtype=int)
+        return limit(species, src, dst, length)
+
+    r = torch.linspace(0.1, 3.0, 200, dtype=torch.float64)
+    assert torch.equal(told(r, 0, 1), r)
+    for species, at in ((0, 2.0), (1, 1.0)):
+        length = r.clone().requires_grad_()
+        got = told(length, species, species)
+        (slope,) = torch.autograd.grad(got.sum(), length, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope.sum(), length)
+        assert torch.equal(got[r >= at], r[r >= at])
+        assert got[r <= 0.9 * at].detach().numpy() == pytest.approx(0.95 * at)
+        assert not slope[r <= 0.9 * at].any()
+        assert ((slope >= 0.0) & (slope <= 1.0)).all()
+        for edge in (0.9 * at, at):
+            sides = torch.tensor(
+                [edge - 1e-6, edge + 1e-6], dtype=torch.float64, requires_grad=True
+            )
+            (slope,) = torch.autograd.grad(
+                told(sides, species, species).sum(), sides, create_graph=True
+            )
+            (curvature,) = torch.autograd.grad(slope.sum(), sides)
+            assert abs(slope[0] - slope[1]) < 1e-9
+            assert curvature.abs().max() < 1e-2
+
+
+def test_atoms_pushed_together_repel(molecules, tmp_path):
+    """A network of three-body terms, trained long enough to be wild where it has no frames."""
+    options = {**PAIRS, "product_channels": 8, "num_layers": 3}
+    train(tiny(molecules, model=options, epochs=30), tmp_path / "run", quiet=True)
+    model = load_run(tmp_path / "run")[1]
+    limit = float(model.inner_limit.distances[0, 1])
+    frame = read(molecules, 0)
+    distances = frame.get_all_distances() + 9.0 * np.equal.outer(frame.numbers, frame.numbers)
+    i, j = np.unravel_index(distances.argmin(), distances.shape)
+    direction = frame.get_distance(i, j, vector=True) / distances[i, j]
+    calc = EquivariantCalculator(tmp_path / "run" / "model.pth", dtype="float64")
+    for r in np.linspace(0.3, 0.9, 25) * limit:
+        atoms = frame.copy()
+        atoms.positions[j] = atoms.positions[i] + r * direction
+        atoms.calc = calc
+        assert np.isfinite(atoms.get_forces()).all()
+        alone = Atoms(frame.numbers[[i, j]], atoms.positions[[i, j]], calculator=calc)
+        assert alone.get_forces()[1] @ direction > 0.0
+
+
 def test_constants_that_a_network_has_no_use_for():
     """The core repulsion of a network without the option ends where it always did."""
     config = NequIPConfig(num_channels=[4, 3, 2], radial_mlp=[4], readout=2)
-    constants = PairConstants([[[1.0] * PairEnergy.TERMS]], [[1.0]])
-    reference = NequIP(config, [14], 10.0, [1.0], [0.0], constants).reference_energy
+    constants = PairConstants([[[1.0] * PairEnergy.TERMS]], [[1.0]], [[1.0]])
+    model = NequIP(config, [14], 10.0, [1.0], [0.0], constants)
+    reference = model.reference_energy
+    assert model.inner_limit is None
     assert reference.pair is None
     assert reference.repulsion.pair_cutoff.tolist() == [[2.22]]
 

@@ -71,6 +71,20 @@ def _write_readout(out: _Writer, layer: plans.LayerPlan) -> None:
         out.numbers(layer.readout_out)
 
 
+def _write_pair_terms(out: _Writer, plan: plans.Plan) -> None:
+    out.integers(int(bool(plan.core)))
+    if plan.core:
+        for name in ("charges", "screening", "pair_cutoff"):
+            out.numbers(plan.core[name])
+    out.integers(0 if plan.pair is None else plan.pair.coefficients.shape[2])
+    if plan.pair is not None:
+        out.numbers(np.array([plan.pair.rate, plan.pair.cutoff]))
+        out.numbers(plan.pair.coefficients)
+    out.integers(int(plan.inner_limits is not None))
+    if plan.inner_limits is not None:
+        out.numbers(plan.inner_limits)
+
+
 def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:
     """The network's description for `eqcalc_open`."""
     out = _Writer()
@@ -107,14 +121,7 @@ def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:
                 out.numbers(matrix)
     out.numbers(plan.scale)
     out.numbers(plan.shift)
-    out.integers(int(bool(plan.core)))
-    if plan.core:
-        for name in ("charges", "screening", "pair_cutoff"):
-            out.numbers(plan.core[name])
-    out.integers(0 if plan.pair is None else plan.pair.coefficients.shape[2])
-    if plan.pair is not None:
-        out.numbers(np.array([plan.pair.rate, plan.pair.cutoff]))
-        out.numbers(plan.pair.coefficients)
+    _write_pair_terms(out, plan)
     out.numbers(plan.embedding)
     return b"".join(out.parts)
 

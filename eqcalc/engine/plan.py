@@ -201,6 +201,7 @@ class Plan:
     shift: np.ndarray
     core: dict[str, np.ndarray] = field(default_factory=dict)
     pair: PairPlan | None = None
+    inner_limits: np.ndarray | None = None  # [species, species]
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -444,6 +445,9 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
     if "pair" in dict(reference.named_children()):  # not in older files
         term = reference.pair
         pair = PairPlan(float(term.rate), float(term.cutoff), _array(term.coefficients))
+    inner = None
+    if "inner_limit" in dict(module.named_children()):
+        inner = _array(module.inner_limit.distances)
     l_max = int(module.spherical_harmonics.l_max)
     steps = _children(module.spherical_harmonics.steps)
     return Plan(
@@ -462,6 +466,7 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
         shift=_array(reference.shift),
         core=core,
         pair=pair,
+        inner_limits=inner,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure
+from eqcalc.nn.radial import InnerLimit
 
 
 class Edges(NamedTuple):
@@ -57,6 +58,7 @@ class Potential(nn.Module):
         self.cutoff = float(cutoff)
         self.atomic_numbers = [int(z) for z in atomic_numbers]
         self.exchange_widths = []
+        self.inner_limit: InnerLimit | None = None
         self.reference_structure = ReferenceStructure({})
 
     @torch.jit.export
@@ -64,13 +66,16 @@ class Potential(nn.Module):
         """Species [M]; edge_vec [E, 3] Å, any float dtype; edge_src, edge_dst [E]."""
         vec = edge_vec.to(self.species_embedding.dtype)
         length = torch.linalg.vector_norm(vec, dim=1)
+        told = length
+        if self.inner_limit is not None:
+            told = self.inner_limit(species, edge_src, edge_dst, length)
         return Edges(
             species,
             edge_src,
             edge_dst,
             length,
             self.spherical_harmonics(vec, length),
-            self.radial_basis(length),
+            self.radial_basis(told),
         )
 
     @torch.jit.export
@@ -80,7 +85,10 @@ class Potential(nn.Module):
 
     @torch.jit.export
     def radial(self, k: int, r: Tensor) -> Tensor:
-        """Radial weights of layer k at distances r [E] Å -> [E, num_weights of that layer]."""
+        """Radial weights of layer k at distances r [E] Å -> [E, num_weights of that layer].
+
+        r are those that `inner_limit` lets the network know, if there is one.
+        """
         raise NotImplementedError
 
     @torch.jit.export

@@ -21,7 +21,7 @@ from eqcalc.nn.convolution import Convolution, allowed_paths
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import Linear, SpeciesLinear, block_offsets
 from eqcalc.nn.product import MessageProduct
-from eqcalc.nn.radial import BesselBasis, RadialNetwork
+from eqcalc.nn.radial import BesselBasis, InnerLimit, RadialNetwork
 from eqcalc.nn.reference import PairConstants, ReferenceEnergy, no_pairs
 
 
@@ -60,9 +60,10 @@ class NequIPConfig:
         readout: hidden width of the readout of the last layer's scalars.
         core_repulsion: add the ZBL repulsion at short distance.
         pair_potential: add a pair potential that is fitted to the labels before training; the
-            network learns the rest, which is smaller, and bonds that are shorter than all of the
-            training are stiff by themselves. The core repulsion then ends at 0.85 of the shortest
-            distance of each pair (at the sum of the covalent radii at most).
+            network learns the rest, which is smaller. Distances shorter than all of the training
+            are then the pair potential's, which is repulsive there; the network is told the
+            shortest that it knows. The core repulsion ends at 0.85 of that (at the sum of the
+            covalent radii at most).
     """
 
     cutoff: float = 5.0
@@ -266,6 +267,8 @@ class NequIP(Potential):
             pair_constants = None
         elif pair_constants is None:
             pair_constants = no_pairs(self.atomic_numbers)
+        if pair_constants is not None:
+            self.inner_limit = InnerLimit(pair_constants.inner_limits)
         self.reference_energy = ReferenceEnergy(
             self.atomic_numbers,
             scale,

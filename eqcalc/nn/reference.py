@@ -58,23 +58,26 @@ class CoreRepulsion(nn.Module):
 
 @dataclass(frozen=True)
 class PairConstants:
-    """What a fit to labels finds for `PairEnergy`, and where the core repulsion then ends.
+    """What a fit to labels finds for `PairEnergy`, and what follows from the shortest distances.
 
     Attributes:
         coefficients: [species, species, terms] eV, symmetric.
-        core_cutoffs: [species, species] Å.
+        core_cutoffs: where the core repulsion ends, [species, species] Å.
+        inner_limits: below which `eqcalc.nn.radial.InnerLimit` acts, [species, species] Å.
     """
 
     coefficients: list[list[list[float]]]
     core_cutoffs: list[list[float]]
+    inner_limits: list[list[float]]
 
 
 def no_pairs(atomic_numbers: list[int]) -> PairConstants:
-    """A pair potential of zero, and a core repulsion that ends at the sum of the covalent radii."""
+    """No pair potential, no inner limits, and the core repulsion as it is without them."""
     count = len(atomic_numbers)
     return PairConstants(
         [[[0.0] * PairEnergy.TERMS for _ in range(count)] for _ in range(count)],
         CoreRepulsion(atomic_numbers).pair_cutoff.tolist(),
+        [[0.0] * count for _ in range(count)],
     )
 
 

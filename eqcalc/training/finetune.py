@@ -32,6 +32,7 @@ from eqcalc.nn.reference import PairConstants, no_pairs
 from eqcalc.training.config import model_config
 from eqcalc.training.folder import Constants, build_model, load_run
 from eqcalc.training.options import Config
+from eqcalc.training.pairs import narrowed
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ def _pairs(module: torch.jit.ScriptModule) -> PairConstants | None:
     if "pair" not in dict(reference.named_children()):
         return None
     return PairConstants(
-        reference.pair.coefficients.tolist(), reference.repulsion.pair_cutoff.tolist()
+        reference.pair.coefficients.tolist(),
+        reference.repulsion.pair_cutoff.tolist(),
+        [[round(r, 4) for r in row] for row in module.inner_limit.distances.tolist()],
     )
 
 
@@ -97,6 +100,7 @@ def _extend_pairs(old: Constants, numbers: list[int]) -> PairConstants | None:
         for k, b in enumerate(rows):
             blank.coefficients[a][b] = old.pair_constants.coefficients[i][k]
             blank.core_cutoffs[a][b] = old.pair_constants.core_cutoffs[i][k]
+            blank.inner_limits[a][b] = old.pair_constants.inner_limits[i][k]
     return blank
 
 
@@ -219,6 +223,9 @@ def continued(
         free: Z of the elements whose reference energies are to be fitted.
     """
     constants = extend(source, statistics)
+    if constants.pair_constants:
+        pairs = narrowed(constants.pair_constants, frames, len(constants.atomic_numbers))
+        constants = dataclasses.replace(constants, pair_constants=pairs)
     model = build_model(config, constants)
     graft(model, source)
     if free:

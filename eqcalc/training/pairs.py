@@ -23,12 +23,13 @@ from scipy.optimize import lsq_linear
 
 from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.errors import InputError
-from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy
+from eqcalc.nn.reference import PairConstants, PairEnergy, no_pairs
 
 #: on normalised coefficients
 RIDGE = 1e-5
-#: of the shortest distance, where the core repulsion ends
-CORE = 0.85
+#: of the shortest distance: where the network is no longer told how short a distance is, and where
+#: the core repulsion ends
+INNER, CORE = 0.97, 0.85
 #: pairs grow as its square, operations as its sixth power
 MOST_ELEMENTS = 10
 #: frames that are looked at, evenly spread over the set
@@ -143,6 +144,28 @@ class _Fit:
         return found
 
 
+def _limited(constants: PairConstants, shortest: np.ndarray) -> PairConstants:
+    """Core repulsion and inner limits that stay inside of distances [species, species] Å.
+
+    They only become shorter, but for inner limits that are not there yet.
+    """
+    core = np.minimum(constants.core_cutoffs, np.round(CORE * shortest, 4))
+    old = np.array(constants.inner_limits)
+    new = np.round(INNER * shortest, 4)
+    inner = np.where(np.isinf(new), old, np.where(old > 0.0, np.minimum(old, new), new))
+    return PairConstants(constants.coefficients, core.tolist(), inner.tolist())
+
+
+def narrowed(constants: PairConstants, frames: GraphDataset, num_species: int) -> PairConstants:
+    """The same pair potential for frames that may have shorter distances."""
+    shortest = np.full((num_species, num_species), np.inf)
+    for item in _chosen(frames):
+        graph = item.graph
+        pairs = graph.species[graph.edge_dst].numpy(), graph.species[graph.edge_src].numpy()
+        np.minimum.at(shortest, pairs, graph.edge_vec.norm(dim=1).numpy())
+    return _limited(constants, np.where(np.array(constants.inner_limits) > 0.0, shortest, np.inf))
+
+
 @dataclass(frozen=True)
 class PairFit:
     """A pair potential and what it leaves.
@@ -191,9 +214,9 @@ def fit_pairs(
         if not met[fit.index[a, b]] and met[like[[a, b]]].all():
             by_pair[fit.index[a, b]] = by_pair[like[[a, b]]].mean(axis=0)
     by_pair = np.array([[float(f"{c:.6g}") for c in pair] for pair in by_pair])
-    covalent = CoreRepulsion(list(atomic_numbers)).pair_cutoff.numpy()
-    core = np.minimum(covalent, np.round(CORE * fit.shortest, 4)[fit.index])
-    constants = PairConstants(by_pair[fit.index].tolist(), core.tolist())
+    plain = no_pairs(list(atomic_numbers))
+    constants = PairConstants(by_pair[fit.index].tolist(), plain.core_cutoffs, plain.inner_limits)
+    constants = _limited(constants, np.where(met, fit.shortest, np.inf)[fit.index])
 
     counts, energies, square, components = [], [], 0.0, 0
     for item in _chosen(frames):

@@ -18,6 +18,13 @@ struct Centre {
 
 class Edges {
  public:
+  // from which distances [species, species] on the network is told no shorter ones
+  void limit(I num_species, std::vector<double> limits)
+  {
+    num_species_ = num_species;
+    limits_ = std::move(limits);
+  }
+
   void begin(I num_local, const I *first_edge)
   {
     first_slot_.resize(num_local + 1);
@@ -31,6 +38,7 @@ class Edges {
     u_.get(slots * 3);
     inverse_r_.get(slots);
     dr_.get(slots);
+    told_slope_.get(slots);
     r_.get(slots);
     row_.get(slots);
     species_.get(slots);
@@ -47,12 +55,14 @@ class Edges {
         const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
         for (int d = 0; d < 3; d++) u[d * L] = static_cast<T>(v[d] / r);
         inverse_r_.data()[slot] = static_cast<T>(1.0 / r);
-        r_.data()[slot] = r;
+        told_slope_.data()[slot] = T(1);
+        r_.data()[slot] = limits_.empty() ? r : told(slot, r, species[i], species[edge_src[edge + n]]);
         row_.data()[slot] = static_cast<int>(edge_src[edge + n]);
         species_.data()[slot] = species[edge_src[edge + n]];
       } else {
         for (int d = 0; d < 3; d++) u[d * L] = T(0);
         inverse_r_.data()[slot] = T(0);
+        told_slope_.data()[slot] = T(0);
         r_.data()[slot] = 0.0;
         row_.data()[slot] = species_.data()[slot] = 0;
       }
@@ -83,6 +93,7 @@ class Edges {
       harmonics_gradient(u, y_.data() + slot * NUM_Y, dy_.data() + slot * NUM_Y, du);
       const V ux = load(u), uy = load(u + L), uz = load(u + 2 * L);
       const V along = ux * load(du) + uy * load(du + L) + uz * load(du + 2 * L);
+      store(dr_.data() + slot, load(dr_.data() + slot) * load(told_slope_.data() + slot));
       const V inverse = load(inverse_r_.data() + slot);
       store(du, (load(du) - along * ux) * inverse);
       store(du + L, (load(du + L) - along * uy) * inverse);
@@ -105,21 +116,35 @@ class Edges {
   I num_centres() const { return static_cast<I>(first_slot_.size()) - 1; }
   I num_slots() const { return first_slot_.back(); }
   I first_slot(I i) const { return first_slot_[i]; }
+  // those that the network is told
   const double *distances() const { return r_.get(); }
   const T *directions(I slot) const { return u_.get() + slot / L * L * 3 + slot % L; }
 
   I bytes() const
   {
-    return y_.bytes() + dy_.bytes() + u_.bytes() + inverse_r_.bytes() + dr_.bytes() + r_.bytes() +
-        row_.bytes() + species_.bytes();
+    return y_.bytes() + dy_.bytes() + u_.bytes() + inverse_r_.bytes() + dr_.bytes() +
+        told_slope_.bytes() + r_.bytes() + row_.bytes() + species_.bytes();
   }
 
  private:
+  // eqcalc.nn.radial.InnerLimit
+  double told(I slot, double r, int a, int b)
+  {
+    const double limit = limits_[a * num_species_ + b], width = 0.1 * limit;
+    if (r >= limit) return r;
+    const double s = std::max(0.0, 1.0 - (limit - r) / width), s3 = s * s * s;
+    told_slope_.data()[slot] = static_cast<T>(s3 * (s * (6.0 * s - 15.0) + 10.0));
+    return limit + width * (s3 * s * (s * (s - 3.0) + 2.5) - 0.5);
+  }
+
+  I num_species_ = 0;
+  std::vector<double> limits_;    // empty: none
   std::vector<I> first_slot_;
   const I *first_edge_ = nullptr;
   Buffer<T> y_, dy_;              // groups [NUM_Y][L]
   Buffer<T> u_;                   // groups [3][L], unit vectors
   Buffer<T> inverse_r_, dr_;
+  Buffer<T> told_slope_;          // of the distance that the network is told
   Buffer<double> r_;
   Buffer<int> row_, species_;
 };

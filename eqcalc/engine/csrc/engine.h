@@ -328,6 +328,7 @@ class Network {
     shift_ = in.numbers(num_species_);
     core_.read(in, num_species_);
     pair_.read(in, num_species_);
+    if (in.integer()) edges_.limit(num_species_, in.numbers(num_species_ * num_species_));
     const I width = layers_[0].width_in;
     const auto embedding = in.numbers(num_species_ * width);
     if (!in.done()) throw std::runtime_error("the network's description is too long");
