@@ -253,10 +253,10 @@ def test_what_the_network_is_told():
         (slope,) = torch.autograd.grad(got.sum(), length, create_graph=True)
         (curvature,) = torch.autograd.grad(slope.sum(), length)
         assert torch.equal(got[r >= at], r[r >= at])
-        assert got[r <= 0.9 * at].detach().numpy() == pytest.approx(0.95 * at)
-        assert not slope[r <= 0.9 * at].any()
+        assert got[r <= 0.95 * at].detach().numpy() == pytest.approx(0.975 * at)
+        assert not slope[r <= 0.95 * at].any()
         assert ((slope >= 0.0) & (slope <= 1.0)).all()
-        for edge in (0.9 * at, at):
+        for edge in (0.95 * at, at):
             sides = torch.tensor(
                 [edge - 1e-6, edge + 1e-6], dtype=torch.float64, requires_grad=True
             )

@@ -37,9 +37,9 @@ class InnerLimit(nn.Module):
     """The distance that a network is told: r as far as its training knew, and no less below.
 
     A network is free to do anything at distances that no frame has. Below r_0 of a pair of species
-    it is told r' (r), whose slope falls from 1 at r_0 to 0 at 0.9 r_0 with two derivatives,
+    it is told r' (r), whose slope falls from 1 at r_0 to 0 at 0.95 r_0 with two derivatives,
 
-        r' = r_0 + w (s^6 - 3 s^5 + 5/2 s^4 - 1/2),   w = r_0 / 10,   s = (r - r_0) / w + 1,
+        r' = r_0 + w (s^6 - 3 s^5 + 5/2 s^4 - 1/2),   w = r_0 / 20,   s = (r - r_0) / w + 1,
 
     and is a constant below: forces along r are then those of the pair potential alone.
 
@@ -58,7 +58,7 @@ class InnerLimit(nn.Module):
     ) -> Tensor:
         a, b = species.index_select(0, edge_dst), species.index_select(0, edge_src)
         limit = self.distances[a, b].to(length.dtype)
-        width = 0.1 * limit
+        width = 0.05 * limit
         beyond = length >= limit
         s = (1.0 - (limit - length) / torch.where(beyond, torch.ones_like(width), width)).clamp(0.0)
         told = limit + width * (s.pow(4) * (s * (s - 3.0) + 2.5) - 0.5)

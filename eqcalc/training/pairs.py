@@ -29,7 +29,7 @@ from eqcalc.nn.reference import PairConstants, PairEnergy, no_pairs
 RIDGE = 1e-5
 #: of the shortest distance: where the network is no longer told how short a distance is, and where
 #: the core repulsion ends
-INNER, CORE = 0.97, 0.85
+INNER, CORE = 0.93, 0.85
 #: pairs grow as its square, operations as its sixth power
 MOST_ELEMENTS = 10
 #: frames that are looked at, evenly spread over the set

@@ -130,7 +130,7 @@ class Edges {
   // eqcalc.nn.radial.InnerLimit
   double told(I slot, double r, int a, int b)
   {
-    const double limit = limits_[a * num_species_ + b], width = 0.1 * limit;
+    const double limit = limits_[a * num_species_ + b], width = 0.05 * limit;
     if (r >= limit) return r;
     const double s = std::max(0.0, 1.0 - (limit - r) / width), s3 = s * s * s;
     told_slope_.data()[slot] = static_cast<T>(s3 * (s * (6.0 * s - 15.0) + 10.0));
