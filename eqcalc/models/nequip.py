@@ -60,10 +60,10 @@ class NequIPConfig:
         readout: hidden width of the readout of the last layer's scalars.
         core_repulsion: add the ZBL repulsion at short distance.
         pair_potential: add a pair potential that is fitted to the labels before training; the
-            network learns the rest, which is smaller. Distances shorter than all of the training
-            are then the pair potential's, which is repulsive there; the network is told the
-            shortest that it knows. The core repulsion ends at 0.85 of that (at the sum of the
-            covalent radii at most).
+            network learns the rest, which is smaller. At distances much shorter than all of the
+            training, where networks may do anything, it is told no shorter ones, and the pair
+            potential is repulsive (`eqcalc.training.pairs`). The core repulsion ends inside of the
+            training's distances, and at the sum of the covalent radii at most.
     """
 
     cutoff: float = 5.0
