@@ -41,7 +41,8 @@ class InnerLimit(nn.Module):
 
         r' = r_0 + w (s^6 - 3 s^5 + 5/2 s^4 - 1/2),   w = r_0 / 20,   s = (r - r_0) / w + 1,
 
-    and is a constant below: forces along r are then those of the pair potential alone.
+    and is a constant below: forces along r are then those of the pair terms alone
+    (`eqcalc.nn.reference`).
 
     Args:
         distances: r_0 [species, species] Å; 0: no limit.

@@ -11,6 +11,7 @@ the ridge, on coefficients in units of what they do to the forces, keeps them sm
 No label tells the potential what to do below the shortest distance of a pair, so its force must
 stay repulsive there: a pair whose does not is fitted again with positive coefficients for all but
 its two slowest terms, as in the potential of Morse, Phys. Rev. 34, 57 (1929); if need be, for all.
+The network is told no distances much shorter than that (`eqcalc.nn.radial.InnerLimit`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.optimize import lsq_linear
 
 from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.errors import InputError
+from eqcalc.nn.radial import polynomial_envelope
 from eqcalc.nn.reference import PairConstants, PairEnergy, no_pairs
 
 #: on normalised coefficients
@@ -41,9 +44,10 @@ ORDERS = np.arange(1, PairEnergy.TERMS + 1)
 def _terms(r: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
     """Of every coefficient 1 eV: energy [E, TERMS] eV and slope [E, TERMS] eV/Å at r [E]."""
     decay = np.exp(-PairEnergy.RATE * np.outer(r, ORDERS))
-    x = np.minimum(r / cutoff, 1.0)[:, None]
-    u = 1.0 - 28.0 * x**6 + 48.0 * x**7 - 21.0 * x**8
-    u_slope = (-168.0 * x**5 + 336.0 * x**6 - 168.0 * x**7) / cutoff
+    length = torch.from_numpy(r).requires_grad_()
+    envelope = polynomial_envelope(length / cutoff, 6)
+    (slope,) = torch.autograd.grad(envelope.sum(), length)
+    u, u_slope = envelope.detach().numpy()[:, None], slope.numpy()[:, None]
     return decay * u, decay * (u_slope - PairEnergy.RATE * ORDERS * u)
 
 
@@ -216,7 +220,7 @@ def fit_pairs(
     by_pair = np.array([[float(f"{c:.6g}") for c in pair] for pair in by_pair])
     plain = no_pairs(list(atomic_numbers))
     constants = PairConstants(by_pair[fit.index].tolist(), plain.core_cutoffs, plain.inner_limits)
-    constants = _limited(constants, np.where(met, fit.shortest, np.inf)[fit.index])
+    constants = _limited(constants, fit.shortest[fit.index])
 
     counts, energies, square, components = [], [], 0.0, 0
     for item in _chosen(frames):

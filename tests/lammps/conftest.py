@@ -59,32 +59,27 @@ def products(tmp_path_factory) -> Path:
     return untrained(tmp_path_factory.mktemp("products") / "products.pth", config)
 
 
+def with_option(**option) -> NequIPConfig:
+    """Three layers, cutoff 4 Å."""
+    channels = [8, 6, 4]
+    return NequIPConfig(
+        cutoff=4.0, num_channels=channels, radial_mlp=[16], num_radial=6, readout=8, **option
+    )
+
+
 @pytest.fixture(scope="session")
 def isolated(tmp_path_factory) -> Path:
     """Atoms without neighbours have exactly their reference energy, -3 eV (Si) and -2 eV (O)."""
-    config = NequIPConfig(
-        cutoff=4.0,
-        num_channels=[8, 6, 4],
-        radial_mlp=[16],
-        num_radial=6,
-        exact_isolated_atoms=True,
-        readout=8,
-    )
-    return untrained(tmp_path_factory.mktemp("isolated") / "isolated.pth", config)
+    path = tmp_path_factory.mktemp("isolated") / "isolated.pth"
+    return untrained(path, with_option(exact_isolated_atoms=True))
 
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory) -> Path:
-    """With a pair potential beside the network."""
-    config = NequIPConfig(
-        cutoff=4.0,
-        num_channels=[8, 6, 4],
-        radial_mlp=[16],
-        num_radial=6,
-        readout=8,
-        pair_potential=True,
+    """With a pair potential beside the network, and distances that it is not told."""
+    return untrained(
+        tmp_path_factory.mktemp("pairs") / "pairs.pth", with_option(pair_potential=True)
     )
-    return untrained(tmp_path_factory.mktemp("pairs") / "pairs.pth", config)
 
 
 def small(layers: int) -> NequIPConfig:

@@ -73,22 +73,16 @@ def test_products_of_messages(system, ranks, engine, products, tmp_path):
     assert_equal(got, by_python(products, atoms))
 
 
+@pytest.mark.parametrize("option", ["isolated", "pairs"])
 @pytest.mark.parametrize("engine", ["fused", "exact", "torch"])
 @pytest.mark.parametrize(("system", "ranks"), [("molecule", 1), ("slab", 2), ("triclinic", 4)])
-def test_exact_isolated_atoms(system, ranks, engine, isolated, tmp_path):
-    atoms = SYSTEMS[system]()
-    got, _, _ = by_lammps(script(atoms, tmp_path, pair(isolated, f"engine {engine}")), ranks)
-    assert_equal(got, by_python(isolated, atoms))
-    if system == "molecule":  # its last atom, oxygen, is alone
-        assert got.energy == pytest.approx(by_python(isolated, atoms[:-1]).energy - 2.0, abs=1e-12)
-
-
-@pytest.mark.parametrize("engine", ["fused", "exact", "torch"])
-@pytest.mark.parametrize(("system", "ranks"), [("molecule", 1), ("slab", 2), ("triclinic", 4)])
-def test_pair_potential(system, ranks, engine, pairs, tmp_path):
-    atoms = SYSTEMS[system]()
-    got, _, _ = by_lammps(script(atoms, tmp_path, pair(pairs, f"engine {engine}")), ranks)
-    assert_equal(got, by_python(pairs, atoms))
+def test_options(system, ranks, engine, option, request, tmp_path):
+    """Exact isolated atoms; a pair potential."""
+    atoms, path = SYSTEMS[system](), request.getfixturevalue(option)
+    got, _, _ = by_lammps(script(atoms, tmp_path, pair(path, f"engine {engine}")), ranks)
+    assert_equal(got, by_python(path, atoms))
+    if (system, option) == ("molecule", "isolated"):  # its last atom, oxygen, is alone
+        assert got.energy == pytest.approx(by_python(path, atoms[:-1]).energy - 2.0, abs=1e-12)
 
 
 def test_balanced_tiles(model, tmp_path):

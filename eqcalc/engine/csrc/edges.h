@@ -56,9 +56,10 @@ class Edges {
         for (int d = 0; d < 3; d++) u[d * L] = static_cast<T>(v[d] / r);
         inverse_r_.data()[slot] = static_cast<T>(1.0 / r);
         told_slope_.data()[slot] = T(1);
-        r_.data()[slot] = limits_.empty() ? r : told(slot, r, species[i], species[edge_src[edge + n]]);
+        const int other = species[edge_src[edge + n]];
+        r_.data()[slot] = limits_.empty() ? r : told(slot, r, species[i], other);
         row_.data()[slot] = static_cast<int>(edge_src[edge + n]);
-        species_.data()[slot] = species[edge_src[edge + n]];
+        species_.data()[slot] = other;
       } else {
         for (int d = 0; d < 3; d++) u[d * L] = T(0);
         inverse_r_.data()[slot] = T(0);
