@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import tempfile
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import resources
 from pathlib import Path
 
 from eqcalc.errors import InputError
@@ -31,6 +32,12 @@ def machine() -> str:
 
 class EngineUnavailable(InputError):  # noqa: N818 - a state, which the torch engine gets round
     """Generated kernels cannot be had here; torch alone can do the work, slowly."""
+
+
+@cache
+def header(name: str) -> str:
+    """The text of a file of csrc/."""
+    return (resources.files("eqcalc.engine") / "csrc" / name).read_text(encoding="utf-8")
 
 
 @lru_cache

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from functools import cache
-from importlib import resources
 
 import numpy as np
 
+from eqcalc.engine.build import header
 from eqcalc.engine.plan import ConvolutionPlan, Path, Plan
 
 #: changes with the order of the numbers that C++ reads
@@ -31,11 +30,6 @@ LAYOUT_VERSION = 3
 LARGE = 300
 
 Terms = tuple[tuple[int, float], ...]
-
-
-@cache
-def _header(name: str) -> str:
-    return (resources.files("eqcalc.engine") / "csrc" / name).read_text(encoding="utf-8")
 
 
 def _number(x: float) -> str:
@@ -315,19 +309,19 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]
     most = max(p.dim for layer in plan.layers for p in (*layer.up, *layer.own, *layer.mix))
     parts = [
         f"using T = {plan.scalar};\n",
-        _header("interface.h"),
-        _header("simd.h"),
+        header("interface.h"),
+        header("simd.h"),
         f"namespace {{\nconstexpr int NUM_Y = {num_y}, DEGREE = {degree}, MOST_ROWS = {most};\n"
         f"constexpr I LAYOUT_VERSION = {LAYOUT_VERSION};\n" + _harmonics(plan) + "}\n",
-        _header("edges.h"),
-        _header("reader.h"),
-        _header(f"radial_{radial}.h"),
+        header("edges.h"),
+        header("reader.h"),
+        header(f"radial_{radial}.h"),
         "namespace {\nstruct Kernels {\n"
         "  void (*forward)(const Radial &, const Centre &, const int *, const T *, T *);\n"
         "  void (*backward)(const Radial &, const Centre &, const int *, const T *, const T *,\n"
         "                   T *, const EdgeGradient &);\n};\n"
         + "".join(code)
         + f"const Kernels KERNELS[] = {{{table}}};\n}}\n",
-        _header("engine.h"),
+        header("engine.h"),
     ]
     return "\n".join(parts), kernels

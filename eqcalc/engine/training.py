@@ -1,16 +1,18 @@
 """The generated kernels as convolutions and products that can be trained: twice differentiable.
 
 A `FusedConvolution` takes the place of a `Convolution` in an eager model, a `FusedProduct` that of
-a `ChannelProduct`, and a `PairedRadial` that of a radial network, which then runs once per pair of
-atoms instead of once per edge. Parameters, buffers and results (to rounding) are the same. Exports
-are always made of the plain ones.
+a `ChannelProduct`, a `PairedRadial` that of a radial network, which then runs once per pair of
+atoms instead of once per edge, and linear maps and gates are those of `eqcalc.engine.dense`.
+Parameters, buffers and results (to rounding) are the same. Exports are always made of the plain
+ones.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from eqcalc.contract import network_tensors
 from eqcalc.engine.build import compile_library
+from eqcalc.engine.dense import FusedRadial, Library, Passes, fuse_dense
 from eqcalc.engine.generate import library_source
 from eqcalc.graph import Graph
 from eqcalc.nn.convolution import Convolution
@@ -213,21 +216,31 @@ class FusedProduct(ChannelProduct):
         return _Product.apply(a, self._kernels, self.irreps_out.dim)
 
 
-class PairedRadial(RadialNetwork):
+class PairedRadial(FusedRadial):
     """A radial network that runs once per pair of atoms: [E, in] -> [P, out].
 
     What the energy owes to a pair's distance is then part of the gradient of the pair's first edge
     alone. Forces and stress are the same sums; atomic virials are not.
     """
 
-    def __init__(self, plain: RadialNetwork, pairing: Pairing) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(plain.__dict__)
+    def __init__(
+        self, plain: RadialNetwork, library: Library, passes: Passes, pairing: Pairing
+    ) -> None:
+        super().__init__(plain, library, passes)
         self._pairing = pairing
 
     def forward(self, x: Tensor) -> Tensor:
         first = self._pairing.first
         return super().forward(x if first is None else x.index_select(0, first))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What a fused model shares: the library of its kernels, its graph, its kind of pass."""
+
+    library: Library
+    pairing: Pairing
+    passes: Passes
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -243,30 +256,42 @@ def fuse(model: nn.Module) -> nn.Module:
     ]
     products = [m for m in model.modules() if isinstance(m, MessageProduct)]
     scalar = SCALARS[network_tensors(model)[0].dtype]
-    library = compile_library(
+    path = compile_library(
         library_source(
             [m.convolution for m in places], [m.channel_product for m in products], scalar
         )
     )
-    pairing = Pairing()
+    pairing, passes, library = Pairing(), Passes(), Library(path)
     for layer, module in enumerate(places):
-        module.convolution = FusedConvolution(module.convolution, library, layer, pairing)
-        module.radial_network = PairedRadial(module.radial_network, pairing)
+        module.convolution = FusedConvolution(module.convolution, path, layer, pairing)
+        module.radial_network = PairedRadial(module.radial_network, library, passes, pairing)
     for number, module in enumerate(products):
-        module.channel_product = FusedProduct(module.channel_product, library, number)
-    model.pairing = pairing
+        module.channel_product = FusedProduct(module.channel_product, path, number)
+    fuse_dense(model, library, passes)
+    model.fused = Fused(library, pairing, passes)
     return model
+
+
+def fused_parts(model: nn.Module) -> Fused | None:
+    """What `fuse` left with the model; None for any other model."""
+    return getattr(model, "fused", None)
+
+
+def without_weights(model: nn.Module) -> AbstractContextManager:
+    """Within it, backward passes of a fused model may leave out what only weights need."""
+    fused = fused_parts(model)
+    return nullcontext() if fused is None else fused.passes.without_weights()
 
 
 @contextmanager
 def pairs_of(model: nn.Module, graph: Graph) -> Iterator[None]:
     """Within it, a fused model runs on this graph; any other model is left alone."""
-    pairing = getattr(model, "pairing", None)
-    if pairing is None or graph.pair is None:
+    fused = fused_parts(model)
+    if fused is None or graph.pair is None:
         yield
         return
-    pairing.set(graph)
+    fused.pairing.set(graph)
     try:
         yield
     finally:
-        pairing.clear()
+        fused.pairing.clear()

@@ -9,6 +9,8 @@ epochs reach the force error for which AdamW needed 700; on silicon, 50 that of 
 The step is scaled as by Liu et al. (arXiv:2502.16982, eq. 4): 0.2 sqrt(max(rows, columns)), which
 makes the root mean square of an update 0.2 times the learning rate. The species embedding and the
 readout, the first and the last of the network, take AdamW steps at the same learning rate.
+
+With the library of a fused network, the matrices' steps are taken in C++ (engine/csrc/muon.h).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eqcalc.engine.dense import Library
 from eqcalc.nn.linear import SpeciesLinear
 from eqcalc.nn.radial import RadialNetwork
 
@@ -26,7 +29,11 @@ from eqcalc.nn.radial import RadialNetwork
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
+#: of Newton and Schulz
+ITERATIONS = 5
+
+
+def orthogonalize(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """Nearly U V^T of each matrix U S V^T: singular values between about 0.7 and 1.2.
 
     A matrix of norm below 1e-7 is noise (gradients of what symmetry forbids) and stays small.
@@ -72,6 +79,7 @@ class Muon(torch.optim.Optimizer):
         undecayed: names of parameters without weight decay.
         momentum: Nesterov, of Muon.
         betas: of AdamW.
+        library: compiled kernels, for parameters on CPU of the precision they were made for.
     """
 
     def __init__(
@@ -83,7 +91,9 @@ class Muon(torch.optim.Optimizer):
         undecayed: Sequence[str] = (),
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
+        library: Library | None = None,
     ) -> None:
+        self._library = library
         shapes = matrix_shapes(model)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
         self._shapes = {p: shapes[n] for n, p in trained.items() if n in shapes}
@@ -116,14 +126,21 @@ class Muon(torch.optim.Optimizer):
     def _muon_step(
         self, params: list[Tensor], lr: float, weight_decay: float, momentum: float, **_: Any
     ) -> None:
+        moved = [p for p in params if p.grad is not None]
+        for p in moved:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        if self._library is None:
+            self._plain_step(moved, lr, weight_decay, momentum)
+        else:
+            self._compiled_step(moved, lr, weight_decay, momentum)
+
+    def _plain_step(
+        self, params: list[Tensor], lr: float, weight_decay: float, momentum: float
+    ) -> None:
         stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for p in params:
-            if p.grad is None:
-                continue
-            state = self.state[p]
-            if not state:
-                state["momentum"] = torch.zeros_like(p)
-            average = state["momentum"].lerp_(p.grad, 1.0 - momentum)
+            average = self.state[p]["momentum"].lerp_(p.grad, 1.0 - momentum)
             ahead = p.grad.lerp(average, momentum)
             p.mul_(1.0 - lr * weight_decay)
             sizes = [rows * columns for rows, columns in self._shapes[p]]
@@ -134,6 +151,24 @@ class Muon(torch.optim.Optimizer):
             steps = orthogonalize(torch.stack([u for _, u in pairs]))
             steps *= -0.2 * lr * max(shape) ** 0.5
             torch._foreach_add_([w for w, _ in pairs], list(steps.unbind()))
+
+    def _compiled_step(
+        self, params: list[Tensor], lr: float, weight_decay: float, momentum: float
+    ) -> None:
+        shapes, addresses, kept = [], [], []
+        for p in params:
+            tensors = p, self.state[p]["momentum"], p.grad.contiguous()
+            kept.append(tensors)
+            bases = [t.data_ptr() for t in tensors]
+            offset = 0
+            for rows, columns in self._shapes[p]:
+                shapes.append((rows, columns))
+                addresses.append([base + offset for base in bases])
+                offset += rows * columns * p.element_size()
+        settings = torch.tensor([lr, weight_decay, momentum, ITERATIONS], dtype=torch.float64)
+        self._library.run(
+            "muon_step", len(shapes), torch.tensor(shapes), torch.tensor(addresses), settings
+        )
 
     def _adamw_step(
         self,

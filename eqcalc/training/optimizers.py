@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eqcalc.engine.training import fused_parts
 from eqcalc.errors import InputError
 from eqcalc.training.muon import Muon
 from eqcalc.training.options import TrainingConfig
@@ -38,7 +39,9 @@ def make_optimizer(
         return [group for group in (plain, kept) if group["params"]]
 
     if config.optimizer == "muon":
-        return Muon(model, undecayed=undecayed, **options)
+        fused = fused_parts(model)
+        library = fused.library if fused else None
+        return Muon(model, undecayed=undecayed, library=library, **options)
     if config.optimizer == "schedule_free":
         try:
             from schedulefree import AdamWScheduleFree

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eqcalc import derivatives
 from eqcalc.data.dataset import Batch
-from eqcalc.engine.training import pairs_of
+from eqcalc.engine.training import pairs_of, without_weights
 from eqcalc.models.base import Potential
 from eqcalc.training.distributed import World, total
 from eqcalc.training.loss import UNITS, Loss, Prediction, component_weights, residuals
@@ -25,7 +25,8 @@ def predict(model: Potential, batch: Batch, *, differentiable: bool = False) -> 
     with torch.enable_grad(), pairs_of(model, graph):
         edge_vec = graph.edge_vec.detach().requires_grad_()
         energies = model(graph.species, edge_vec, graph.edge_src, graph.edge_dst, graph.num_atoms)
-        gradient = derivatives.edge_gradient(energies, edge_vec, differentiable=differentiable)
+        with without_weights(model):
+            gradient = derivatives.edge_gradient(energies, edge_vec, differentiable=differentiable)
     size = graph.num_graphs
     energy = torch.zeros(size, dtype=energies.dtype, device=energies.device)
     strain = derivatives.strain_derivative(
