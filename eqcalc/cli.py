@@ -253,6 +253,52 @@ def evaluate(
         ev.write_predictions(predictions, images, labelled, results)
 
 
+@app.command()
+def distill(
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="The folder of 'eqcalc train --committee', or potential files."),
+    ],
+    start: Annotated[
+        list[Path], typer.Option(help="Structures where dynamics begin, e.g. the training frames.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Extended XYZ to write.")],
+    *,
+    frames: Annotated[int, typer.Option(help="How many.")] = 2000,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(help="K; several: trajectories of each. [default: 300 and 600]"),
+    ] = None,
+    interval: Annotated[float, typer.Option(help="fs between frames.")] = 20.0,
+    timestep: Annotated[
+        float | None, typer.Option(help="fs. [default: 0.5 with hydrogen, else 2]")
+    ] = None,
+    limit: Annotated[
+        float, typer.Option(help="eV/Å of disagreement on a force that ends a trajectory.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 1,
+) -> None:
+    """Frames of a committee's dynamics with its mean labels, for one network to learn.
+
+    Train that network on them and on the original frames together.
+    """
+    from tqdm import tqdm
+
+    from eqcalc.data.frames import iter_images
+    from eqcalc.training.committee import member_files
+    from eqcalc.training.distill import Sampling, distill
+
+    chosen = {"temperatures": temperature} if temperature else {}
+    sampling = Sampling(
+        frames=frames, interval=interval, timestep=timestep, limit=limit, seed=seed, **chosen
+    )
+    starts = [atoms for atoms, _ in iter_images(start)]
+    files = member_files(models)
+    with tqdm(total=frames, desc="frames") as bar:
+        tally = distill(files, starts, output, sampling, bar.update)
+    typer.echo(f"{output}: {tally}.")
+
+
 @lammps_app.command("build")
 def lammps_build(
     lammps: Annotated[

@@ -69,16 +69,17 @@ def test_equal_to_plain_network(channels, parity, layers, products, product_l_ma
     )
     plain = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
     graph = mixed_batch()
+    # in float32 too: the plain network's own rounding is up to 5e-5 here
+    expected = derivatives_of(set_precision(plain, torch.float64), graph)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
-        set_precision(plain, dtype)
-        fused = fuse(copy.deepcopy(plain))
+        fused = fuse(set_precision(copy.deepcopy(plain), dtype))
         assert all(isinstance(layer.convolution, FusedConvolution) for layer in fused.layers)
         if products:
             assert all(
                 isinstance(layer.product.channel_product, FusedProduct) for layer in fused.layers
             )
         assert list(fused.state_dict()) == list(plain.state_dict())
-        for a, b in zip(derivatives_of(plain, graph), derivatives_of(fused, graph), strict=True):
+        for a, b in zip(expected, derivatives_of(fused, graph), strict=True):
             assert (a - b).abs().max() <= tolerance * a.abs().max()
 
 
@@ -166,6 +167,6 @@ def test_copies_have_pairs_of_their_own():
     assert list(twin.state_dict()) == list(fused.state_dict())
     graph = mixed_batch()
     with pairs_of(twin, graph):
-        assert twin.layers[0].radial_network._pairing is twin.pairing
-        assert twin.pairing.first is not None
-        assert fused.pairing.first is None
+        assert twin.layers[0].radial_network._pairing is twin.fused.pairing
+        assert twin.fused.pairing.first is not None
+        assert fused.fused.pairing.first is None

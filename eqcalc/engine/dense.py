@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from eqcalc.engine.build import compile_library, header
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import SpeciesLinear, block_offsets
 from eqcalc.nn.radial import RadialNetwork
@@ -55,6 +56,16 @@ class Library:
         function = getattr(self._library, name)
         function.restype = None
         function(ctypes.c_int64(count), *[ctypes.c_void_p(t.data_ptr()) for t in arrays])
+
+
+def open_library(scalar: str) -> Library:
+    """The kernels for "float" or "double", compiled if need be.
+
+    Raises:
+        InputError: there is no C++ compiler, or it fails.
+    """
+    parts = [f"using T = {scalar};\n", *map(header, ("simd.h", "dense.h", "muon.h"))]
+    return Library(compile_library("".join(parts)))
 
 
 class LinearKernels:

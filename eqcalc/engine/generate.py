@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import torch
 from e3nn import o3
 
-from eqcalc.engine.build import header
 from eqcalc.engine.generate_product import product_source
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import block_offsets
@@ -184,6 +183,11 @@ def _loop(path: KernelPath, before: str, body: list[str], after: list[str]) -> s
   }}"""
 
 
+_HEAD = """#include <cstdint>
+using T = {scalar};
+using I = std::int64_t;
+"""
+
 _KERNEL = """
 // Edges are sorted by centre. No edge leaves its island (a structure), so islands run in parallel
 // without conflicts, and each sum always has the same order.
@@ -256,10 +260,8 @@ def source(convolution: Convolution, tag: str) -> str:
 def library_source(
     convolutions: list[Convolution], products: list[ChannelProduct], scalar: str
 ) -> str:
-    """One translation unit for a whole model: kernels `forward_0`, ..., `product_forward_0`, ...,
-    and those of csrc/dense.h and csrc/muon.h.
-    """
-    parts = [f"using T = {scalar};\n", *map(header, ("simd.h", "dense.h", "muon.h"))]
+    """One translation unit for a whole model: kernels `forward_0`, ..., `product_forward_0`, ..."""
+    parts = [_HEAD.format(scalar=scalar)]
     parts += [source(c, str(k)) for k, c in enumerate(convolutions)]
     parts += [product_source(p, str(k)) for k, p in enumerate(products)]
     return "".join(parts)

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from eqcalc.contract import network_tensors
 from eqcalc.engine.build import compile_library
-from eqcalc.engine.dense import FusedRadial, Library, Passes, fuse_dense
+from eqcalc.engine.dense import FusedRadial, Library, Passes, fuse_dense, open_library
 from eqcalc.engine.generate import library_source
 from eqcalc.graph import Graph
 from eqcalc.nn.convolution import Convolution
@@ -261,7 +261,7 @@ def fuse(model: nn.Module) -> nn.Module:
             [m.convolution for m in places], [m.channel_product for m in products], scalar
         )
     )
-    pairing, passes, library = Pairing(), Passes(), Library(path)
+    pairing, passes, library = Pairing(), Passes(), open_library(scalar)
     for layer, module in enumerate(places):
         module.convolution = FusedConvolution(module.convolution, path, layer, pairing)
         module.radial_network = PairedRadial(module.radial_network, library, passes, pairing)
