@@ -186,7 +186,13 @@ def info(
 
 @app.command()
 def evaluate(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A potential file, a bundled model's name, or the folder of a committee, whose "
+            "mean is evaluated."
+        ),
+    ],
     frames: Annotated[
         list[Path], typer.Argument(help="Labelled frames that ASE reads, or one data store.")
     ],
@@ -205,7 +211,7 @@ def evaluate(
     stress_key: StressKey = "stress",
     pulay_pressure: PulayPressure = 0.0,
 ) -> None:
-    """Errors of a potential on labelled frames, by config_type.
+    """Errors of a potential, or of a committee's mean, on labelled frames, by config_type.
 
     A data store is evaluated by the torch engine, a few frames at a time; its labels were named
     when it was packed, and it holds no positions, so that no predictions can be written.
@@ -216,29 +222,34 @@ def evaluate(
     from eqcalc.data.frames import iter_images, read_frames
     from eqcalc.data.store import is_store
     from eqcalc.training import evaluate as ev
+    from eqcalc.training.committee import member_files
 
     keys = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
+    members = member_files([Path(model)]) if Path(model).is_dir() else [model]
     if any(map(is_store, frames)):
         renamed = any(f"{label}_key" != name for name, label in keys.items())
         changed = renamed or pulay_pressure
-        if len(frames) > 1 or predictions or engine not in {"auto", "torch"} or changed:
+        others = len(frames) > 1 or len(members) > 1
+        if others or predictions or engine not in {"auto", "torch"} or changed:
             raise InputError(
-                "A data store is evaluated alone, by the torch engine, without --predictions and "
-                "with the labels that it was packed with: leave the other options out."
+                "A data store is evaluated alone, by one model and the torch engine, without "
+                "--predictions and with the labels that it was packed with: leave the other "
+                "options out."
             )
-        result = ev.evaluate_store(model, frames[0], dtype=dtype)
+        result = ev.evaluate_store(members[0], frames[0], dtype=dtype)
     else:
-        calculator = EquivariantCalculator(model, dtype=dtype, engine=engine)
+        calculator = EquivariantCalculator(members, dtype=dtype, engine=engine)
         labelled = read_frames(frames, **keys, pulay_pressure=pulay_pressure)
         for frame in labelled:
             try:
-                calculator.potential.species_of(frame.atoms.numbers)
+                for member in calculator.members:
+                    member.potential.species_of(frame.atoms.numbers)
             except InputError as error:
                 raise InputError(f"{frame.source}: {error}") from None
         results = calculator.evaluate(frame.atoms for frame in labelled)
         result = ev.evaluate_results(labelled, results)
     typer.echo(ev.format_table(result.summary()))
-    added = export.read_metadata(model).get("training", {}).get("pulay_pressure")
+    added = export.read_metadata(members[0]).get("training", {}).get("pulay_pressure")
     if added and not pulay_pressure:
         typer.echo(
             f"The model was trained with {added:+g} GPa added to the stresses of its data: "

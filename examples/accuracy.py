@@ -1,12 +1,14 @@
 """Errors of models trained with the configurations beside this file, next to published ones.
 
-    eqcalc train examples/train_acac.toml --out runs/acac
+    eqcalc train examples/train_acac.toml --committee 4 --out runs/acac
+    eqcalc train examples/train_acac_distilled.toml --out runs/acac_distilled     (see there)
     eqcalc train examples/train_acac_from_aspirin.toml --out runs/acac_from_aspirin
     eqcalc train examples/train_elements.toml --out runs/mo     (li and si by --set, see there)
     python examples/accuracy.py --data PATH/TO/DATA --runs runs --out examples
 
-Every set whose run (or examples/NAME.pth) is there is evaluated on its test frames; writes
-accuracy.json and accuracy.png and prints the table. References are figures of the MACE paper
+Every set whose run (or examples/NAME.pth) is there is evaluated on its test frames, the others keep
+what accuracy.json says of them; writes accuracy.json and accuracy.png and prints the table.
+References are figures of the MACE paper
 (arXiv:2206.07697) for molecules and of Zuo et al. (2020) for elements; their force errors of
 elements are rounded to 0.01 eV/Å.
 """
@@ -20,10 +22,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from eqcalc.data.dataset import FrameDataset
+from eqcalc import EquivariantCalculator
 from eqcalc.data.frames import read_frames
-from eqcalc.export import load
-from eqcalc.training.evaluate import evaluate
+from eqcalc.training.committee import member_files
+from eqcalc.training.evaluate import evaluate_results
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Set:
 ACAC = {"BOTNet": (0.89, 6.3), "NequIP": (0.81, 5.9), "MACE": (0.9, 5.1)}
 SETS = {
     "acac": Set("AcAc, 300 K", "acac/test_MD_300K.xyz.gz", "rmse", "energy_total", ACAC),
+    "acac_committee": Set(
+        "AcAc, mean of four", "acac/test_MD_300K.xyz.gz", "rmse", "energy_total", ACAC
+    ),
+    "acac_distilled": Set(
+        "AcAc, distilled", "acac/test_MD_300K.xyz.gz", "rmse", "energy_total", ACAC
+    ),
     "acac_from_aspirin": Set(
         "AcAc from aspirin", "acac/test_MD_300K.xyz.gz", "rmse", "energy_total", ACAC
     ),
@@ -79,24 +87,29 @@ SETS = {
 }
 
 
-def model_of(name: str, runs: Path) -> Path | None:
-    """The run's export, or the file that is kept beside this script."""
-    choices = (runs / name / "model.pth", Path(__file__).with_name(f"{name}.pth"))
-    return next((path for path in choices if path.is_file()), None)
-
-
-def row(entry: Set, model: Path, data: Path) -> dict:
-    """Errors of all frames and of each config_type."""
-    potential = load(model)
-    frames = FrameDataset(
-        read_frames(data / entry.test), potential.atomic_numbers, potential.cutoff
+def models_of(name: str, runs: Path) -> list[Path]:
+    """The run's export, or the file that is kept beside this script; the members of a committee."""
+    if name.endswith("_committee"):
+        folder = runs / name.removesuffix("_committee")
+        return member_files([folder]) if (folder / "committee.json").is_file() else []
+    choices = (
+        runs / name / "model.pth",
+        runs / name / "1" / "model.pth",
+        Path(__file__).with_name(f"{name}.pth"),
     )
-    groups = evaluate(potential.module, frames).summary()
-    training = potential.metadata.get("training", {})
+    return [path for path in choices if path.is_file()][:1]
+
+
+def row(entry: Set, models: list[Path], data: Path) -> dict:
+    """Errors of all frames and of each config_type."""
+    calculator = EquivariantCalculator(models)
+    frames = read_frames(data / entry.test)
+    results = calculator.evaluate(frame.atoms for frame in frames)
+    metadata = [member.potential.metadata for member in calculator.members]
     return {
-        "parameters": potential.metadata["num_parameters"],
-        "best_epoch": training.get("best_epoch"),
-        "errors": groups,
+        "parameters": sum(document["num_parameters"] for document in metadata),
+        "best_epoch": metadata[0].get("training", {}).get("best_epoch"),
+        "errors": evaluate_results(frames, results).summary(),
     }
 
 
@@ -147,14 +160,19 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path(), help="where to write")
     options = parser.parse_args()
+    before = options.out / "accuracy.json"
+    known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
     results = {}
     for name, entry in SETS.items():
-        model = model_of(name, options.runs)
-        if model is None:
+        models = models_of(name, options.runs)
+        if models:
+            print(f"{name}: {', '.join(map(str, models))}")
+            results[name] = row(entry, models, options.data)
+        elif name in known:
+            print(f"{name}: no run in {options.runs}, kept as it is in {before}")
+            results[name] = known[name]
+        else:
             print(f"{name}: no run in {options.runs}, left out")
-            continue
-        print(f"{name}: {model}")
-        results[name] = row(entry, model, options.data)
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     (options.out / "accuracy.json").write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.units import GPa
+from potentials import untrained
 from typer.testing import CliRunner
 
 from eqcalc import EquivariantCalculator
@@ -184,6 +185,39 @@ def test_predictions_keep_the_labels(frames, tmp_path, potential_path):
     stress = calculator.evaluate([frames[0].atoms])[0]["stress"]
     assert np.allclose(written[0].info["eqcalc_stress"], stress)
     assert "eqcalc_stress" not in written[2].info
+
+
+def test_the_mean_of_a_committee(frames, tmp_path, potential_path):
+    """A folder of a committee is evaluated as its mean; one that is not finished is refused."""
+    folder = tmp_path / "runs"
+    (folder / "1").mkdir(parents=True)
+    (folder / "2").mkdir()
+    (folder / "1" / "model.pth").write_bytes(Path(potential_path).read_bytes())
+    untrained(folder / "2" / "model.pth", seed=7)
+    images = []
+    for frame in frames[:2]:
+        atoms = frame.atoms.copy()
+        atoms.calc = SinglePointCalculator(atoms, energy=frame.energy, forces=frame.forces)
+        images.append(atoms)
+    write(tmp_path / "in.xyz", images)
+    command = ["evaluate", str(folder), str(tmp_path / "in.xyz"), "--dtype", "float64"]
+    command += ["-o", str(tmp_path / "errors.json")]
+    unfinished = CliRunner().invoke(app, command)
+    assert "no finished committee" in str(unfinished.exception)
+    (folder / "committee.json").write_text('{"members": ["1/model.pth", "2/model.pth"]}')
+    run = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert run.exit_code == 0
+    each = [
+        EquivariantCalculator(folder / k / "model.pth", dtype="float64").evaluate(images)
+        for k in "12"
+    ]
+    errors = [
+        (a["energy"] + b["energy"]) / 2.0 - atoms.get_potential_energy()
+        for a, b, atoms in zip(*each, images, strict=True)
+    ]
+    per_atom = 1e3 * np.abs(np.array(errors) / [len(atoms) for atoms in images])
+    found = json.loads((tmp_path / "errors.json").read_text())["all"]["energy"]["mae"]
+    assert found == pytest.approx(per_atom.mean(), rel=1e-6)
 
 
 def test_a_failed_write_leaves_the_old_file(frames, tmp_path):

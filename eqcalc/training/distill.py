@@ -26,7 +26,6 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 from eqcalc.calculator import EquivariantCalculator
 from eqcalc.errors import InputError, Interrupted
@@ -163,7 +162,8 @@ def _trajectory(
 ) -> Iterator[Atoms]:
     """The atoms, again and again, as they move; ends where atoms fly into each other."""
     timestep = sampling.timestep or (0.5 if 1 in atoms.numbers else 2.0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+    width = np.sqrt(atoms.get_masses() * units.kB * temperature)  # of Maxwell and Boltzmann
+    atoms.set_momenta(width[:, None] * rng.standard_normal((len(atoms), 3)))
     dynamics = Langevin(
         atoms,
         timestep * units.fs,
