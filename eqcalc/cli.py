@@ -265,10 +265,13 @@ def evaluate(
 
 
 @app.command()
-def distill(
-    models: Annotated[
-        list[Path],
-        typer.Argument(help="The folder of 'eqcalc train --committee', or potential files."),
+def sample(
+    teacher: Annotated[
+        list[str],
+        typer.Argument(
+            help="gfn2 or gfn1 (semi-empirical, by tblite); or the folder of 'eqcalc train "
+            "--committee', or potential files, whose mean is the label."
+        ),
     ],
     start: Annotated[
         list[Path], typer.Option(help="Structures where dynamics begin, e.g. the training frames.")
@@ -278,35 +281,44 @@ def distill(
     frames: Annotated[int, typer.Option(help="How many.")] = 2000,
     temperature: Annotated[
         list[float] | None,
-        typer.Option(help="K; several: trajectories of each. [default: 300 and 600]"),
+        typer.Option(help="K; several: in turn. [default: 300 and 600]"),
     ] = None,
-    interval: Annotated[float, typer.Option(help="fs between frames.")] = 20.0,
+    length: Annotated[int, typer.Option(help="Frames of a trajectory.")] = 20,
+    interval: Annotated[float, typer.Option(help="fs between them.")] = 10.0,
     timestep: Annotated[
-        float | None, typer.Option(help="fs. [default: 0.5 with hydrogen, else 2]")
+        float | None, typer.Option(help="fs. [default: 1 with hydrogen, else 2]")
     ] = None,
     limit: Annotated[
-        float, typer.Option(help="eV/Å of disagreement on a force that ends a trajectory.")
+        float,
+        typer.Option(help="eV/Å by which a committee may disagree on a force: trajectories end."),
     ] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of starts, velocities and thermostat.")] = 1,
 ) -> None:
-    """Frames of a committee's dynamics with its mean labels, for one network to learn.
+    """Labelled frames from the dynamics of a cheaper or a better teacher, for a network to learn.
 
-    Train that network on them and on the original frames together.
+    gfn2: for a network to start from before it is fine-tuned on DFT. A committee: to train one
+    network, on these and the DFT frames together, that is as good as the mean of several.
     """
     from tqdm import tqdm
 
     from eqcalc.data.frames import iter_images
-    from eqcalc.training.committee import member_files
-    from eqcalc.training.distill import Sampling, distill
+    from eqcalc.training.sample import Sampling, write_sample
+    from eqcalc.training.teachers import open_teacher
 
     chosen = {"temperatures": temperature} if temperature else {}
     sampling = Sampling(
-        frames=frames, interval=interval, timestep=timestep, limit=limit, seed=seed, **chosen
+        frames=frames,
+        length=length,
+        interval=interval,
+        timestep=timestep,
+        limit=limit,
+        seed=seed,
+        **chosen,
     )
+    source = open_teacher(teacher)
     starts = [atoms for atoms, _ in iter_images(start)]
-    files = member_files(models)
     with tqdm(total=frames, desc="frames") as bar:
-        tally = distill(files, starts, output, sampling, bar.update)
+        tally = write_sample(source, starts, output, sampling, bar.update)
     typer.echo(f"{output}: {tally}.")
 
 

@@ -1,0 +1,226 @@
+"""Labelled frames from the dynamics of a teacher, for a network to learn before or beside DFT.
+
+Trajectories start from given structures with velocities of a Maxwell-Boltzmann distribution and go
+on at that temperature (Langevin, cell fixed); every so often a frame is labelled. Where members of
+a committee disagree on the force of an atom by more than a limit, labels would be worth nothing:
+the trajectory ends, as it does where the teacher fails.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from ase.md.langevin import Langevin
+
+from eqcalc.errors import InputError, Interrupted
+from eqcalc.training.teachers import FAILURES, Teacher
+
+#: fs, with and without hydrogen: sampling needs no conserved energy
+TIMESTEP_HYDROGEN, TIMESTEP = 1.0, 2.0
+
+#: after so many trajectories, FEWEST of the frames wanted of them must have come
+TRIAL, FEWEST = 50, 0.02
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames are taken.
+
+    Attributes:
+        frames: how many.
+        temperatures: K; trajectories take them in turn.
+        length: frames of a trajectory.
+        interval: fs between them, and before the first.
+        timestep: fs; None: 1 with hydrogen, else 2.
+        friction: 1/fs.
+        limit: eV/Å, of a committee's `eqcalc.committee.forces_deviation`.
+        seed: of starts, velocities and thermostat.
+    """
+
+    frames: int = 2000
+    temperatures: Sequence[float] = field(default=(300.0, 600.0))
+    length: int = 20
+    interval: float = 10.0
+    timestep: float | None = None
+    friction: float = 0.02
+    limit: float = 0.5
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "length", "interval", "timestep", "friction", "limit"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} = {value}: it must be positive.")
+        if not self.temperatures or not min(self.temperatures) > 0:
+            raise InputError(f"temperatures = {list(self.temperatures)} K: they must be positive.")
+
+
+@dataclass
+class Tally:
+    """What has become of the trajectories; `worst` is in eV/Å, over the frames taken."""
+
+    frames: int = 0
+    trajectories: int = 0
+    failed: int = 0
+    stopped: int = 0
+    worst: float = 0.0
+
+    def __str__(self) -> str:
+        text = f"{self.frames} frames of {self.trajectories} trajectories"
+        if self.worst:
+            text += f"; members disagree on forces by at most {self.worst:.3g} eV/Å"
+        if self.stopped:
+            text += f"; {self.stopped} trajectories ended where they disagree by more"
+        if self.failed:
+            text += f"; {self.failed} ended where the teacher failed"
+        return text
+
+
+def _bare(atoms: Atoms) -> Atoms:
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+
+
+def _labelled(teacher: Teacher, atoms: Atoms, temperature: float) -> Atoms:
+    """A frame without velocities."""
+    results = teacher.label(atoms)
+    frame = _bare(atoms)
+    frame.info["config_type"] = f"{teacher.config_type}_{temperature:g}K"
+    if "forces_std" in results:
+        frame.info["energy_std"] = results["energy_std"]
+        frame.info["forces_deviation"] = float(np.linalg.norm(results["forces_std"], axis=1).max())
+    labels = {name: results[name] for name in ("energy", "forces", "stress") if name in results}
+    frame.calc = SinglePointCalculator(frame, **labels)
+    return frame
+
+
+def _trajectory(
+    teacher: Teacher,
+    atoms: Atoms,
+    temperature: float,
+    sampling: Sampling,
+    rng: np.random.Generator,
+) -> Iterator[Atoms]:
+    """Labelled frames without end; atoms have a calculator."""
+    usual = TIMESTEP_HYDROGEN if 1 in atoms.numbers else TIMESTEP
+    timestep = sampling.timestep or usual
+    width = np.sqrt(atoms.get_masses() * units.kB * temperature)  # of Maxwell and Boltzmann
+    atoms.set_momenta(width[:, None] * rng.standard_normal((len(atoms), 3)))
+    dynamics = Langevin(
+        atoms,
+        timestep * units.fs,
+        temperature_K=temperature,
+        friction=sampling.friction / units.fs,
+        fixcm=False,
+        rng=rng,
+    )
+    while True:
+        dynamics.run(max(1, round(sampling.interval / timestep)))
+        yield _labelled(teacher, atoms, temperature)
+
+
+def _starts(
+    teacher: Teacher, starts: Sequence[Atoms], sampling: Sampling, rng: np.random.Generator
+) -> Iterator[tuple[Atoms, float]]:
+    """Start and temperature of one trajectory after the other, without end."""
+    for number in count():
+        turn = number % len(starts)
+        if turn == 0:
+            order = rng.permutation(len(starts))
+        atoms = _bare(starts[order[turn]])
+        atoms.calc = teacher.drivers[number % len(teacher.drivers)]
+        yield atoms, sampling.temperatures[number % len(sampling.temperatures)]
+
+
+def sample(
+    teacher: Teacher, starts: Sequence[Atoms], sampling: Sampling, tally: Tally
+) -> Iterator[Atoms]:
+    """Labelled frames, one after the other; `tally` is kept up to date.
+
+    Raises:
+        InputError: there are no starts; an element that the teacher does not know; trajectories
+            hardly ever come as far as to a first frame.
+    """
+    if not starts:
+        raise InputError("There are no structures to start from.")
+    for place, atoms in enumerate(starts):
+        try:
+            teacher.check(atoms)
+        except InputError as error:
+            raise InputError(f"Start {place}: {error}") from None
+    rng = np.random.default_rng(sampling.seed)
+    trouble = ""
+    for atoms, temperature in _starts(teacher, starts, sampling, rng):
+        tally.trajectories += 1
+        frames = _trajectory(teacher, atoms, temperature, sampling, rng)
+        try:
+            for frame in islice(frames, sampling.length):
+                deviation = frame.info.get("forces_deviation", 0.0)
+                if not deviation <= sampling.limit:
+                    tally.stopped += 1
+                    break
+                tally.frames += 1
+                tally.worst = max(tally.worst, deviation)
+                yield frame
+                if tally.frames == sampling.frames:
+                    return
+        except FAILURES as error:
+            tally.failed += 1
+            trouble = f" (the last failure: {error})"
+        wanted = tally.trajectories * sampling.length
+        if tally.trajectories >= TRIAL and tally.frames < FEWEST * wanted:
+            raise InputError(
+                f"{tally.frames} frames came of {tally.trajectories} trajectories: "
+                f"{tally.stopped} ended where the members disagree by more than "
+                f"{sampling.limit:g} eV/Å, {tally.failed} where the teacher failed{trouble}. Lower "
+                "the temperatures, or take a better teacher."
+            )
+
+
+def write_sample(
+    teacher: Teacher,
+    starts: Sequence[Atoms],
+    output: str | os.PathLike,
+    sampling: Sampling,
+    progress: Callable[[], object] = lambda: None,
+) -> Tally:
+    """Writes labelled frames as extended XYZ; `progress` is called after each.
+
+    The file appears when it is complete or, after an error or a ctrl-c, with the frames so far.
+
+    Raises:
+        InputError: as in `sample`; another name than *.xyz.
+        Interrupted: ctrl-c.
+    """
+    output = Path(output)
+    if output.suffix not in (".xyz", ".extxyz"):
+        raise InputError(f"'{output}': frames are written as extended XYZ; name the file NAME.xyz.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    tally, written = Tally(), 0
+    try:
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                for frame in sample(teacher, starts, sampling, tally):
+                    text = io.StringIO()
+                    write(text, frame, format="extxyz")
+                    file.write(text.getvalue())  # whole frames, whatever interrupts
+                    written += 1
+                    progress()
+        finally:
+            if written:
+                os.replace(partial, output)
+    except KeyboardInterrupt:
+        kept = f"{written} of {sampling.frames} frames are in {output}" if written else "no frame"
+        raise Interrupted(f"Interrupted: {kept}.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return tally

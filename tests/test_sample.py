@@ -1,0 +1,233 @@
+"""Frames of a teacher's dynamics: whose labels they have, and what ends a trajectory."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.calculator import CalculationFailed
+from ase.io import read, write
+from potentials import untrained
+from typer.testing import CliRunner
+
+from eqcalc import EquivariantCalculator, InputError
+from eqcalc.committee import forces_deviation
+from eqcalc.data.frames import read_frames
+from eqcalc.errors import Interrupted
+from eqcalc.training import sample as module
+from eqcalc.training.sample import Sampling, Tally, sample, write_sample
+from eqcalc.training.teachers import Networks, SemiEmpirical, open_teacher
+
+#: members of random weights agree on nothing
+ANYTHING = 1e6
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    return [untrained(folder / f"{k}.pth", seed=k) for k in range(3)]
+
+
+@pytest.fixture
+def starts():
+    structures = [bulk("Si", cubic=True), bulk("Si").repeat((2, 1, 1))]
+    for k, atoms in enumerate(structures):
+        atoms.numbers[::2] = 8
+        atoms.rattle(0.05, seed=k)
+    return structures
+
+
+def some(**options):
+    return Sampling(**{"frames": 6, "interval": 4.0, "length": 2, "limit": ANYTHING} | options)
+
+
+def test_labels_are_the_means_of_the_members(paths, starts, tmp_path):
+    tally = write_sample(Networks(paths), starts, tmp_path / "frames.xyz", some())
+    frames = read(tmp_path / "frames.xyz", ":")
+    assert len(frames) == tally.frames == 6
+    assert {len(f) for f in frames} == {len(s) for s in starts}
+    assert {f.info["config_type"] for f in frames} == {"committee_300K", "committee_600K"}
+    committee = EquivariantCalculator(paths)
+    worst = []
+    for frame in frames:
+        (expected,) = committee.evaluate([frame])
+        assert abs(frame.get_potential_energy() - expected["energy"]) < 1e-5  # digits of the file
+        assert np.abs(frame.get_forces() - expected["forces"]).max() < 1e-5
+        assert np.abs(frame.get_stress() - expected["stress"]).max() < 1e-6
+        frame.calc = committee
+        worst.append(forces_deviation(committee, frame).max())
+        assert abs(frame.info["forces_deviation"] - worst[-1]) < 1e-5
+    assert abs(tally.worst - max(worst)) < 1e-5
+    assert "6 frames of 3 trajectories" in str(tally)
+
+
+def test_training_reads_them(paths, starts, tmp_path):
+    write_sample(Networks(paths), starts, tmp_path / "frames.xyz", some())
+    frames = read_frames(tmp_path / "frames.xyz")
+    assert all(f.config_type.startswith("committee") and f.stress is not None for f in frames)
+
+
+def test_frames_move_and_depend_on_the_seed_alone(paths, starts):
+    def positions(**options):
+        return [f.positions for f in sample(Networks(paths), starts, some(**options), Tally())]
+
+    first, again, other = positions(), positions(), positions(seed=2)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(np.allclose(a, b) for a, b in zip(first, other, strict=True) if len(a) == len(b))
+    moved = [np.abs(p - s.positions).max() for p in first for s in starts if len(s) == len(p)]
+    assert min(moved) > 1e-3
+
+
+def test_hotter_frames_move_further(paths, starts):
+    def spread(temperature):
+        sampling = some(frames=8, temperatures=[temperature])
+        frames = sample(Networks(paths[:1]), starts[:1], sampling, Tally())
+        return np.mean([np.square(f.positions - starts[0].positions).mean() for f in frames])
+
+    assert spread(1200.0) > spread(5.0)
+
+
+def test_trajectories_end_where_members_disagree(paths, starts):
+    teacher = Networks(paths)
+    free = [f.info["forces_deviation"] for f in sample(teacher, starts, some(frames=20), Tally())]
+    limit = float(np.median(free))
+    tally = Tally()
+    taken = list(sample(teacher, starts, some(frames=20, limit=limit), tally))
+    assert max(f.info["forces_deviation"] for f in taken) <= limit
+    assert tally.stopped > 0
+    assert "ended where they disagree" in str(tally)
+
+
+def test_teachers_that_are_of_no_use_are_told(paths, starts):
+    with pytest.raises(InputError, match=r"50 ended where the members disagree by more than 1e-06"):
+        list(sample(Networks(paths), starts, some(limit=1e-6), Tally()))
+
+
+def test_a_single_network_has_no_limit(paths, starts):
+    tally = Tally()
+    frames = list(sample(Networks(paths[:1]), starts, some(limit=1e-6), tally))
+    assert len(frames) == 6
+    assert {f.info["config_type"] for f in frames} == {"network_300K", "network_600K"}
+    assert "disagree" not in str(tally)
+
+
+@pytest.mark.parametrize("error", [InputError, CalculationFailed])
+def test_a_failure_costs_its_trajectory(paths, starts, monkeypatch, error):
+    calls = []
+    run = module.Langevin.run
+
+    def broken_at_first(dynamics, steps):
+        calls.append(steps)
+        if len(calls) <= 2:
+            raise error("Atoms 0 and 1 overlap.")
+        return run(dynamics, steps)
+
+    monkeypatch.setattr(module.Langevin, "run", broken_at_first)
+    tally = Tally()
+    assert len(list(sample(Networks(paths), starts, some(), tally))) == 6
+    assert tally.failed == 2
+    assert "2 ended where the teacher failed" in str(tally)
+    monkeypatch.setattr(module.Langevin, "run", lambda *_: (_ for _ in ()).throw(error("no luck")))
+    with pytest.raises(InputError, match=r"50 where the teacher failed .the last failure: no luck"):
+        list(sample(Networks(paths), starts, some(), Tally()))
+
+
+def test_ctrl_c_keeps_what_there_is(paths, starts, tmp_path):
+    calls = []
+
+    def interrupt():
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="4 of 6 frames are in"):
+        write_sample(Networks(paths), starts, tmp_path / "frames.xyz", some(), interrupt)
+    assert len(read(tmp_path / "frames.xyz", ":")) == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["frames.xyz"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"frames": 0}, "frames = 0: it must be positive"),
+        ({"length": -1}, "length = -1"),
+        ({"interval": -1.0}, "interval = -1.0"),
+        ({"timestep": 0.0}, "timestep = 0.0"),
+        ({"limit": float("nan")}, "limit = nan"),
+        ({"temperatures": [300.0, -5.0]}, "temperatures = "),
+        ({"temperatures": []}, "temperatures = "),
+    ],
+)
+def test_impossible_settings(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        some(**options)
+
+
+def test_bad_input_leaves_no_file(paths, starts, tmp_path):
+    starts[1].numbers[0] = 79
+    teacher = Networks(paths)
+    with pytest.raises(InputError, match=r"Start 1: .*Au"):
+        write_sample(teacher, starts, tmp_path / "frames.xyz", some())
+    with pytest.raises(InputError, match="extended XYZ"):
+        write_sample(teacher, starts[:1], tmp_path / "frames.traj", some())
+    with pytest.raises(InputError, match="no structures to start from"):
+        write_sample(teacher, [], tmp_path / "frames.xyz", some())
+    assert not list(tmp_path.iterdir())
+
+
+def test_which_teacher_is_meant(paths, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no finished committee"):
+        open_teacher([tmp_path])
+    names = [str(p) for p in paths]
+    (tmp_path / "committee.json").write_text(json.dumps({"members": names[:2]}))
+    assert len(open_teacher([str(tmp_path), names[2]]).drivers) == 3
+    assert isinstance(open_teacher(["gfn2"]), SemiEmpirical)
+    with pytest.raises(InputError, match="gfn2 teaches alone"):
+        open_teacher(["gfn2", names[0]])
+    monkeypatch.setitem(sys.modules, "tblite.ase", None)
+    with pytest.raises(InputError, match=r"pip install 'eqcalc\[xtb\]'"):
+        open_teacher(["gfn1"])
+
+
+@pytest.mark.parametrize("method", ["gfn1", "gfn2"])
+def test_semi_empirical_labels(method):
+    """Forces are derivatives of the energies, and what tblite says of the frame by itself."""
+    water = molecule("H2O")
+    sampling = some(frames=4, temperatures=[500.0])
+    frames = list(sample(open_teacher([method]), [water], sampling, Tally()))
+    assert {f.info["config_type"] for f in frames} == {f"{method}_500K"}
+    calc = open_teacher([method]).drivers[0]
+    for frame in frames:
+        atoms = Atoms(frame.numbers, frame.positions, calculator=calc)
+        assert abs(atoms.get_potential_energy() - frame.get_potential_energy()) < 1e-6
+        assert np.abs(atoms.get_forces() - frame.get_forces()).max() < 1e-4
+    frame = frames[-1]
+    step = 1e-3
+    energies = []
+    for sign in (1.0, -1.0):
+        moved = Atoms(frame.numbers, frame.positions, calculator=calc)
+        moved.positions[1, 2] += sign * step
+        energies.append(moved.get_potential_energy())
+    slope = (energies[0] - energies[1]) / (2.0 * step)
+    assert abs(slope + frame.get_forces()[1, 2]) < 1e-3
+
+
+def test_semi_empirical_crystals_have_stresses():
+    sampling = some(frames=1, temperatures=[300.0], interval=2.0)
+    (frame,) = sample(open_teacher(["gfn1"]), [bulk("Si")], sampling, Tally())
+    assert frame.get_stress().shape == (6,)
+
+
+def test_command(paths, starts, tmp_path):
+    from eqcalc.cli import app
+
+    write(tmp_path / "starts.xyz", starts)
+    out = tmp_path / "new" / "frames.xyz"
+    arguments = ["sample", *map(str, paths), "--start", str(tmp_path / "starts.xyz")]
+    arguments += ["-o", str(out), "--frames", "3", "--interval", "4", "--temperature", "200"]
+    result = CliRunner().invoke(app, [*arguments, "--limit", str(ANYTHING)])
+    assert result.exit_code == 0, result.output
+    assert "3 frames of" in result.output
+    assert {f.info["config_type"] for f in read(out, ":")} == {"committee_200K"}
