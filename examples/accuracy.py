@@ -1,8 +1,7 @@
 """Errors of models trained with the configurations beside this file, next to published ones.
 
-    eqcalc train examples/train_acac.toml --committee 4 --out runs/acac
-    eqcalc train examples/train_acac_distilled.toml --out runs/acac_distilled     (see there)
-    eqcalc train examples/train_acac_from_aspirin.toml --out runs/acac_from_aspirin
+    eqcalc train examples/train_acac.toml --out runs/acac
+    eqcalc train examples/train_acac_from_xtb.toml --out runs/acac_from_xtb     (see there)
     eqcalc train examples/train_elements.toml --out runs/mo     (li and si by --set, see there)
     python examples/accuracy.py --data PATH/TO/DATA --runs runs --out examples
 
@@ -24,7 +23,6 @@ from matplotlib.figure import Figure
 
 from eqcalc import EquivariantCalculator
 from eqcalc.data.frames import read_frames
-from eqcalc.training.committee import member_files
 from eqcalc.training.evaluate import evaluate_results
 
 
@@ -45,14 +43,8 @@ class Set:
 ACAC = {"BOTNet": (0.89, 6.3), "NequIP": (0.81, 5.9), "MACE": (0.9, 5.1)}
 SETS = {
     "acac": Set("AcAc, 300 K", "acac/test_MD_300K.xyz.gz", "rmse", "energy_total", ACAC),
-    "acac_committee": Set(
-        "AcAc, mean of four", "acac/test_MD_300K.xyz.gz", "rmse", "energy_total", ACAC
-    ),
-    "acac_distilled": Set(
-        "AcAc, distilled", "acac/test_MD_300K.xyz.gz", "rmse", "energy_total", ACAC
-    ),
-    "acac_from_aspirin": Set(
-        "AcAc from aspirin", "acac/test_MD_300K.xyz.gz", "rmse", "energy_total", ACAC
+    "acac_from_xtb": Set(
+        "AcAc from GFN2-xTB", "acac/test_MD_300K.xyz.gz", "rmse", "energy_total", ACAC
     ),
     "aspirin": Set(
         "rMD17 aspirin",
@@ -87,28 +79,21 @@ SETS = {
 }
 
 
-def models_of(name: str, runs: Path) -> list[Path]:
-    """The run's export, or the file that is kept beside this script; the members of a committee."""
-    if name.endswith("_committee"):
-        folder = runs / name.removesuffix("_committee")
-        return member_files([folder]) if (folder / "committee.json").is_file() else []
-    choices = (
-        runs / name / "model.pth",
-        runs / name / "1" / "model.pth",
-        Path(__file__).with_name(f"{name}.pth"),
-    )
-    return [path for path in choices if path.is_file()][:1]
+def model_of(name: str, runs: Path) -> Path | None:
+    """The run's export, or the file that is kept beside this script."""
+    choices = (runs / name / "model.pth", Path(__file__).with_name(f"{name}.pth"))
+    return next((path for path in choices if path.is_file()), None)
 
 
-def row(entry: Set, models: list[Path], data: Path) -> dict:
+def row(entry: Set, model: Path, data: Path) -> dict:
     """Errors of all frames and of each config_type."""
-    calculator = EquivariantCalculator(models)
+    calculator = EquivariantCalculator(model)
     frames = read_frames(data / entry.test)
     results = calculator.evaluate(frame.atoms for frame in frames)
-    metadata = [member.potential.metadata for member in calculator.members]
+    metadata = calculator.potential.metadata
     return {
-        "parameters": sum(document["num_parameters"] for document in metadata),
-        "best_epoch": metadata[0].get("training", {}).get("best_epoch"),
+        "parameters": metadata["num_parameters"],
+        "best_epoch": metadata.get("training", {}).get("best_epoch"),
         "errors": evaluate_results(frames, results).summary(),
     }
 
@@ -164,10 +149,10 @@ def main() -> None:
     known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
     results = {}
     for name, entry in SETS.items():
-        models = models_of(name, options.runs)
-        if models:
-            print(f"{name}: {', '.join(map(str, models))}")
-            results[name] = row(entry, models, options.data)
+        model = model_of(name, options.runs)
+        if model:
+            print(f"{name}: {model}")
+            results[name] = row(entry, model, options.data)
         elif name in known:
             print(f"{name}: no run in {options.runs}, kept as it is in {before}")
             results[name] = known[name]

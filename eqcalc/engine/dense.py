@@ -53,6 +53,7 @@ class Library:
         return type(self), (self._path,)
 
     def run(self, name: str, count: int, *arrays: Tensor) -> None:
+        """Calls a function of a number, of islands or atoms, and of pointers to arrays."""
         function = getattr(self._library, name)
         function.restype = None
         function(ctypes.c_int64(count), *[ctypes.c_void_p(t.data_ptr()) for t in arrays])

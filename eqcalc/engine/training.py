@@ -9,11 +9,9 @@ ones.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -44,21 +42,14 @@ class _Edges(NamedTuple):
 class _Kernels:
     """The three kernels of one convolution or, with the prefix "product_", of one product."""
 
-    def __init__(self, path: Path, number: int, prefix: str = "") -> None:
-        self._made_of = path, number, prefix
-        library = ctypes.CDLL(str(path))
+    def __init__(self, library: Library, number: int, prefix: str = "") -> None:
+        self._library = library
         names = ("forward", "backward", "second")
-        self.functions = {name: getattr(library, f"{prefix}{name}_{number}") for name in names}
-        for function in self.functions.values():
-            function.restype = None
-
-    def __reduce__(self) -> tuple[type, tuple[Path, int, str]]:  # copies and pickles open it again
-        return type(self), self._made_of
+        self._functions = {name: f"{prefix}{name}_{number}" for name in names}
 
     def run(self, name: str, count: int, *arrays: Tensor) -> None:
         """Over `count` islands or atoms."""
-        pointers = [ctypes.c_void_p(t.data_ptr()) for t in arrays]
-        self.functions[name](ctypes.c_int64(count), *pointers)
+        self._library.run(self._functions[name], count, *arrays)
 
     def run_edges(self, name: str, edges: _Edges, *arrays: Tensor) -> None:
         self.run(name, len(edges.islands) - 1, *edges, *arrays)
@@ -176,7 +167,7 @@ class Pairing:
 class FusedConvolution(Convolution):
     """`Convolution` on the generated kernels; CPU, the precision they were generated for."""
 
-    def __init__(self, plain: Convolution, library: Path, layer: int, pairing: Pairing) -> None:
+    def __init__(self, plain: Convolution, library: Library, layer: int, pairing: Pairing) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in plain.__dict__.items() if k != "_buffers"})
         self._buffers = plain._buffers
@@ -206,7 +197,7 @@ class FusedConvolution(Convolution):
 class FusedProduct(ChannelProduct):
     """`ChannelProduct` on the generated kernels."""
 
-    def __init__(self, plain: ChannelProduct, library: Path, number: int) -> None:
+    def __init__(self, plain: ChannelProduct, library: Library, number: int) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in plain.__dict__.items() if k != "_buffers"})
         self._buffers = plain._buffers
@@ -256,17 +247,16 @@ def fuse(model: nn.Module) -> nn.Module:
     ]
     products = [m for m in model.modules() if isinstance(m, MessageProduct)]
     scalar = SCALARS[network_tensors(model)[0].dtype]
-    path = compile_library(
-        library_source(
-            [m.convolution for m in places], [m.channel_product for m in products], scalar
-        )
+    source = library_source(
+        [m.convolution for m in places], [m.channel_product for m in products], scalar
     )
+    kernels = Library(compile_library(source))
     pairing, passes, library = Pairing(), Passes(), open_library(scalar)
     for layer, module in enumerate(places):
-        module.convolution = FusedConvolution(module.convolution, path, layer, pairing)
+        module.convolution = FusedConvolution(module.convolution, kernels, layer, pairing)
         module.radial_network = PairedRadial(module.radial_network, library, passes, pairing)
     for number, module in enumerate(products):
-        module.channel_product = FusedProduct(module.channel_product, path, number)
+        module.channel_product = FusedProduct(module.channel_product, kernels, number)
     fuse_dense(model, library, passes)
     model.fused = Fused(library, pairing, passes)
     return model

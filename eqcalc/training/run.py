@@ -187,6 +187,7 @@ def surroundings(options: TrainingConfig) -> Iterator[None]:
 def finish(out: Path, prepared: Prepared) -> dict[str, Any]:
     """Errors of the best model, figures, summary and export of a run."""
     _, model, setup = load_run(out)
+    model = ready(model, prepared.config.training)
     results = {"train": evaluate(model, prepared.train)}
     for name, frames in prepared.val.items():
         label = name if name == UNNAMED else f"{UNNAMED} {name}"
