@@ -164,20 +164,24 @@ std::vector<U> rows_of(const Groups &groups, I s, U data, I width, I column, I r
   return pointers;
 }
 
-constexpr int CHUNK = 6 * GEMM_ROWS;    // rows of one unit of work
-constexpr I WORTH = 1 << 20;            // products for which threads are woken
+constexpr I WORTH = 1 << 20;    // products for which threads are woken
+
+inline I products_of(const LinearMap &map, I atoms)
+{
+  I products = 0;
+  for (I n = 0; n < map.blocks; n++) {
+    const Block b(map, n);
+    products += atoms * b.rows * b.inputs * b.outputs;
+  }
+  return products;
+}
 
 // y = x w or, with `transpose`, dx = g w^T
 void apply_map(const LinearMap &map, I atoms, const I *species, const T *from, const T *w, T *to,
                bool transpose)
 {
   const Groups groups(map, atoms, species);
-  I work = 0;
-  for (I n = 0; n < map.blocks; n++) {
-    const Block b(map, n);
-    work += atoms * b.rows * b.inputs * b.outputs;
-  }
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) if (work > WORTH)
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) if (products_of(map, atoms) > WORTH)
   for (I n = 0; n < map.blocks; n++)
     for (I s = 0; s < map.species; s++) {
       const Block b(map, n);
@@ -237,12 +241,7 @@ extern "C" void linear_outer(I atoms, const I *sizes, const I *block, const I *s
 {
   const LinearMap map{sizes[0], block, sizes[1], sizes[2], sizes[3], sizes[4]};
   const Groups groups(map, atoms, species);
-  I work = 0;
-  for (I n = 0; n < map.blocks; n++) {
-    const Block b(map, n);
-    work += atoms * b.rows * b.inputs * b.outputs;
-  }
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) if (work > WORTH)
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) if (products_of(map, atoms) > WORTH)
   for (I n = 0; n < map.blocks; n++)
     for (I s = 0; s < map.species; s++) {
       const Block b(map, n);
