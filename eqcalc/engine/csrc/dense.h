@@ -1,8 +1,8 @@
 // Linear maps and gates of training: rows of features times matrices, and what their first and
 // second derivatives need. All sums have the same order with any number of threads.
 //
-// A map has blocks (irreps): y[n, m, o] = alpha sum_i x[n, m, i] w[species(n), i, o]. It is linear in
-// x and in w, so that three kernels are closed under differentiation:
+// A map has blocks (irreps): y[n, m, o] = alpha sum_i x[n, m, i] w[species(n), i, o]. It is linear
+// in x and in w, so that three kernels are closed under differentiation:
 //   apply      y    = x w
 //   transposed dx   = g w^T
 //   outer      dw   = x^T g     (summed over the atoms of a species and over m)
@@ -87,7 +87,8 @@ inline void apply_rows(int rows, int inputs, const T *const *x, const T *w, int 
     });
 }
 
-// w[i, o] = alpha sum_r x[r][i] g[r][o] for i = first .. first + count - 1, o = column .. outputs - 1
+// w[i, o] = alpha sum_r x[r][i] g[r][o] for i = first .. first + count - 1 and
+// o = column .. outputs - 1
 inline void outer_rows(int rows, const T *const *x, const T *const *g, int first, int count,
                        int outputs, T alpha, T *w, int column = 0)
 {
@@ -304,7 +305,8 @@ extern "C" void gate_forward(I atoms, const I *sizes, const I *block, const T *x
     T *yn = y + n * sizes[2];
     over_gate(sizes[0], block, [&](const GateBlock &b, I c, int lanes) {
       if (b.kind < 2) {
-        store_part(yn + b.out + c, activation(b.kind, load_part(xn + b.in + c, lanes)).value, lanes);
+        const V value = activation(b.kind, load_part(xn + b.in + c, lanes)).value;
+        store_part(yn + b.out + c, value, lanes);
         return;
       }
       const V h = activation(2, load_part(xn + b.gate + c, lanes)).value;
@@ -317,7 +319,8 @@ extern "C" void gate_forward(I atoms, const I *sizes, const I *block, const T *x
 }
 
 // dx = (dy/dx)^T g
-extern "C" void gate_backward(I atoms, const I *sizes, const I *block, const T *x, const T *g, T *dx)
+extern "C" void gate_backward(I atoms, const I *sizes, const I *block, const T *x, const T *g,
+                              T *dx)
 {
 #pragma omp parallel for schedule(static) if (atoms * sizes[1] > WORTH / 16)
   for (I n = 0; n < atoms; n++) {
