@@ -8,8 +8,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones
 
 from eqcalc import EquivariantCalculator
+from eqcalc.checks import scans
 from eqcalc.checks.scans import extrema, find_crossings
-from eqcalc.checks.smoothness import check_smoothness
+from eqcalc.checks.smoothness import TOLERANCE, check_smoothness
 from eqcalc.neighbors import neighbor_list
 
 CUTOFF = 6.0
@@ -72,6 +73,24 @@ def test_cutoffs_with_too_few_derivatives_fail(calc, quantity, argon):
     report = check_smoothness(argon, calc, cutoff=CUTOFF)
     assert any("Ar-Ar alone" in f and quantity in f for f in report.failures)
     assert any("in the structure" in f and quantity in f for f in report.failures)
+
+
+def test_steep_paths_are_told_from_jumps():
+    """A smooth function that the widest points cannot follow, with and without a kink."""
+
+    def path(kink):
+        k, strength = 70.0, 2.0
+        behind = lambda t: max(t, 0.0)  # noqa: E731
+        return lambda t: (
+            strength * np.cos(k * t + 1.0) / k - 0.5 * kink * behind(t) ** 2,
+            strength * np.sin(k * t + 1.0) + kink * behind(t),
+        )
+
+    allowed = TOLERANCE["slope"]
+    assert scans._jumps(path(0.0), 0.0, scans.SPACINGS[0])[2] > allowed
+    assert scans._crossing(path(0.0), 0.0, "smooth").slope < allowed
+    for kink in (5e-4, 1e-2):
+        assert scans._crossing(path(kink), 0.0, "kink").slope == pytest.approx(kink, abs=allowed)
 
 
 def test_hole_at_short_distance_is_found(argon):

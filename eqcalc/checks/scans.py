@@ -2,7 +2,9 @@
 
 A path x(t) moves one atom along a unit vector u, so that its distances to others cross the cutoff.
 With E(t), the force along the path f(t) = F.u = -dE/dt and its slope f'(t), the jump of each at a
-crossing t* is the difference of one-sided limits, extrapolated from either side with a cubic.
+crossing t* is the difference of one-sided limits, extrapolated from either side with a cubic. It is
+measured with points ever closer: what extrapolation leaves of a smooth function falls with the cube
+of their spacing (in the slope), a jump stays.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from ase.data import atomic_numbers, covalent_radii
 from eqcalc.checks.structures import bare
 from eqcalc.neighbors import neighbor_list
 
-#: points on either side of a crossing, and their spacing in Å: extrapolation errs with its cube (in
-#: the slope; 1e-5 eV/Å^2 at worst in hot silicon), rounding rises below
+#: points on either side of a crossing, and their spacings in Å: at the first, extrapolation errs by
+#: 1e-5 eV/Å^2 at worst in hot silicon, by 1e-3 where an atom of a molecule is pushed into others;
+#: rounding rises below the last
 NUM_POINTS = 6
-SPACING = 2e-4
+SPACINGS = (2e-4, 1e-4, 5e-5)
 
 #: Å to the next crossing on the path, at least: twice what the points take
-MIN_GAP = 2 * NUM_POINTS * SPACING
+MIN_GAP = 2 * NUM_POINTS * SPACINGS[0]
 
 #: eV: a minimum shallower than this is ripple of the fit, not a place to be trapped in at 300 K
 DEPTH = 0.01
@@ -79,16 +82,23 @@ def _limits(t: np.ndarray, values: np.ndarray, degree: int = 3) -> tuple[float, 
     return float(value), float(slope / scale)
 
 
-def _crossing(along: Callable[[float], tuple[float, float]], where: float, path: str) -> Crossing:
-    """Jumps at `where`, from points on both sides."""
+def _jumps(
+    along: Callable[[float], tuple[float, float]], where: float, spacing: float
+) -> list[float]:
+    """Of energy, force and its slope at `where`, from points on both sides."""
     sides = []
     for sign in (-1.0, 1.0):
-        t = sign * SPACING * np.arange(1, NUM_POINTS + 1)
+        t = sign * spacing * np.arange(1, NUM_POINTS + 1)
         energy, force = np.array([along(where + dt) for dt in t]).T
         value, slope = _limits(t, force)
         sides.append((_limits(t, energy - energy[0])[0] + energy[0], value, slope))
-    jumps = [abs(a - b) for a, b in zip(*sides, strict=True)]
-    return Crossing(path, where, *jumps)
+    return [abs(a - b) for a, b in zip(*sides, strict=True)]
+
+
+def _crossing(along: Callable[[float], tuple[float, float]], where: float, path: str) -> Crossing:
+    """Jumps at `where` that are left at the spacing that shows least of them."""
+    smallest = np.min([_jumps(along, where, spacing) for spacing in SPACINGS], axis=0)
+    return Crossing(path, where, *map(float, smallest))
 
 
 def extrema(energy: np.ndarray) -> tuple[list[int], list[int]]:
