@@ -164,8 +164,8 @@ class TrainingConfig:
             the loss are float64 in both.
         device: "cpu", "cuda" or "auto".
         threads: torch threads on CPU; 0 leaves torch's own choice.
-        fused: compile the convolutions for this machine (CPU only; several times faster, the same
-            numbers to rounding); without a C++ compiler training says so and goes on without.
+        fused: compile the network's kernels for this machine (CPU only; several times faster, the
+            same numbers to rounding); without a C++ compiler training says so and goes on without.
         tensorboard: write the columns of history.csv to RUN/tensorboard, too.
         second_stage: see there.
     """
