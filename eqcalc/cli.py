@@ -219,10 +219,10 @@ def evaluate(
     from eqcalc import export
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.report import write_json
+    from eqcalc.committee import member_files
     from eqcalc.data.frames import iter_images, read_frames
     from eqcalc.data.store import is_store
     from eqcalc.training import evaluate as ev
-    from eqcalc.training.committee import member_files
 
     keys = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
     members = member_files([Path(model)]) if Path(model).is_dir() else [model]
@@ -302,8 +302,8 @@ def sample(
     from tqdm import tqdm
 
     from eqcalc.data.frames import iter_images
-    from eqcalc.training.sample import Sampling, write_sample
-    from eqcalc.training.teachers import open_teacher
+    from eqcalc.sampling.dynamics import Sampling, write_sample
+    from eqcalc.sampling.teachers import open_teacher
 
     chosen = {"temperatures": temperature} if temperature else {}
     sampling = Sampling(

@@ -30,6 +30,7 @@ ALLOWED = {
     "network": {"derivatives", "errors", "export", "neighbors"},
     "calculator": {"engine", "errors", "export", "neighbors", "network"},
     "committee": {"calculator", "errors"},
+    "sampling": {"calculator", "committee", "errors"},
     "lammps": {"errors", "export", "neighbors", "toolchain"},
     "checks": {"calculator", "errors", "lammps", "neighbors"},
 }

@@ -16,9 +16,9 @@ from eqcalc import EquivariantCalculator, InputError
 from eqcalc.committee import forces_deviation
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import Interrupted
-from eqcalc.training import sample as module
-from eqcalc.training.sample import Sampling, Tally, sample, write_sample
-from eqcalc.training.teachers import Networks, SemiEmpirical, open_teacher
+from eqcalc.sampling import dynamics as module
+from eqcalc.sampling.dynamics import Sampling, Tally, sample, write_sample
+from eqcalc.sampling.teachers import Networks, SemiEmpirical, open_teacher
 
 #: members of random weights agree on nothing
 ANYTHING = 1e6

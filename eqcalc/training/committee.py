@@ -13,7 +13,7 @@ from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError
 from eqcalc.models.base import Potential
 from eqcalc.training.distributed import World
-from eqcalc.training.folder import load_run, read_json, write_json
+from eqcalc.training.folder import load_run, write_json
 from eqcalc.training.loss import UNITS, Prediction, residuals
 from eqcalc.training.options import Config
 from eqcalc.training.prepare import prepare
@@ -67,26 +67,6 @@ def train_committee(
     }
     write_json(out / "committee.json", summary)
     return summary
-
-
-def member_files(paths: Sequence[Path]) -> list[Path]:
-    """The potential files of committees' folders, and files as they are.
-
-    Raises:
-        InputError: a folder without committee.json.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)
-        elif (path / "committee.json").is_file():
-            files += [path / name for name in read_json(path / "committee.json")["members"]]
-        else:
-            raise InputError(
-                f"'{path}' holds no finished committee: name potential files, or the folder that "
-                "'eqcalc train --committee' wrote committee.json to."
-            )
-    return files
 
 
 def assess(models: Sequence[Potential], sets: Sequence[GraphDataset]) -> dict[str, Any]:

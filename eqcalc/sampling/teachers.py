@@ -1,4 +1,4 @@
-"""Who labels the frames that `eqcalc.training.sample` makes: another method, or networks.
+"""Who labels the frames that `eqcalc.sampling.dynamics` makes: another method, or networks.
 
 A semi-empirical method knows in advance what a few DFT frames do not show: how stiff bonds are
 where no frame is, how groups turn, how protons move. A network that has learned it from thousands
@@ -19,8 +19,8 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, CalculatorError
 
 from eqcalc.calculator import EquivariantCalculator
+from eqcalc.committee import member_files
 from eqcalc.errors import InputError
-from eqcalc.training.committee import member_files
 
 #: semi-empirical methods by the names they have here (Bannwarth, Ehlert and Grimme, J. Chem. Theory
 #: Comput. 15, 1652 (2019); Grimme, Bannwarth and Shushkov, ibid. 13, 1989 (2017))

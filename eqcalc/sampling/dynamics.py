@@ -22,7 +22,7 @@ from ase.io import write
 from ase.md.langevin import Langevin
 
 from eqcalc.errors import InputError, Interrupted
-from eqcalc.training.teachers import FAILURES, Teacher
+from eqcalc.sampling.teachers import FAILURES, Teacher
 
 #: fs, with and without hydrogen: sampling needs no conserved energy
 TIMESTEP_HYDROGEN, TIMESTEP = 1.0, 2.0

@@ -1,0 +1,1 @@
+"""Labelled frames from the dynamics of other methods and of networks."""
