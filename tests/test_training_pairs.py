@@ -236,6 +236,30 @@ def test_shorter_distances_than_before(molecules, tmp_path):
             assert torch.allclose(new.inner_limit.distances.double(), expected, atol=1e-6)
 
 
+def test_another_method_sets_limits_of_its_own(molecules, tmp_path):
+    """What was known of another method at shorter distances than the new labels' is not trusted."""
+    images = read(molecules, ":")
+    for atoms in images:
+        forces, energy = atoms.get_forces(), atoms.get_potential_energy()
+        atoms.positions *= 1.1
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+    write(tmp_path / "longer.xyz", images)
+    longer = str(tmp_path / "longer.xyz")
+    train(tiny(molecules, model=PAIRS, epochs=1), tmp_path / "first", quiet=True)
+    source = {"model": str(tmp_path / "first"), "refit_energies": True}
+    before = load_run(tmp_path / "first")[1]
+    after = prepare(tiny(longer, fine_tune=source)).model
+    alone = prepare(tiny(longer, model=PAIRS)).model  # from these frames, no other method's
+    for model in (after, alone):
+        assert (model.inner_limit.distances > 1.05 * before.inner_limit.distances).all()
+    assert torch.equal(after.inner_limit.distances, alone.inner_limit.distances)
+    assert torch.equal(
+        after.reference_energy.repulsion.pair_cutoff, alone.reference_energy.repulsion.pair_cutoff
+    )
+    pairs = (m.reference_energy.pair.coefficients for m in (before, after))
+    assert torch.equal(*pairs)
+
+
 def test_what_the_network_is_told():
     """Distances from the limit on as they are; below, ever less of what changes, then nothing."""
     limit = InnerLimit([[2.0, 0.0], [0.0, 1.0]])

@@ -32,7 +32,7 @@ from eqcalc.nn.reference import PairConstants, no_pairs
 from eqcalc.training.config import model_config
 from eqcalc.training.folder import Constants, build_model, load_run
 from eqcalc.training.options import Config
-from eqcalc.training.pairs import narrowed
+from eqcalc.training.pairs import relimited
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,12 @@ def continued(
     """
     constants = extend(source, statistics)
     if constants.pair_constants:
-        pairs = narrowed(constants.pair_constants, frames, len(constants.atomic_numbers))
+        pairs = relimited(
+            constants.pair_constants,
+            frames,
+            constants.atomic_numbers,
+            anew=config.fine_tune.refit_energies,
+        )
         constants = dataclasses.replace(constants, pair_constants=pairs)
     model = build_model(config, constants)
     graft(model, source)
