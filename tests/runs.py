@@ -92,8 +92,13 @@ class Killed(BaseException):
     """Nobody catches it, as nobody catches SIGKILL."""
 
 
-def train_and_kill(config: Config, out: Path, monkeypatch, *, kill_in: int = 2) -> None:
-    """Breaks a run off after the history of an epoch is written, before its checkpoint is."""
+def train_and_kill(
+    config: Config, out: Path, monkeypatch, *, kill_in: int = 2, part: str = ""
+) -> None:
+    """Breaks a run off after the history of an epoch is written, before its checkpoint is.
+
+    part: the folder of the run that is broken off, in `out`.
+    """
     plain = Checkpoints.on_train_epoch_end
 
     def killing(self, trainer, task):
@@ -105,7 +110,7 @@ def train_and_kill(config: Config, out: Path, monkeypatch, *, kill_in: int = 2) 
         patched.setattr(Checkpoints, "on_train_epoch_end", killing)
         with pytest.raises(Killed):
             train(config, out, quiet=True)
-    assert checkpoint(out)["epoch"] == kill_in - 1
+    assert checkpoint(out / part)["epoch"] == kill_in - 1
 
 
 def train_in_pieces(config: Config, out: Path, monkeypatch) -> None:

@@ -26,6 +26,7 @@ ALLOWED = {
     "data": {"errors", "graph", "neighbors"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "graph", "models", "nn"),
+        "sampling",
     },
     "network": {"derivatives", "errors", "export", "neighbors"},
     "calculator": {"engine", "errors", "export", "neighbors", "network"},

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from potentials import untrained
 from runs import checkpoint, column, history, tiny, train_and_kill, weights, write_frames
 
 from eqcalc.errors import InputError
+from eqcalc.training.config import from_dict
 from eqcalc.training.distributed import Shares, World
 from eqcalc.training.run import train
 from eqcalc.training.template import to_toml
@@ -58,6 +60,25 @@ def test_two_processes_train_like_one(frames, tmp_path, monkeypatch, options):
     assert done.stdout.count("Best epoch") == 1
     assert one["best_epoch"] == checkpoint(tmp_path / "two", "best.ckpt")["epoch"]
     assert (tmp_path / "two" / "model.pth").is_file()
+
+
+def test_two_processes_pretrain_like_one(frames, tmp_path):
+    """Each labels files of its own."""
+    teacher = untrained(tmp_path / "teacher.pth", elements=(1, 3))
+    section = {"teacher": str(teacher), "frames": 1004, "length": 4, "interval": 1.0, "epochs": 1}
+    config = tiny(frames, precision="float64", batch_size=64, epochs=2)
+    config = from_dict(config.to_dict() | {"pretrain": section})
+    train(config, tmp_path / "one", quiet=True)
+    done = torchrun(config, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    for folder in ("pretrain", ""):
+        one, two = (weights(tmp_path / part / folder) for part in ("one", "two"))
+        for name, tensor in one.items():
+            assert torch.allclose(tensor, two[name], rtol=0, atol=1e-9), name
+    for name in ("frames_000.xyz", "frames_001.xyz"):
+        files = [tmp_path / part / "pretrain" / name for part in ("one", "two")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert done.stdout.count("Best epoch") == 1
 
 
 def test_shares_are_the_batches_of_one_process():

@@ -87,7 +87,7 @@ def read_config(path: str | Path) -> Config:
         raise InputError(f"'{path}' is not valid TOML: {error}.") from None
     config = from_dict(document)
     here = path.resolve().parent
-    data, source = config.data, config.fine_tune.model
+    data = config.data
 
     def absolute(paths: list[str]) -> list[str]:
         return [str(here / p) for p in paths]
@@ -99,10 +99,14 @@ def read_config(path: str | Path) -> Config:
         val={k: absolute(v) for k, v in val.items()} if isinstance(val, dict) else absolute(val),
         isolated_atoms=str(here / data.isolated_atoms) if data.isolated_atoms else "",
     )
-    if source and (here / source).exists():  # else it may be the name of a bundled model
-        source = str(here / source)
-    fine_tune = dataclasses.replace(config.fine_tune, model=source)
-    return dataclasses.replace(config, data=data, fine_tune=fine_tune)
+
+    def existing(name: str) -> str:
+        """Made absolute; else it may be the name of a bundled model or of a method."""
+        return str(here / name) if name and (here / name).exists() else name
+
+    fine_tune = dataclasses.replace(config.fine_tune, model=existing(config.fine_tune.model))
+    pretrain = dataclasses.replace(config.pretrain, teacher=existing(config.pretrain.teacher))
+    return dataclasses.replace(config, data=data, fine_tune=fine_tune, pretrain=pretrain)
 
 
 def override(config: Config, assignments: list[str]) -> Config:

@@ -19,6 +19,7 @@ from eqcalc.training.loss import Loss, component_weights, residuals
 from eqcalc.training.optimizers import LearningRate, make_optimizer, switch
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import Prepared, prepare, ready
+from eqcalc.training.pretrain import check_pretraining, estimate
 from eqcalc.training.run import surroundings
 from eqcalc.training.sampling import training_order
 from eqcalc.training.task import predict
@@ -29,6 +30,8 @@ STEPS = 4
 
 def dry_run(config: Config) -> str:
     """The report, after a few training steps on the real data."""
+    if config.pretrain.teacher:
+        check_pretraining(config)
     with surroundings(config.training):
         prepared = prepare(config)
         rows = [*_data(prepared), *_network(prepared)]
@@ -89,9 +92,19 @@ def _cost(prepared: Prepared) -> Iterator[tuple[str, str]]:
     hours = epoch * options.epochs / 3600
     yield "time of a step", f"{step:.3g} s for {frames}"
     yield "time of an epoch", f"{epoch:.3g} s for {steps} steps and validation"
+    if prepared.config.pretrain.teacher:
+        yield from _before(prepared, step)
     yield "time in all", f"{hours:.2g} h for {options.epochs} epochs"
     yield "memory", f"{size * copies / 1e6:.1f} MB for weights and optimizer"
     yield "", f"about {activations / 1e6:.0f} MB more during a step"
+
+
+def _before(prepared: Prepared, step: float) -> Iterator[tuple[str, str]]:
+    options = prepared.config.pretrain
+    seconds = estimate(prepared, step)
+    frames = f"{options.frames} frames of {options.teacher}"
+    yield "time before", f"{seconds['frames'] / 3600:.2g} h for {frames}"
+    yield "", f"{seconds['epochs'] / 3600:.2g} h for {options.epochs} epochs over them"
 
 
 def _peak_memory(device: torch.device) -> float:

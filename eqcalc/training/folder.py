@@ -9,6 +9,7 @@ RUN/summary.json     errors of the best model by config_type
 RUN/learning_curve.png, RUN/parity.png
 RUN/model.pth        the export
 RUN/tensorboard/     history.csv for TensorBoard, on request
+RUN/pretrain/        the run before, with a section [pretrain]: see `eqcalc.training.pretrain`
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def check_same_run(out: Path, config: Config, setup: dict[str, Any]) -> None:
     new = config.to_dict()
     changed = [
         f"{section}.{key}"
-        for section in ("model", "fine_tune", "training")
+        for section in ("model", "fine_tune", "pretrain", "training")
         for key, value in new[section].items()
         if old[section][key] != value and key not in FREE
     ]
@@ -125,6 +126,21 @@ def check_same_run(out: Path, config: Config, setup: dict[str, Any]) -> None:
             f"{out} holds a run with another setting of {', '.join(changed)}: choose another "
             "folder with --out, or restore the setting to resume."
         )
+
+
+def _fixed(config: Config) -> dict[str, Any]:
+    """What may not change."""
+    document = config.to_dict()
+    for name in FREE:
+        del document["training"][name]
+    return document
+
+
+def is_finished(out: Path, config: Config) -> bool:
+    """Whether a run of just this config has come to its end."""
+    if not all((out / name).is_file() for name in ("config.json", "summary.json")):
+        return False
+    return _fixed(from_dict(read_json(out / "config.json"))) == _fixed(config)
 
 
 def load_run(

@@ -1,7 +1,7 @@
 """Every option of training, with its default, in one place.
 
-Sections of the file are the dataclasses below: [data], [model], [fine_tune], [training] and
-[training.second_stage].
+Sections of the file are the dataclasses below: [data], [model], [fine_tune], [pretrain], [training]
+and [training.second_stage].
 """
 
 from __future__ import annotations
@@ -88,6 +88,39 @@ class FineTuneConfig:
     def __post_init__(self) -> None:
         if not self.model and (self.freeze or self.refit_energies):
             raise InputError("fine_tune.freeze and refit_energies need a fine_tune.model.")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A cheap teacher to learn from first, in RUN/pretrain, before fine-tuning on the data.
+
+    Its dynamics, begun at the training frames, give frames with its labels, as `eqcalc sample`
+    does; a new network learns them, with the options of [model] and, but for those below,
+    [training]. It is then fine-tuned on the data, reference energies fitted anew.
+
+    Attributes:
+        teacher: "gfn2" or "gfn1" (GFN2- or GFN1-xTB, by the package tblite), a potential file or
+            the folder of a committee; empty for none.
+        frames: how many.
+        temperatures: K, of Langevin dynamics; trajectories take them in turn.
+        length: frames of a trajectory.
+        interval: fs between them.
+        epochs: over these frames.
+        learning_rate: of the optimizer, at the start of these epochs.
+    """
+
+    teacher: str = ""
+    frames: int = 14000
+    temperatures: list[float] = field(default_factory=lambda: [300.0, 600.0, 1000.0, 1500.0])
+    length: int = 50
+    interval: float = 10.0
+    epochs: int = 9
+    learning_rate: float = 2e-2
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"pretrain.{name} must be positive, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -278,8 +311,15 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: NequIPConfig = field(default_factory=NequIPConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     given: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.pretrain.teacher and self.fine_tune.model:
+            raise InputError(
+                "pretrain.teacher and fine_tune.model both say where training begins: name one."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         document = dataclasses.asdict(self)

@@ -11,7 +11,7 @@ import ctypes
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,25 @@ from eqcalc.training.callbacks import (
     TensorBoard,
     averaging,
 )
-from eqcalc.training.distributed import World, loader
+from eqcalc.training.distributed import World, loader, wait
 from eqcalc.training.evaluate import evaluate, plot_learning_curve, plot_parity
 from eqcalc.training.folder import (
     build_model,
     check_same_run,
+    is_finished,
     load_run,
     read_json,
     write_json,
 )
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import UNNAMED, Prepared, dataset, load_frames, prepare, ready
+from eqcalc.training.pretrain import (
+    PRETRAINING,
+    check_pretraining,
+    first_run,
+    label_frames,
+    second_run,
+)
 from eqcalc.training.sampling import training_order
 from eqcalc.training.task import DivergenceError, PotentialTask
 
@@ -65,16 +73,38 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
     """
     out = Path(out)
     world = World.from_environment()
+    quiet = quiet or world.rank > 0
     with surroundings(config.training):
-        prepared = prepare(config)
-        if world.rank == 0:
-            if (out / "last.ckpt").is_file():  # else there is nothing yet that could be lost
-                check_same_run(out, prepared.config, prepared.setup)
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / "config.json", prepared.config.to_dict())
-            write_json(out / "setup.json", prepared.setup)
-        fit(prepared, out, world, quiet=quiet or world.rank > 0)
-        return finish(out, prepared) if world.rank == 0 else {}
+        start = config
+        if config.pretrain.teacher:
+            pretrain(config, out / PRETRAINING, world, quiet=quiet)
+            start = second_run(config, out / PRETRAINING)
+        prepared = prepare(start)
+        # as it was asked for: the folder may move
+        asked = replace(prepared.config, pretrain=config.pretrain, fine_tune=config.fine_tune)
+        return learn(replace(prepared, config=asked), out, world, quiet=quiet)
+
+
+def pretrain(config: Config, out: Path, world: World, *, quiet: bool) -> None:
+    """The run that comes first, unless it is finished; the data of the second one are checked."""
+    check_pretraining(config)
+    prepared = prepare(config)
+    first = first_run(prepared, label_frames(prepared, out, world, quiet=quiet))
+    if not is_finished(out, first):
+        learn(prepare(first), out, world, quiet=quiet)
+        wait()  # for what the first process writes at the end
+
+
+def learn(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> dict[str, Any]:
+    """Trains what is prepared; see `train`."""
+    if world.rank == 0:
+        if (out / "last.ckpt").is_file():  # else there is nothing yet that could be lost
+            check_same_run(out, prepared.config, prepared.setup)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "config.json", prepared.config.to_dict())
+        write_json(out / "setup.json", prepared.setup)
+    fit(prepared, out, world, quiet=quiet)
+    return finish(out, prepared) if world.rank == 0 else {}
 
 
 def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:

@@ -1,0 +1,247 @@
+"""A section [pretrain]: frames of a teacher, a run that learns them, a run that goes on from it."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.io import read
+from potentials import untrained
+from runs import MODEL, Killed, checkpoint, history, tiny, train_and_kill, weights, write_frames
+from typer.testing import CliRunner
+
+from eqcalc import EquivariantCalculator, InputError
+from eqcalc.cli import app
+from eqcalc.data.store import pack
+from eqcalc.errors import Interrupted
+from eqcalc.training import pretrain as module
+from eqcalc.training import run
+from eqcalc.training.config import from_dict, read_config
+from eqcalc.training.dryrun import dry_run
+from eqcalc.training.folder import load_run
+from eqcalc.training.run import train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_frames(tmp_path_factory.mktemp("data") / "train.xyz", 12)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    return str(untrained(path, elements=(1, 3)))
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Files of three frames."""
+    monkeypatch.setattr(module, "CHUNK", 3)
+
+
+def config_of(frames, teacher, pretrain=None, **options):
+    config = tiny(frames, **{"precision": "float64", **options})
+    section = {"teacher": teacher, "frames": 8, "length": 2, "epochs": 3, **(pretrain or {})}
+    return from_dict(config.to_dict() | {"pretrain": section})
+
+
+def same_end(one, two):
+    assert history(one) == history(two)
+    assert all(torch.equal(w, weights(two)[name]) for name, w in weights(one).items())
+
+
+@pytest.fixture(scope="module")
+def finished(data, teacher, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "CHUNK", 3)
+        train(config_of(data, teacher), out, quiet=True)
+    return out
+
+
+def test_frames_are_the_teachers(finished, teacher):
+    files = sorted((finished / "pretrain").glob("frames_*.xyz"))
+    frames = [read(path, ":") for path in files]
+    assert [len(part) for part in frames] == [3, 3, 2]
+    frames = [frame for part in frames for frame in part]
+    groups = {frame.info["config_type"] for frame in frames}
+    assert groups <= {f"network_{t}K" for t in (300, 600, 1000, 1500)}
+    assert len(groups) > 1
+    assert len({frame.positions.tobytes() for frame in frames}) == 8
+    results = EquivariantCalculator(teacher).evaluate(frames)
+    for frame, found in zip(frames, results, strict=True):
+        assert np.abs(frame.get_forces() - found["forces"]).max() < 1e-4
+    # trajectories start at training frames, not at those that are held out
+    _, _, setup = load_run(finished)
+    assert setup["train_frames"] == 9
+    started = json.loads((finished / "pretrain" / "sampling.json").read_text())
+    assert started["starts"] == setup["train_hash"]
+
+
+def test_the_second_run_begins_where_the_first_ended(data, teacher, tmp_path):
+    rest = {"epochs": 1, "learning_rate": 1e-300, "weight_decay": 0.0}
+    config = config_of(data, teacher, **rest, precision="float32")
+    train(config, tmp_path, quiet=True)
+    _, first, before = load_run(tmp_path / "pretrain")
+    _, second, after = load_run(tmp_path)
+    assert checkpoint(tmp_path / "pretrain")["epoch"] == 2
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert np.abs(np.subtract(before["reference_energies"], after["reference_energies"])).min() > 1
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["pretrain"]["teacher"] == teacher
+    assert not written["fine_tune"]["model"]
+
+
+def interrupt_sampling(config, out, monkeypatch):
+    """A ctrl-c after five frames of eight."""
+    plain, seen = module.sample, []
+
+    def interrupted(*args):
+        for frame in plain(*args):
+            seen.append(frame)
+            if len(seen) == 5:
+                raise KeyboardInterrupt
+            yield frame
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "sample", interrupted)
+        with pytest.raises(Interrupted, match="after 1 of 3 files of frames: run the same command"):
+            train(config, out, quiet=True)
+    assert len(read(out / "pretrain" / "frames_000.xyz", ":")) == 3
+    assert not (out / "pretrain" / "frames_001.xyz").exists()
+
+
+def stop_between(config, out, monkeypatch):
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "second_run", killed)
+        with pytest.raises(Killed):
+            train(config, out, quiet=True)
+    assert (out / "pretrain" / "summary.json").is_file()
+    assert not (out / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("place", ["frames", "first run", "between", "second run"])
+def test_resumed_is_uninterrupted(data, teacher, finished, tmp_path, monkeypatch, place):
+    config, out = config_of(data, teacher), tmp_path / "run"
+    if place == "frames":
+        interrupt_sampling(config, out, monkeypatch)
+    elif place == "first run":
+        train_and_kill(config, out, monkeypatch, kill_in=1, part="pretrain")
+    elif place == "between":
+        stop_between(config, out, monkeypatch)
+    else:  # the first one has but three epochs
+        train_and_kill(config, out, monkeypatch, kill_in=3)
+    train(config, out, quiet=True)
+    same_end(finished / "pretrain", out / "pretrain")
+    same_end(finished, out)
+
+
+def test_what_is_finished_is_left_alone(data, teacher, finished, tmp_path, monkeypatch):
+    """Where the folder is now, on how many threads or which device."""
+    out = tmp_path / "moved"
+    shutil.copytree(finished, out)
+    learned = []
+    plain = run.fit
+    monkeypatch.setattr(run, "fit", lambda _, out, *__, **___: learned.append(out))
+    train(config_of(data, teacher, threads=2), finished, quiet=True)
+    assert learned == [finished]
+    monkeypatch.setattr(run, "fit", plain)
+    train(config_of(data, teacher), out, quiet=True)
+    same_end(finished, out)
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "options", "sentence"),
+    [
+        ({"frames": 9}, {}, r"frames of another setting of pretrain\.frames: choose another"),
+        ({"temperatures": [300.0]}, {}, r"another setting of pretrain\.temperatures"),
+        ({}, {"seed": 2}, r"another setting of training\.seed, the data"),
+        ({}, {"data": {"val_fraction": 0.5}}, "another setting of the data"),
+        ({"epochs": 4}, {}, r"another setting of training\.epochs"),
+    ],
+)
+def test_other_options_need_another_folder(data, teacher, finished, pretrain, options, sentence):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    with pytest.raises(InputError, match=sentence):
+        train(config_of(data, teacher, pretrain, **options), finished, quiet=True)
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+
+
+def test_bad_input_is_said_before_any_work(data, teacher, tmp_path):
+    out = tmp_path / "run"
+    store = tmp_path / "frames.eqdata"
+    pack([data], store, 4.0)
+    for config, sentence in (
+        (lambda: config_of(data, "no.pth"), "no.pth"),
+        (lambda: config_of(data, teacher, {"frames": 0}), "frames = 0: it must be positive"),
+        (lambda: config_of(data, teacher, {"epochs": 0}), r"pretrain\.epochs must be positive"),
+        (lambda: config_of(str(store), teacher), "holds no positions"),
+        (lambda: config_of(data, teacher, data={"val": ["absent.xyz"]}), "absent.xyz"),
+        (lambda: config_of(data, teacher, fine_tune={"model": "si"}), "name one"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            train(config(), out, quiet=True)
+        assert not list(out.rglob("*.ckpt")), sentence
+        assert not list(out.rglob("*.xyz")), sentence
+
+
+def test_isolated_atoms_of_the_teacher(data, teacher, tmp_path):
+    config = config_of(
+        data,
+        teacher,
+        epochs=1,
+        model={"exact_isolated_atoms": True},
+        data={"reference_energies": {"H": -0.5, "Li": -7.0}},
+    )
+    train(config, tmp_path, quiet=True)
+    atoms = [Atoms("H"), Atoms("Li")]
+    known = [r["energy"] for r in EquivariantCalculator(teacher).evaluate(atoms)]
+    for folder, energies in ((tmp_path / "pretrain", known), (tmp_path, [-0.5, -7.0])):
+        calc = EquivariantCalculator(folder / "model.pth", dtype="float64")
+        found = [r["energy"] for r in calc.evaluate(atoms)]
+        assert found == pytest.approx(energies, abs=1e-5)
+
+
+def test_dry_run_tells_both_runs(data, teacher):
+    said = dry_run(config_of(data, teacher))
+    assert re.search(r"time before +\S+ h for 8 frames of .*teacher\.pth\n", said)
+    assert re.search(r"\n +\S+ h for 3 epochs over them\n", said)
+    with pytest.raises(InputError, match=r"no\.pth"):
+        dry_run(config_of(data, "no.pth"))
+
+
+def test_config_file_names_the_teacher_beside_it(data, teacher, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(f'[data]\ntrain = "{data}"\n[pretrain]\nteacher = "gfn2"\n')
+    assert read_config(path).pretrain.teacher == "gfn2"
+    shutil.copy(teacher, tmp_path / "t.pth")
+    path.write_text(f'[data]\ntrain = "{data}"\n[pretrain]\nteacher = "t.pth"\n')
+    assert read_config(path).pretrain.teacher == str(tmp_path / "t.pth")
+
+
+def test_one_command_from_a_semi_empirical_method(data, tmp_path):
+    pytest.importorskip("tblite")
+    sets = {
+        "pretrain.teacher": "gfn2",
+        "pretrain.frames": 6,
+        "pretrain.length": 2,
+        "pretrain.epochs": 1,
+        **{f"model.{k}": v for k, v in MODEL.items()},
+        "training.epochs": 1,
+        "training.fused": "false",
+        "training.threads": 1,
+    }
+    options = [word for name, value in sets.items() for word in ("--set", f"{name}={value}")]
+    result = CliRunner().invoke(app, ["train", data, "--out", str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    frames = [f for path in sorted(tmp_path.rglob("frames_*.xyz")) for f in read(path, ":")]
+    assert len(frames) == 6
+    assert {frame.info["config_type"].partition("_")[0] for frame in frames} == {"gfn2"}
+    assert (tmp_path / "model.pth").is_file()
