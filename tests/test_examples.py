@@ -67,11 +67,11 @@ def test_metals_trained_alone_mix_like_similar_metals(tmp_path):
 def test_recipes_are_valid(path):
     config = read_config(path)
     assert config.data.train
-    settled = path.stem != "train_acac_xtb"  # which is only begun from
-    assert bool(config.training.second_stage.start) == settled
-    if config.fine_tune.model:  # another recipe's result
-        first = read_config(EXAMPLES / f"train_{Path(config.fine_tune.model).name}.toml")
-        assert first.model == read_config(EXAMPLES / "train_acac.toml").model
+    assert config.training.second_stage.start
+    assert bool(config.pretrain.teacher) == path.stem.endswith("_from_xtb")
+    if config.pretrain.teacher:  # the same network and data as without
+        plain = read_config(path.with_name(path.name.replace("_from_xtb", "")))
+        assert (config.model, config.data.train) == (plain.model, plain.data.train)
 
 
 @pytest.mark.parametrize("name", ["acac", "acac_from_xtb"])
