@@ -190,6 +190,7 @@ def test_bad_input_is_said_before_any_work(data, teacher, tmp_path):
             train(config(), out, quiet=True)
         assert not list(out.rglob("*.ckpt")), sentence
         assert not list(out.rglob("*.xyz")), sentence
+    train(config_of(data, teacher), out, quiet=True)  # in the same folder, once it is mended
 
 
 def test_isolated_atoms_of_the_teacher(data, teacher, tmp_path):

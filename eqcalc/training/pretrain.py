@@ -141,7 +141,7 @@ def _claim(prepared: Prepared, folder: Path, world: World) -> None:
     for name in ("epochs", "learning_rate"):  # of the run
         del record[name]
     path = folder / "sampling.json"
-    if path.is_file():
+    if path.is_file() and any(folder.glob("frames_*.xyz")):  # else nothing could be mixed up
         old = read_json(path)
         changed = [name for name, value in record.items() if old.get(name) != value]
         if changed:
