@@ -81,9 +81,10 @@ def test_frames_are_the_teachers(finished, teacher):
     assert started["starts"] == setup["train_hash"]
 
 
-def test_the_second_run_begins_where_the_first_ended(data, teacher, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_second_run_begins_where_the_first_ended(data, teacher, tmp_path, precision):
     rest = {"epochs": 1, "learning_rate": 1e-300, "weight_decay": 0.0}
-    config = config_of(data, teacher, **rest, precision="float32")
+    config = config_of(data, teacher, **rest, precision=precision)
     train(config, tmp_path, quiet=True)
     _, first, before = load_run(tmp_path / "pretrain")
     _, second, after = load_run(tmp_path)

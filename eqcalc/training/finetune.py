@@ -151,7 +151,7 @@ def extend(source: Source, statistics: Statistics) -> Constants:
 
 
 def graft(model: NequIP, source: Source) -> None:
-    """Puts the source's weights into a model of the same hyperparameters, in place.
+    """Puts the source's weights, in their precision, into a model of the same hyperparameters.
 
     Tables of species [species, ...] are the parameters whose number of rows differs; their rows of
     new elements become the mean of the source's.
@@ -159,12 +159,12 @@ def graft(model: NequIP, source: Source) -> None:
     rows = {z: n for n, z in enumerate(source.constants.atomic_numbers)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            weight = source.weights[name].to(parameter.dtype)
+            weight = source.weights[name]
             if weight.shape != parameter.shape:
                 mean = weight.mean(dim=0)
                 table = [weight[rows[z]] if z in rows else mean for z in model.atomic_numbers]
                 weight = torch.stack(table)
-            parameter.copy_(weight)
+            parameter.data = weight.clone()
 
 
 def fitted_shift(model: NequIP, frames: GraphDataset, free: Sequence[int]) -> list[float]:
