@@ -296,7 +296,7 @@ def sample(
 ) -> None:
     """Labelled frames from the dynamics of a cheaper or a better teacher, for a network to learn.
 
-    gfn2: for a network to start from before it is fine-tuned on DFT. A committee: to train one
+    gfn2: for a network to learn before DFT; a section [pretrain] does both. A committee: to train one
     network, on these and the DFT frames together, that is as good as the mean of several.
     """
     from tqdm import tqdm
