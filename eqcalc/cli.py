@@ -296,8 +296,8 @@ def sample(
 ) -> None:
     """Labelled frames from the dynamics of a cheaper or a better teacher, for a network to learn.
 
-    gfn2: for a network to learn before DFT; a section [pretrain] does both. A committee: to train one
-    network, on these and the DFT frames together, that is as good as the mean of several.
+    gfn2: for a network to learn before DFT; a section [pretrain] does both. A committee: to train
+    one network, on these and the DFT frames together, that is as good as the mean of several.
     """
     from tqdm import tqdm
 
