@@ -44,7 +44,6 @@ def _marks(quantity: str) -> list[tuple[str, dict]]:
 
 def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation]) -> None:
     unit, scale, error_unit, error_scale = _PANELS[quantity]
-    anything = False
     for colour, (label, result, group) in enumerate(_series(results)):
         for name, mark in _marks(quantity):
             known, value = result.sample(name, group)
@@ -54,11 +53,6 @@ def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation
             text = label if name == quantity else f"{label}, off-diagonal"
             top.plot(known / scale, value / scale, label=text, rasterized=True, **style)
             bottom.plot(known / scale, (value - known) / error_scale, rasterized=True, **style)
-            anything = True
-    if not anything:
-        top.set_axis_off()
-        bottom.set_axis_off()
-        return
     everything = np.concatenate([result.sample(quantity).ravel() for result in results.values()])
     top.axline((everything[0] / scale,) * 2, slope=1, color="0.4", lw=0.8, zorder=0)
     bottom.axhline(0.0, color="0.4", lw=0.8, zorder=0)
@@ -73,6 +67,7 @@ def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation
     bottom.set(xlabel=f"DFT ({unit})", ylabel=f"model less DFT ({error_unit})")
     for axis in (top, bottom):
         axis.grid(alpha=0.25)
+        axis.locator_params(axis="x", nbins=5)  # total energies have many digits
     top.legend(frameon=False, fontsize=8, markerscale=1.6)
 
 
@@ -84,10 +79,12 @@ def plot_parity(results: dict[str, Evaluation], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 7.5), layout="constrained")
+    shown = [q for q in _PANELS if any(len(r.sample(q)[0]) for r in results.values())]
+    figure = Figure(figsize=(14 / 3 * max(2, len(shown)), 7.5), layout="constrained")
     if any(result.thinned() for result in results.values()):
         figure.suptitle("errors of all frames; points of a sample", fontsize=9)
-    axes = figure.subplots(2, 3, sharex="col", height_ratios=(3, 2))
-    for column, quantity in enumerate(_PANELS):
-        _panel(axes[0, column], axes[1, column], quantity, results)
+    if shown:
+        axes = figure.subplots(2, len(shown), sharex="col", height_ratios=(3, 2), squeeze=False)
+        for column, quantity in zip(axes.T, shown, strict=True):
+            _panel(*column, quantity, results)
     figure.savefig(path, dpi=120)
