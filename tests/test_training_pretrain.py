@@ -145,7 +145,7 @@ def test_resumed_is_uninterrupted(data, teacher, finished, tmp_path, monkeypatch
 
 
 def test_what_is_finished_is_left_alone(data, teacher, finished, tmp_path, monkeypatch):
-    """Where the folder is now, on how many threads or which device."""
+    """On however many threads, and wherever the folder is now."""
     out = tmp_path / "moved"
     shutil.copytree(finished, out)
     learned = []

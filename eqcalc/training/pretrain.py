@@ -126,7 +126,8 @@ def label_frames(prepared: Prepared, folder: Path, world: World, *, quiet: bool)
             f"Interrupted after {sum(p.is_file() for p in paths)} of {len(paths)} files of frames: "
             "run the same command again to go on."
         ) from None
-    while not all(path.is_file() for path in paths):  # other processes are at work
+    # there is no process group yet to wait with; torchrun ends all processes when one fails
+    while not all(path.is_file() for path in paths):
         time.sleep(0.2)
     return paths
 
@@ -203,7 +204,7 @@ def second_run(config: Config, folder: Path) -> Config:
 
 
 def estimate(prepared: Prepared, step: float) -> dict[str, float]:
-    """Seconds that frames and epochs will take, from those of a training step.
+    """Seconds that "frames" and "epochs" will take, from those of a training step.
 
     Raises:
         InputError: as in `label_frames`.

@@ -63,6 +63,8 @@ __all__ = ["build_model", "export_run", "finish", "load_run", "train", "write_js
 def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     """Trains, or resumes where `out` holds an unfinished run of the same config and data.
 
+    With a teacher in [pretrain], a run in `out/pretrain` comes first.
+
     Returns the summary that is also written to `out/summary.json`; processes other than the first
     return an empty one.
 
