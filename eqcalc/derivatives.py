@@ -14,8 +14,30 @@ Phys. Rev. B 92, 094301 (2015), eq. 23).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def stress_volume(cell: np.ndarray, pbc: np.ndarray) -> float | None:
+    """The volume V (Å^3) in stress = dE/d(strain) / V, or None where a structure has no stress.
+
+    A stress exists where at least one direction is periodic, and V is that of the whole cell, its
+    vacuum included, as in ASE and in the codes that it drives: for a slab in a cell of height c,
+    stress times c is the in-plane force per length, whatever c is. Without a periodic direction
+    nothing holds a strain, and a cell without volume (a slab whose third vector is zero) has no V.
+
+    Args:
+        cell: [3, 3] Å, vectors as rows.
+        pbc: [3], which of them are periodic.
+    """
+    if not np.any(pbc):
+        return None
+    cell = np.asarray(cell, dtype=np.float64)
+    volume = abs(float(np.linalg.det(cell)))
+    # flat up to rounding, like a zero vector
+    flat = volume <= 1e-9 * float(np.prod(np.linalg.norm(cell, axis=1)))
+    return None if flat else volume
 
 
 def edge_gradient(energies: Tensor, edge_vec: Tensor, *, differentiable: bool = False) -> Tensor:

@@ -14,6 +14,7 @@ from ase.io import read, write
 from eqcalc.data.dataset import EpochShuffle, FrameDataset, split_indices
 from eqcalc.data.frames import iter_frames, read_frames, read_structure
 from eqcalc.data.statistics import gather, suspicious
+from eqcalc.derivatives import stress_volume
 from eqcalc.errors import InputError
 
 DATA = Path(__file__).parent / "data"
@@ -325,3 +326,20 @@ def test_a_named_label_that_no_frame_has(tmp_path):
     write(tmp_path / "a.xyz", images)
     with pytest.raises(InputError, match="is 'minus ten', not one number"):
         read_frames(tmp_path / "a.xyz", energy_key="energy_text")
+
+
+@pytest.mark.parametrize(
+    ("pbc", "height", "volume"),
+    [
+        ((True, True, True), 20.0, 240.0),
+        ((True, True, False), 20.0, 240.0),  # of the cell, vacuum included
+        ((False, True, False), 20.0, 240.0),
+        ((True, True, True), -20.0, 240.0),
+        ((True, True, False), 0.0, None),
+        ((False, False, False), 20.0, None),
+    ],
+)
+def test_volume_of_a_stress(pbc, height, volume):
+    cell = np.array([[3.0, 0.0, 0.0], [1.0, 4.0, 0.0], [0.5, 0.7, height]])
+    found = stress_volume(cell if height else np.diag([3.0, 4.0, 0.0]), np.array(pbc))
+    assert found == (volume and pytest.approx(volume, rel=1e-14))

@@ -23,17 +23,17 @@ ALLOWED = {
     "engine": {
         *("contract", "derivatives", "errors", "export", "graph", "neighbors", "nn", "toolchain"),
     },
-    "data": {"errors", "graph", "neighbors"},
+    "data": {"derivatives", "errors", "graph", "neighbors"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "graph", "models", "nn"),
         "sampling",
     },
     "network": {"derivatives", "errors", "export", "neighbors"},
-    "calculator": {"engine", "errors", "export", "neighbors", "network"},
+    "calculator": {"derivatives", "engine", "errors", "export", "neighbors", "network"},
     "committee": {"calculator", "errors"},
-    "sampling": {"calculator", "committee", "errors"},
+    "sampling": {"calculator", "committee", "derivatives", "errors"},
     "lammps": {"errors", "export", "neighbors", "toolchain"},
-    "checks": {"calculator", "errors", "lammps", "neighbors"},
+    "checks": {"calculator", "derivatives", "errors", "lammps", "neighbors"},
 }
 
 
