@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eqcalc.cli_checks import check_app
-from eqcalc.cli_data import EnergyKey, ForcesKey, PulayPressure, StressKey, data_app
+from eqcalc.cli_data import (
+    EnergyKey,
+    ForcesKey,
+    PulayPressure,
+    StressKey,
+    VirialKey,
+    data_app,
+)
 from eqcalc.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -37,7 +44,8 @@ Model = Annotated[str, typer.Argument(help="A potential file, or a bundled model
 @app.command()
 def train(
     source: Annotated[
-        Path, typer.Argument(help="A TOML config, or training frames: a file or a data store.")
+        list[Path],
+        typer.Argument(help="A TOML config; or training frames: files, or one data store."),
     ],
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
     val: Annotated[
@@ -51,6 +59,18 @@ def train(
         int, typer.Option(help="Train so many models of different seeds, into OUT/1, OUT/2, ...")
     ] = 0,
     *,
+    energy_key: Annotated[
+        str | None, typer.Option(help="Name of the energy in the files; default: energy.")
+    ] = None,
+    forces_key: Annotated[
+        str | None, typer.Option(help="Name of the forces in the files; default: forces.")
+    ] = None,
+    stress_key: Annotated[
+        str | None, typer.Option(help="Name of the stress in the files; default: stress.")
+    ] = None,
+    virial_key: Annotated[
+        str | None, typer.Option(help="Name of a virial (eV) to be read for the stress.")
+    ] = None,
     resplit: Annotated[
         bool, typer.Option("--resplit", help="Let members of a committee hold out other frames.")
     ] = False,
@@ -63,15 +83,24 @@ def train(
     from eqcalc.training.config import override, read_config
     from eqcalc.training.options import Config, DataConfig
 
-    if source.suffix == ".toml":
-        config = read_config(source)
+    first = source[0]
+    configs = [path for path in source if path.suffix == ".toml"]
+    if configs and len(source) > 1:
+        raise InputError(
+            f"'{configs[0]}' is a config, which stands alone: name its training frames in "
+            "data.train, or give frames only."
+        )
+    if configs:
+        config = read_config(first)
     else:
-        config = Config(data=DataConfig(train=[str(source.resolve())]))
+        config = Config(data=DataConfig(train=[str(path.resolve()) for path in source]))
     assignments = list(set_ or [])
+    names = {"energy": energy_key, "forces": forces_key, "stress": stress_key, "virial": virial_key}
+    assignments += [f"data.{k}_key={json.dumps(v)}" for k, v in names.items() if v is not None]
     if val:
         assignments.append(f"data.val={json.dumps([str(p.resolve()) for p in val])}")
     config = override(config, assignments)
-    folder = out or Path("runs") / source.name.split(".")[0]
+    folder = out or Path("runs") / first.name.split(".")[0]
     if dry_run:
         from eqcalc.training.dryrun import dry_run as look_ahead
 
@@ -209,6 +238,7 @@ def evaluate(
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",
+    virial_key: VirialKey = "",
     pulay_pressure: PulayPressure = 0.0,
 ) -> None:
     """Errors of a potential, or of a committee's mean, on labelled frames, by config_type.
@@ -221,14 +251,20 @@ def evaluate(
     from eqcalc.checks.report import write_json
     from eqcalc.committee import member_files
     from eqcalc.data.frames import iter_images, read_frames
+    from eqcalc.data.labels import DEFAULT_KEYS
     from eqcalc.data.store import is_store
     from eqcalc.training import evaluate as ev
 
-    keys = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
+    keys = {
+        "energy_key": energy_key,
+        "forces_key": forces_key,
+        "stress_key": stress_key,
+        "virial_key": virial_key,
+    }
     members = member_files([Path(model)]) if Path(model).is_dir() else [model]
     if any(map(is_store, frames)):
-        renamed = any(f"{label}_key" != name for name, label in keys.items())
-        changed = renamed or pulay_pressure
+        names = {f"{label}_key": name for label, name in DEFAULT_KEYS.items()}
+        changed = keys != names or pulay_pressure
         others = len(frames) > 1 or len(members) > 1
         if others or predictions or engine not in {"auto", "torch"} or changed:
             raise InputError(

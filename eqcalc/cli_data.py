@@ -18,6 +18,9 @@ PulayPressure = Annotated[
     typer.Option(help="GPa that the stresses in the files lack beside the energies; it is added."),
 ]
 StressKey = Annotated[str, typer.Option(help="Name of the stress in the files.")]
+VirialKey = Annotated[
+    str, typer.Option(help="Name of a virial (eV) to be read for the stress, -virial / volume.")
+]
 
 
 @data_app.command("check")
@@ -36,6 +39,7 @@ def data_check(
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",
+    virial_key: VirialKey = "",
     pulay_pressure: PulayPressure = 0.0,
 ) -> None:
     """Units, signs, outliers, copies, leaks into test frames, overlaps; exit status 1 on errors."""
@@ -50,6 +54,7 @@ def data_check(
         energy_key=energy_key,
         forces_key=forces_key,
         stress_key=stress_key,
+        virial_key=virial_key,
         pulay_pressure=pulay_pressure,
     )
     typer.echo(str(survey))
@@ -75,6 +80,7 @@ def data_pack(
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",
+    virial_key: VirialKey = "",
     pulay_pressure: PulayPressure = 0.0,
     weight_key: Annotated[str, typer.Option(help="Name of the frames' weights, if any.")] = "",
 ) -> None:
@@ -90,6 +96,7 @@ def data_pack(
         energy_key=energy_key,
         forces_key=forces_key,
         stress_key=stress_key,
+        virial_key=virial_key,
         pulay_pressure=pulay_pressure,
         weight_key=weight_key,
     )

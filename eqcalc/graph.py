@@ -29,7 +29,8 @@ class Graph:
         edge_vec: [E, 3] float64, Å.
         edge_src, edge_dst: [E] int64.
         batch: [N] int64, ascending.
-        volume: [B] float64, Å^3; 0 where a structure is not periodic in all three directions.
+        volume: [B] float64, Å^3, that a stress refers to; 0 where there is none
+            (`derivatives.stress_volume`).
         pair: [E] int64, one number for r_ij and its reverse r_ji, counted from 0 in the order in
             which pairs first appear; or None. It lets training do radial work once per pair.
     """

@@ -12,7 +12,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from eqcalc.data.dataset import EpochShuffle, FrameDataset, split_indices
-from eqcalc.data.frames import iter_frames, read_frames, read_structure
+from eqcalc.data.frames import FrameHash, iter_frames, read_frames, read_structure, to_frame
+from eqcalc.data.spellings import label_of
 from eqcalc.data.statistics import gather, suspicious
 from eqcalc.derivatives import stress_volume
 from eqcalc.errors import InputError
@@ -119,8 +120,6 @@ def test_wrong_units_are_pointed_out(tmp_path):
 def test_broken_frames_are_named(change, sentence):
     atoms = read(DATA / "lithium_strained.xyz", 0)
     change(atoms)
-    from eqcalc.data.frames import to_frame
-
     with pytest.raises(InputError, match=sentence):
         to_frame(atoms, "here")
 
@@ -146,10 +145,8 @@ def test_unreadable_and_missing_files(tmp_path):
 
 def test_unknown_element_and_overlap():
     frames = read_frames(DATA / "silicon_surfaces.xyz")
-    with pytest.raises(InputError, match="contains element Z = 14"):
+    with pytest.raises(InputError, match="contains Si, which no"):
         FrameDataset(frames, [3], 4.0)
-    from eqcalc.data.frames import to_frame
-
     close = Atoms("Li2", positions=[[0, 0, 0], [0, 0, 0.01]])
     close.info["energy"] = 0.0
     with pytest.raises(InputError, match=r"less than 0\.1 Å apart"):
@@ -204,7 +201,8 @@ def test_ase_database(tmp_path):
                 ref_energy=-10.0 - n,
                 data={"ref_forces": np.full((len(atoms), 3), 0.5)},
             )
-    frames = read_frames(tmp_path / "a.db")
+    with pytest.warns(UserWarning, match=r"'ref_energy' \(up to 8\.2 eV away\) and 'ref_forces'"):
+        frames = read_frames(tmp_path / "a.db")
     for frame, atoms in zip(frames, images, strict=True):
         assert frame.energy == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
         assert np.allclose(frame.forces, atoms.get_forces(), atol=1e-12)
@@ -343,3 +341,124 @@ def test_volume_of_a_stress(pbc, height, volume):
     cell = np.array([[3.0, 0.0, 0.0], [1.0, 4.0, 0.0], [0.5, 0.7, height]])
     found = stress_volume(cell if height else np.diag([3.0, 4.0, 0.0]), np.array(pbc))
     assert found == (volume and pytest.approx(volume, rel=1e-14))
+
+
+def slab(pbc="TTF", **stress) -> Atoms:
+    """Two atoms in a cell of 240 Å^3, with labels in `info`."""
+    atoms = Atoms("Li2", positions=[[0.0, 0, 0], [0, 0, 2.8]], cell=[3.0, 4.0, 20.0])
+    atoms.pbc = [letter == "T" for letter in pbc]
+    atoms.info.update(energy=-1.0, **stress)
+    return atoms
+
+
+VOIGT = np.array([0.01, 0.02, 0.03, 0.004, 0.005, 0.006])
+MATRIX = np.array([[0.01, 0.006, 0.005], [0.006, 0.02, 0.004], [0.005, 0.004, 0.03]])
+
+
+@pytest.mark.parametrize("pbc", ["TTT", "TTF", "FTF"])
+def test_a_stress_needs_one_periodic_direction(pbc):
+    named = to_frame(slab(pbc, REF_stress=VOIGT), "here", stress_key="REF_stress")
+    assert np.array_equal(named.stress, MATRIX)
+    assert np.array_equal(to_frame(slab(pbc, stress=VOIGT), "here").stress, MATRIX)
+    virial = to_frame(slab(pbc, virial=-240.0 * MATRIX), "here", virial_key="virial")
+    assert np.allclose(virial.stress, MATRIX, rtol=1e-14, atol=0.0)
+    assert FrameDataset([named], [3], 4.0)[0].graph.volume.tolist() == pytest.approx([240.0])
+    assert to_frame(slab(pbc, stress=VOIGT), "here", stress_key="").stress is None
+
+
+def test_a_stress_without_volume_is_refused_or_told_of(tmp_path):
+    for key in ("stress_key", "virial_key"):
+        with pytest.raises(InputError, match=r"'dft' was asked for, .* periodic in no direction"):
+            to_frame(slab("FFF", dft=VOIGT), "here", **{key: "dft"})
+    flat = slab("TTF", dft=VOIGT)
+    flat.cell[2] = 0.0
+    with pytest.raises(InputError, match="its cell has no volume"):
+        to_frame(flat, "here", stress_key="dft")
+    write(tmp_path / "a.xyz", [slab("TTT", stress=VOIGT), slab("FFF", stress=VOIGT)])
+    with pytest.warns(UserWarning, match=r"stress of 1 frame is left out \(first a\.xyz, frame 1"):
+        frames = read_frames(tmp_path / "a.xyz")
+    assert [f.stress is None for f in frames] == [False, True]
+    with pytest.raises(InputError, match="both name the stress: leave one out"):
+        read_frames(tmp_path / "a.xyz", stress_key="a", virial_key="b")
+    with pytest.raises(InputError, match="No frame has a virial under the key 'b'"):
+        read_frames(tmp_path / "a.xyz", virial_key="b")
+    with pytest.raises(InputError, match="the stress is 'unknown': numbers are expected"):
+        to_frame(slab("TTT", dft="unknown"), "here", stress_key="dft")
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("force", "forces"),
+        ("REF_forces", "forces"),
+        ("dft_force", "forces"),
+        ("forces-vasp", "forces"),
+        ("virials", "virial"),
+        ("REF_virial", "virial"),
+        ("virial_stress", "virial"),
+        ("stresses", "stress"),
+        ("dft_stress", "stress"),
+        ("DFT_energy", "energy"),
+        ("TotEnergy", "energy"),
+        ("total_energy", "energy"),
+        ("free_energy", None),
+        ("eqcalc_forces", None),
+        ("force_mask", None),
+        ("kinetic_energy", None),
+        ("positions", None),
+    ],
+)
+def test_spellings(name, label):
+    assert label_of(name) == label
+
+
+def test_other_spellings_are_named_with_their_option(tmp_path):
+    """A column `force` and a key `virial`, as other codes write them."""
+    atoms = slab("TTT", virial=-240.0 * MATRIX, virials=-240.0 * MATRIX)
+    atoms.arrays["force"] = np.full((2, 3), 0.5)
+    write(tmp_path / "a.xyz", [atoms, atoms])
+    with pytest.warns(UserWarning, match="which is not read") as told:
+        frames = read_frames(tmp_path / "a.xyz")
+    assert frames[0].forces is None
+    assert frames[0].stress is None
+    sentences = [str(w.message) for w in told]
+    assert len(sentences) == 3
+    assert "2 of 2 frames have no forces under the key 'forces' but 'force'" in sentences[0]
+    for sentence, name in zip(sentences, ("forces", "virial", "virial"), strict=True):
+        assert f"--{name}-key" in sentence
+    keys = {"forces_key": "force", "virial_key": "virial"}
+    (frame, _) = read_frames(tmp_path / "a.xyz", **keys)
+    assert np.array_equal(frame.forces, np.full((2, 3), 0.5))
+    assert np.allclose(frame.stress, MATRIX, rtol=1e-14, atol=0.0)
+
+
+def test_two_sets_of_labels(tmp_path):
+    """The same numbers twice, or a virial beside the stress that it makes, are one set."""
+    atoms = slab("TTT", stress=VOIGT, virial=-240.0 * MATRIX, REF_energy=-1.0)
+    write(tmp_path / "a.xyz", atoms)
+    read_frames(tmp_path / "a.xyz")  # no warning
+    atoms.info["REF_energy"] = -3.5
+    write(tmp_path / "a.xyz", atoms)
+    with pytest.warns(
+        UserWarning, match=r"'energy' is used, and 'REF_energy' \(up to 2\.5 eV away"
+    ):
+        read_frames(tmp_path / "a.xyz")
+    (frame,) = read_frames(tmp_path / "a.xyz", energy_key="REF_energy")  # chosen: no warning
+    assert frame.energy == -3.5
+
+
+def test_the_hash_of_frames_knows_periodicity():
+    """Hashes of crystals and of molecules without a cell are those that older runs keep."""
+
+    def digest(*atoms):
+        made = FrameHash()
+        for one in atoms:
+            made.add(to_frame(one, "here"))
+        return made.hexdigest()
+
+    every = {pbc: digest(slab(pbc)) for pbc in ("TTT", "TTF", "FTT", "FFF")}
+    assert len(set(every.values())) == 4
+    assert every["TTT"] == "a620363ca1049267"
+    molecule = slab("FFF")
+    molecule.cell = None
+    assert digest(molecule) == "6a26c80a7463dbd4"

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from eqcalc import EquivariantCalculator
 from eqcalc.cli import app
 from eqcalc.data.dataset import FrameDataset
-from eqcalc.data.frames import Frame, Labels
+from eqcalc.data.frames import Frame
+from eqcalc.data.labels import Labels
 from eqcalc.data.store import pack
 from eqcalc.errors import InputError
 from eqcalc.export import load, read_metadata

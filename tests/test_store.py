@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from ase.io import write
+from ase.io import read, write
 from ase.units import GPa
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
@@ -180,7 +180,7 @@ def test_broken_columns(tmp_path, column, how):
 def test_stores_that_do_not_fit(tmp_path, store):
     with pytest.raises(InputError, match="for a cutoff of 4 Å, the model has 5 Å"):
         PackedDataset(store, ELEMENTS, 5.0)
-    with pytest.raises(InputError, match="element Z = 3, which no training frame has"):
+    with pytest.raises(InputError, match="contains Li, which no training frame has"):
         PackedDataset(store, [1, 6, 8])
     with pytest.raises(InputError, match="is no data store"):
         PackedDataset(tmp_path)
@@ -279,3 +279,29 @@ def test_command(tmp_path):
     assert run.exit_code == 0
     assert "22 frames, 44 atoms of Li" in run.output
     assert len(PackedDataset(tmp_path / "a.eqdata", cutoff=4.0)) == 22
+
+
+def test_labels_of_a_store_are_those_that_are_asked_for(tmp_path):
+    """Other names in a config are refused, or told of where an older store does not say."""
+    from eqcalc.training.config import from_dict
+    from eqcalc.training.prepare import load_frames
+
+    images = read(DATA / "lithium_strained.xyz", ":4")
+    for atoms in images:
+        atoms.info["dft_energy"] = atoms.get_potential_energy()
+    write(tmp_path / "a.xyz", images)
+    folder = tmp_path / "a.eqdata"
+    pack(tmp_path / "a.xyz", folder, 4.0, energy_key="dft_energy")
+
+    def load(**data):
+        data = {"train": [str(folder)], **data}
+        return load_frames(from_dict({"data": data, "model": {"cutoff": 4.0}})).train
+
+    assert len(load(energy_key="dft_energy")) == 3
+    with pytest.raises(InputError, match=r"packed with --energy-key 'dft_energy', data\."):
+        load(energy_key="REF_energy")
+    header = json.loads((folder / "header.json").read_text())
+    del header["labels"]
+    (folder / "header.json").write_text(json.dumps(header))
+    with pytest.warns(UserWarning, match="does not say under which names"):
+        load(energy_key="dft_energy")

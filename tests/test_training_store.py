@@ -166,5 +166,5 @@ def test_what_is_wrong_is_said(data, tmp_path):
         prepare(config([str(tmp_path / "nowhere.eqdata")]))
     carbon = write_frames(tmp_path / "c.xyz", 4, symbols="C")
     pack(carbon, tmp_path / "c.eqdata", 4.0)
-    with pytest.raises(InputError, match=r"c\.xyz, frame 0 contains element Z = 6, which no"):
+    with pytest.raises(InputError, match=r"c\.xyz, frame 0 contains C, which no"):
         prepare(config([store], [str(tmp_path / "c.eqdata")]))

@@ -19,15 +19,9 @@ from eqcalc.data.check_geometry import Geometry, measure
 from eqcalc.data.check_physics import Slope, physical_tests
 from eqcalc.data.check_units import component_order, judge
 from eqcalc.data.findings import LEVELS, Finding, count, sources, such_as
-from eqcalc.data.frames import (
-    Frame,
-    LabelKeys,
-    Labels,
-    iter_images,
-    make_frame,
-    read_labels,
-    without_energy,
-)
+from eqcalc.data.frames import Frame, iter_images, make_frame
+from eqcalc.data.labels import LabelKeys, Labels, check_keys, read_labels, without_energy
+from eqcalc.data.spellings import LabelSurvey
 from eqcalc.data.statistics import gather, left_over
 from eqcalc.errors import InputError
 from eqcalc.neighbors import check_structure
@@ -154,6 +148,8 @@ def read_leniently(paths: Paths, **keys: Unpack[LabelKeys]) -> tuple[list[Frame]
     Raises:
         InputError: a file is missing or no structures can be read from it.
     """
+    check_keys(keys)
+    survey = LabelSurvey(keys)
     frames: list[Frame] = []
     broken: dict[str, str] = {}
     bare: dict[str, str] = {}
@@ -165,8 +161,9 @@ def read_leniently(paths: Paths, **keys: Unpack[LabelKeys]) -> tuple[list[Frame]
             message = str(error)
             broken[source] = message if source in message else f"{source}: {message}"
             continue
+        survey.add(atoms, source)
         if labels.energy is None:
-            bare[source] = without_energy(atoms, source, keys.get("energy_key", "energy"))
+            bare[source] = without_energy(atoms, source, keys)
         bad = {k for k, v in labels._asdict().items() if v is not None and not np.isfinite(v).all()}
         for name in bad:
             not_finite.setdefault(name, []).append(source)
@@ -183,6 +180,8 @@ def read_leniently(paths: Paths, **keys: Unpack[LabelKeys]) -> tuple[list[Frame]
             f"not a finite number ({such_as(found)}): remove them."
         )
         findings.append(Finding("error", "not_finite", sentence, tuple(found)))
+    findings += [Finding("error", "labels", sentence) for sentence in survey.absent()]
+    findings += [Finding("warning", "labels", sentence) for sentence in survey.sentences()]
     if not frames and not findings:
         raise InputError("The data contain no frames.")
     return frames, findings
@@ -193,7 +192,7 @@ def _labels(atoms: Atoms, source: str, keys: LabelKeys) -> Labels:
     if len(atoms) == 0:
         raise InputError(f"{source} has no atoms.")
     check_structure(atoms.positions, atoms.cell.array, atoms.pbc)
-    return read_labels(atoms, source, **keys)
+    return read_labels(atoms, source, keys)
 
 
 def new_elements(train: Sequence[Frame], test: Sequence[Frame]) -> list[Finding]:

@@ -15,6 +15,7 @@ from eqcalc.data.statistics import (
     left_over,
     unlike_units,
 )
+from eqcalc.derivatives import stress_volume
 
 #: an outlier lies this many robust standard deviations out, and at least this far
 SIGMAS, FAR_ENERGY, FAR_FORCE = 15.0, 0.3, 3.0
@@ -27,7 +28,7 @@ def missing(frames: Sequence[Frame]) -> list[Finding]:
     """Frames without forces or stress. Those without an energy are found when they are read."""
     findings = []
     no_forces = [f for f in frames if f.forces is None and len(f.atoms) > 1]
-    periodic = [f for f in frames if f.atoms.pbc.all()]
+    periodic = [f for f in frames if stress_volume(f.atoms.cell.array, f.atoms.pbc)]
     no_stress = [f for f in periodic if f.stress is None]
     possible = sum(len(f.atoms) > 1 for f in frames)
     for name, without, of in (

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from eqcalc.data.frames import Frame
 from eqcalc.data.tables import FrameList, FrameTable
+from eqcalc.derivatives import stress_volume
 from eqcalc.errors import InputError
 from eqcalc.graph import Graph
 from eqcalc.neighbors import neighbor_list
@@ -61,7 +63,8 @@ def frame_to_graph(frame: Frame, atomic_numbers: Sequence[int], cutoff: float) -
         species = [table[int(z)] for z in frame.atoms.numbers]
     except KeyError as missing:
         raise InputError(
-            f"{frame.source} contains element Z = {missing.args[0]}, which no training frame has."
+            f"{frame.source} contains {chemical_symbols[missing.args[0]]}, which no training frame "
+            "has."
         ) from None
     atoms = frame.atoms
     pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
@@ -74,7 +77,9 @@ def frame_to_graph(frame: Frame, atomic_numbers: Sequence[int], cutoff: float) -
         edge_src=torch.from_numpy(pairs.edge_src),
         edge_dst=torch.from_numpy(pairs.edge_dst),
         batch=torch.zeros(len(atoms), dtype=torch.int64),
-        volume=torch.tensor([atoms.get_volume() if atoms.pbc.all() else 0.0], dtype=torch.float64),
+        volume=torch.tensor(
+            [stress_volume(atoms.cell.array, atoms.pbc) or 0.0], dtype=torch.float64
+        ),
         pair=torch.from_numpy(pairs.pair_numbers()),
     )
 

@@ -1,7 +1,6 @@
 """Frames in: anything ASE reads, with the labels a potential is trained on.
 
-Units: energy eV (of the whole structure), forces eV/Å, stress eV/Å^3 with ASE's sign (compression
-negative, tension positive; i.e. dE/d(strain) / V).
+Units and signs of labels: see `eqcalc.data.labels`.
 """
 
 from __future__ import annotations
@@ -10,18 +9,27 @@ import hashlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Unpack
 
 import numpy as np
 from ase import Atoms
 from ase.io import iread
 from ase.io.formats import filetype, get_ioformat, open_with_compression
-from ase.units import GPa
 
+from eqcalc.data.labels import (
+    LabelKeys,
+    Labels,
+    check_keys,
+    config_type,
+    read_labels,
+    without_energy,
+)
+from eqcalc.data.spellings import LabelSurvey
 from eqcalc.errors import InputError
 from eqcalc.neighbors import check_structure
 
@@ -42,13 +50,12 @@ class Frame:
     weight: float = 1.0
 
 
-def add_pressure(stress: np.ndarray | None, pressure: float) -> np.ndarray | None:
-    """stress [3, 3] eV/Å^3 with `pressure` GPa more compression; None stays so."""
-    return None if stress is None else stress - pressure * GPa * np.eye(3)
-
-
 class FrameHash:
-    """SHA-256 over elements, positions, cells, labels and weights of frames, one after another."""
+    """SHA-256 over elements, positions, cells, periodicity, labels and weights, frame by frame.
+
+    Periodicity along each vector of the cell, and along no other, adds nothing, so that hashes of
+    crystals and of molecules without a cell are those that older runs and stores keep.
+    """
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -59,6 +66,8 @@ class FrameHash:
         for array in arrays:
             if array is not None:
                 self._digest.update(np.ascontiguousarray(array).tobytes())
+        if not np.array_equal(atoms.pbc, atoms.cell.array.any(axis=1)):
+            self._digest.update(atoms.pbc.tobytes())
         self._digest.update(repr(frame.energy).encode())
         if frame.weight != 1.0:
             self._digest.update(repr(frame.weight).encode())
@@ -68,106 +77,11 @@ class FrameHash:
         return self._digest.hexdigest()[:16]
 
 
-class LabelKeys(TypedDict, total=False):
-    """How labels are read.
-
-    Attributes:
-        energy_key, forces_key, stress_key: the labels' names. VASP's forces belong to
-            energy_key="free_energy"; "energy" is extrapolated to no smearing.
-        weight_key: name of the frame's weight in the loss, in `info`; empty for 1.
-        pulay_pressure: GPa, constant, that the stress of the data lacks beside the derivative of
-            its energies (Francis and Payne, J. Phys. Condens. Matter 2, 4395 (1990)); added.
-    """
-
-    energy_key: str
-    forces_key: str
-    stress_key: str
-    weight_key: str
-    pulay_pressure: float
-
-
-class Labels(NamedTuple):
-    """As they stand in the data, finite or not: eV, eV/Å [N, 3], eV/Å^3 [3, 3]; None if absent."""
-
-    energy: float | None
-    forces: np.ndarray | None
-    stress: np.ndarray | None
-
-
-def _places(atoms: Atoms) -> list[dict]:
-    """Where labels may be: a calculator's results, info, arrays, and what an ASE database adds."""
-    results = atoms.calc.results if atoms.calc is not None else {}
-    extra = (atoms.info.get("key_value_pairs"), atoms.info.get("data"))
-    return [results, atoms.info, atoms.arrays, *(place for place in extra if place)]
-
-
-def _label(atoms: Atoms, key: str) -> np.ndarray | float | str | None:
-    """A label by name, from the first of the places that has it."""
-    found = (place[key] for place in _places(atoms) if place.get(key) is not None)
-    return next(found, None)
-
-
-def stress_matrix(value: np.ndarray, source: str) -> np.ndarray:
-    """[3, 3] of a stress as [6] in ASE's order xx yy zz yz xz xy, [9] or [3, 3]."""
-    value = np.asarray(value, dtype=np.float64)
-    if value.shape == (6,):
-        xx, yy, zz, yz, xz, xy = value
-        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-    if value.size == 9:
-        return value.reshape(3, 3)
-    raise InputError(f"{source}: the stress has shape {value.shape}; 6 (Voigt) or 3x3 is expected.")
-
-
-def read_labels(
-    atoms: Atoms,
-    source: str,
-    *,
-    energy_key: str = "energy",
-    forces_key: str = "forces",
-    stress_key: str = "stress",
-    pulay_pressure: float = 0.0,
-) -> Labels:
-    """What a structure carries under these names (see LabelKeys); InputError if a shape is wrong.
-
-    The stress of a structure that is not periodic in three directions has no meaning: None.
-    """
-    energy = _label(atoms, energy_key)
-    forces = _label(atoms, forces_key)
-    stress = _label(atoms, stress_key) if atoms.pbc.all() else None
-    if energy is not None:
-        try:
-            energy = float(energy)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"{source}: '{energy_key}' is {energy!r}, not one number: name the key of the "
-                "energy with data.energy_key."
-            ) from None
-    if forces is not None:
-        forces = np.asarray(forces, dtype=np.float64)
-        if forces.shape != (len(atoms), 3):
-            raise InputError(f"{source}: the forces have shape {forces.shape}, not (atoms, 3).")
-    if stress is not None:
-        stress = stress_matrix(stress, source)
-    return Labels(energy, forces, add_pressure(stress, pulay_pressure))
-
-
-def without_energy(atoms: Atoms, source: str, energy_key: str) -> str:
-    """One sentence about a structure without an energy."""
-    names = {name for place in _places(atoms) for name in place} - {"numbers", "positions"}
-    known = ", ".join(sorted(names))
-    return (
-        f"{source} has no energy under the key '{energy_key}' (it has: {known}): "
-        "name the right key with data.energy_key or --energy-key."
-    )
-
-
 def make_frame(atoms: Atoms, labels: Labels, source: str) -> Frame:
     """A structure without anything but elements, places and cell, and its labels."""
     bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    group = _label(atoms, "config_type")
     energy = np.nan if labels.energy is None else labels.energy
-    group = "all" if group is None else str(group)
-    return Frame(bare, energy, labels.forces, labels.stress, group, source)
+    return Frame(bare, energy, labels.forces, labels.stress, config_type(atoms), source)
 
 
 def _weight(atoms: Atoms, source: str, key: str) -> float:
@@ -187,17 +101,17 @@ def to_frame(atoms: Atoms, source: str, **keys: Unpack[LabelKeys]) -> Frame:
         source: how to call the structure in messages.
         keys: see LabelKeys.
     """
-    weight_key = keys.pop("weight_key", "")
-    labels = read_labels(atoms, source, **keys)
+    labels = read_labels(atoms, source, keys)
     if labels.energy is None:
-        raise InputError(without_energy(atoms, source, keys.get("energy_key", "energy")))
+        raise InputError(without_energy(atoms, source, keys))
     if len(atoms) == 0:
         raise InputError(f"{source} has no atoms.")
     check_structure(atoms.positions, atoms.cell.array, atoms.pbc)
     for name, value in labels._asdict().items():
         if value is not None and not np.isfinite(value).all():
             raise InputError(f"{source}: the {name} is not a finite number; remove this frame.")
-    return replace(make_frame(atoms, labels, source), weight=_weight(atoms, source, weight_key))
+    weight = _weight(atoms, source, keys.get("weight_key", ""))
+    return replace(make_frame(atoms, labels, source), weight=weight)
 
 
 def _existing(path: Path) -> Path:
@@ -280,23 +194,25 @@ def iter_frames(
 ) -> Iterator[Frame]:
     """Frames of one or several files, one at a time, in order, their labels as LabelKeys say.
 
+    At the end a warning says what labels there are under other names.
+
     Raises:
         InputError: a file is missing or unreadable, a frame is broken, or there is none; or a
             label that was asked for under a name of its own is in no frame.
     """
-    named = {label: keys.get(f"{label}_key", label) for label in ("forces", "stress")}
-    absent = {label for label, key in named.items() if key != label}
+    check_keys(keys)
+    survey = LabelSurvey(keys)
     count = 0
     for count, (atoms, source) in enumerate(iter_images(paths), 1):  # noqa: B007
         frame = to_frame(atoms, source, **keys)
-        absent -= {label for label in absent if _label(atoms, named[label]) is not None}
+        survey.add(atoms, source)
         yield frame
     if not count:
         raise InputError("The data contain no frames.")
-    for label in sorted(absent):
-        raise InputError(
-            f"No frame has {label} under the key '{named[label]}': correct data.{label}_key."
-        )
+    for sentence in survey.absent():
+        raise InputError(sentence)
+    for sentence in survey.sentences():
+        warnings.warn(sentence, stacklevel=2)
 
 
 def read_frames(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from eqcalc.data.columns import open_column
 from eqcalc.data.dataset import Batch, GraphDataset
@@ -59,8 +60,8 @@ class PackedDataset(GraphDataset):
         lacking = sorted(set(self.header["elements"]) - set(self.atomic_numbers))
         if lacking:
             raise InputError(
-                f"The store '{path}' contains element Z = {lacking[0]}, which no training frame "
-                "has."
+                f"The store '{path}' contains {chemical_symbols[lacking[0]]}, which no training "
+                "frame has."
             )
         self._species = np.zeros(256, dtype=np.int64)
         self._species[self.atomic_numbers] = np.arange(len(self.atomic_numbers))

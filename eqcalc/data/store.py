@@ -8,7 +8,7 @@ A store is a folder (NAME.eqdata) of plain .npy columns, opened as memory maps, 
 | `first_edge`   | [F + 1]   | the same for edges                                  |
 | `energy`       | [F]       | eV                                                  |
 | `stress`       | [F, 3, 3] | eV/Å^3, NaN where there is none                     |
-| `volume`       | [F]       | Å^3, 0 where not periodic in three directions       |
+| `volume`       | [F]       | Å^3 that the stress refers to, 0 where none can be   |
 | `group`        | [F]       | index in the header's `config_types`                |
 | `origin`       | [F, 2]    | index in the header's `files`, number in that file  |
 | `periodic`     | [F]       | in any direction                                    |
@@ -29,7 +29,8 @@ from typing import Any, Unpack
 
 from eqcalc.data.columns import ColumnWriter
 from eqcalc.data.dataset import frame_to_batch
-from eqcalc.data.frames import Frame, FrameHash, LabelKeys, iter_frames
+from eqcalc.data.frames import Frame, FrameHash, iter_frames
+from eqcalc.data.labels import DEFAULT_KEYS, LabelKeys, key_of
 from eqcalc.errors import InputError
 
 FORMAT = "eqcalc data store"
@@ -99,8 +100,7 @@ def pack(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        pressure = keys.get("pulay_pressure", 0.0)
-        header = _write(iter_frames(paths, **keys), partial, cutoff, pressure)
+        header = _write(iter_frames(paths, **keys), partial, cutoff, keys)
         if output.exists():
             shutil.rmtree(output)
         os.replace(partial, output)
@@ -111,9 +111,7 @@ def pack(
     return header
 
 
-def _write(
-    frames: Iterator[Frame], folder: Path, cutoff: float, pulay_pressure: float
-) -> dict[str, Any]:
+def _write(frames: Iterator[Frame], folder: Path, cutoff: float, keys: LabelKeys) -> dict[str, Any]:
     columns = {
         name: ColumnWriter(folder / f"{name}.npy", dtype, shape)
         for name, (dtype, shape) in COLUMNS.items()
@@ -160,7 +158,8 @@ def _write(
         "format": FORMAT,
         "version": VERSION,
         "cutoff": float(cutoff),
-        "pulay_pressure": float(pulay_pressure),
+        "pulay_pressure": float(keys.get("pulay_pressure", 0.0)),
+        "labels": {label: key_of(label, keys) for label in DEFAULT_KEYS},
         "frames": count,
         "atoms": atoms,
         "edges": edges,

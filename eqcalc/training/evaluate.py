@@ -15,7 +15,8 @@ from ase import Atoms
 from torch.utils.data import DataLoader
 
 from eqcalc.data.dataset import Batch, GraphDataset
-from eqcalc.data.frames import Frame, Labels, stress_matrix
+from eqcalc.data.frames import Frame
+from eqcalc.data.labels import Labels, stress_matrix
 from eqcalc.data.packed import PackedDataset
 from eqcalc.export import load
 from eqcalc.training.loss import UNITS

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eqcalc.data.frames import Labels
+from eqcalc.data.labels import Labels
 from eqcalc.training.loss import UNITS
 
 #: reported unit of each quantity, and what one eV-Å unit is in it; "energy" is per atom

@@ -27,7 +27,9 @@ class DataConfig:
             the training frames.
         val_fraction: share of frames held out, at least one frame.
         split_seed: of the frames held out; unset: training.seed.
-        energy_key, forces_key, stress_key: names of the labels in files.
+        energy_key, forces_key, stress_key: names of the labels in files; "" leaves forces or
+            stress out.
+        virial_key: name of a virial (eV), read in place of a stress: stress = -virial / volume.
         pulay_pressure: GPa that the stresses in the files lack beside the energies, where the
             plane-wave basis is too small for them; it is added. "measured": what strained copies
             of a structure among the training frames show, as in `eqcalc data check`.
@@ -48,6 +50,7 @@ class DataConfig:
     energy_key: str = "energy"
     forces_key: str = "forces"
     stress_key: str = "stress"
+    virial_key: str = ""
     pulay_pressure: float | str = 0.0
     weight_key: str = ""
     isolated_atoms: str = ""

@@ -16,7 +16,8 @@ from eqcalc.contract import set_precision
 from eqcalc.data.check_units import contradictions, missing_pressure
 from eqcalc.data.cohesive import isolated_energies
 from eqcalc.data.dataset import Batch, FrameDataset, GraphDataset, split_indices
-from eqcalc.data.frames import Frame, LabelKeys, add_pressure, read_frames
+from eqcalc.data.frames import Frame, read_frames
+from eqcalc.data.labels import LabelKeys, add_pressure, asked_by_name
 from eqcalc.data.packed import PackedDataset
 from eqcalc.data.statistics import Statistics, gather, statistics_of, suspicious
 from eqcalc.data.store import is_store
@@ -73,13 +74,14 @@ def _keys(config: Config, pressure: float) -> LabelKeys:
         "energy_key": data.energy_key,
         "forces_key": data.forces_key,
         "stress_key": data.stress_key,
+        "virial_key": data.virial_key,
         "weight_key": data.weight_key,
         "pulay_pressure": pressure,
     }
 
 
 def _store(path: str, option: str, config: Config) -> PackedDataset:
-    """InputError unless it holds the stresses that the config asks for."""
+    """InputError unless it holds the labels that the config asks for."""
     store = PackedDataset(path, cutoff=config.model.cutoff)
     packed, asked = store.header.get("pulay_pressure", 0.0), config.data.pulay_pressure
     if asked == "measured":
@@ -92,6 +94,20 @@ def _store(path: str, option: str, config: Config) -> PackedDataset:
             f"{option}: the store '{path}' was packed with a pulay_pressure of {packed:g} GPa, "
             f"data.pulay_pressure is {asked:g}: change that or pack again."
         )
+    named = asked_by_name(_keys(config, 0.0))
+    packed_as = store.header.get("labels")
+    for label, key in named.items():
+        if packed_as is None:  # by a version that did not note it
+            warnings.warn(
+                f"{option}: the store '{path}' does not say under which names its labels were "
+                f"read: data.{label}_key = '{key}' changes nothing in it.",
+                stacklevel=2,
+            )
+        elif packed_as[label] != key:
+            raise InputError(
+                f"{option}: the store '{path}' was packed with --{label}-key "
+                f"'{packed_as[label]}', data.{label}_key is '{key}': change that or pack again."
+            )
     return store
 
 
@@ -181,8 +197,8 @@ def _check_elements(frames: FrameTable, known: set[int]) -> None:
     if unknown:
         n, k = np.argwhere(frames.composition(unknown))[0]
         raise InputError(
-            f"{frames.source(int(n))} contains element Z = {unknown[k]}, which no training frame "
-            "has."
+            f"{frames.source(int(n))} contains {chemical_symbols[unknown[k]]}, which no training "
+            "frame has."
         )
 
 
