@@ -14,6 +14,7 @@
 #include "domain.h"
 #include "error.h"
 #include "force.h"
+#include "group.h"
 #include "memory.h"
 #include "neigh_list.h"
 #include "neighbor.h"
@@ -45,6 +46,9 @@ static constexpr int NUM_SYMBOLS = sizeof(SYMBOLS) / sizeof(SYMBOLS[0]);
 // components of a 3x3 tensor in the order of cvatom; the first six name the symmetric ones
 static constexpr int ROW_OF[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2};
 static constexpr int COLUMN_OF[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
+
+static constexpr const char *WITH_BONDS =
+    "needs 'special_bonds lj/coul 1 1 1': with other factors LAMMPS leaves bonded neighbors out";
 
 // the group that comm_modify restricts ghosts to; LAMMPS tells its own communication only
 struct BorderGroup : Comm {
@@ -382,10 +386,7 @@ void PairEquivariant::init_style()
     error->all(FLERR, "Pair style equivariant needs atom ids: leave out 'atom_modify id no'");
   if (utils::strmatch(update->integrate_style, "^respa"))
     error->all(FLERR, "Pair style equivariant does not support run_style respa");
-  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
-    error->all(FLERR,
-               "Pair style equivariant does not support neigh_modify exclude: the network needs "
-               "all neighbors of an atom");
+  absent_groups();
   if (neighbor->includegroup)
     error->all(FLERR,
                "Pair style equivariant does not support neigh_modify include: the network needs "
@@ -394,12 +395,9 @@ void PairEquivariant::init_style()
     error->all(FLERR,
                "Pair style equivariant does not support comm_modify group: the network needs all "
                "neighbors of an atom");
-  if (atom->molecular != Atom::ATOMIC)
+  if (atom->molecular == Atom::TEMPLATE)     // elsewhere, see check_bonds()
     for (int k = 1; k < 4; k++)
-      if (force->special_lj[k] != 1.0)
-        error->all(FLERR,
-                   "Pair style equivariant needs 'special_bonds lj/coul 1 1 1': with other factors "
-                   "LAMMPS leaves bonded neighbors out");
+      if (force->special_lj[k] != 1.0) error->all(FLERR, "Pair style equivariant {}", WITH_BONDS);
 
   neighbor->add_request(this, NeighConst::REQ_FULL);
 
@@ -486,7 +484,58 @@ void PairEquivariant::evaluate()
 }
 
 /* ----------------------------------------------------------------------
-   rows of own atoms, after each rebuild of the neighbor list
+   Bits of the groups whose atoms interact with nothing: 'neigh_modify exclude group X all'. Fixes
+   gcmc, widom and charge/regulation make one each, and put an atom or a molecule there to learn the
+   energy of the rest. LAMMPS drops only pairs with atoms of group all, which their atoms have left,
+   so those that are there together would still see each other; all of them are left out of the
+   graph, like atoms of type NULL. Other exclusions take neighbors from atoms that stay: refused.
+------------------------------------------------------------------------- */
+
+int PairEquivariant::absent_groups() const
+{
+  constexpr int ALL = 0;
+  int bits = 0;
+  bool other = neighbor->nex_type || neighbor->nex_mol;
+  for (int k = 0; k < neighbor->nex_group; k++) {
+    const int a = neighbor->ex1_group[k], b = neighbor->ex2_group[k];
+    if (b == ALL)
+      bits |= group->bitmask[a];
+    else if (a == ALL)
+      bits |= group->bitmask[b];
+    else
+      other = true;
+  }
+  if (other)
+    error->all(FLERR,
+               "Pair style equivariant does not support neigh_modify exclude, but for 'exclude "
+               "group X all': the network needs all neighbors of an atom");
+  return bits;
+}
+
+/* ----------------------------------------------------------------------
+   Special neighbors that a list has left out, or that other styles scale. They may come with
+   molecules that are inserted during the run, on some processes only.
+------------------------------------------------------------------------- */
+
+void PairEquivariant::check_bonds()
+{
+  if (atom->molecular != Atom::MOLECULAR) return;
+  for (int k = 0; k < 3; k++) {
+    if (force->special_lj[k + 1] == 1.0) continue;
+    for (int i : atom_of_row)
+      for (int n = k ? atom->nspecial[i][k - 1] : 0; n < atom->nspecial[i][k]; n++) {
+        const int j = atom->map(atom->special[i][n]);
+        if ((j < 0 || type2species[atom->type[j]] >= 0) && problem.empty())
+          problem = fmt::format("atoms {} and {} are bonded: it {}",
+                                std::min(atom->tag[i], atom->special[i][n]),
+                                std::max(atom->tag[i], atom->special[i][n]), WITH_BONDS);
+      }
+  }
+}
+
+/* ----------------------------------------------------------------------
+   Rows of own atoms, after each rebuild of the neighbor list. Who is absent is as old as the list:
+   only then do ghosts have the groups of their owners, and only then do lists follow groups.
 ------------------------------------------------------------------------- */
 
 void PairEquivariant::number_rows()
@@ -494,19 +543,24 @@ void PairEquivariant::number_rows()
   const int nlocal = atom->nlocal;
   const int nall = nlocal + atom->nghost;
   const int *type = atom->type;
+  const int bits = absent_groups();
 
+  absent.resize(nall);
+  for (int i = 0; i < nall; i++) absent[i] = (atom->mask[i] & bits) != 0;
   atom_of_row.clear();
   row_of_atom.assign(nall, -1);
   for (int ii = 0; ii < list->inum; ii++) {
     const int i = list->ilist[ii];
-    if (type2species[type[i]] < 0) continue;
+    if (type2species[type[i]] < 0 || absent[i]) continue;
     row_of_atom[i] = static_cast<int>(atom_of_row.size());
     atom_of_row.push_back(i);
   }
   for (int i = 0; i < nlocal; i++)
-    if (row_of_atom[i] < 0 && type2species[type[i]] >= 0)
+    if (row_of_atom[i] < 0 && type2species[type[i]] >= 0 && !absent[i])
       error->one(FLERR, "Pair style equivariant: atom {} is not in the neighbor list",
                  atom->tag[i]);
+
+  check_bonds();
 
   if (comm->nprocs == 1) {
     owner_of_ghost.resize(nall);
@@ -559,7 +613,7 @@ void PairEquivariant::build_edges()
       const double dx = x[j][0] - xi, dy = x[j][1] - yi, dz = x[j][2] - zi;
       const double distance_sq = dx * dx + dy * dy + dz * dz;
       if (distance_sq >= cutoff_sq) continue;
-      if (type2species[type[j]] < 0) continue;
+      if (type2species[type[j]] < 0) continue;     // none is absent: lists lack them
       if (distance_sq == 0.0 && problem.empty())
         problem =
             fmt::format("atoms {} and {} are at the same place", atom->tag[i], atom->tag[j]);
@@ -587,7 +641,7 @@ void PairEquivariant::number_ghosts()
 {
   const int nall = atom->nlocal + atom->nghost;
   for (int i = atom->nlocal; i < nall; i++)
-    if (row_of_atom[i] < 0 && type2species[atom->type[i]] >= 0)
+    if (row_of_atom[i] < 0 && type2species[atom->type[i]] >= 0 && !absent[i])
       row_of_atom[i] = static_cast<int>(num_rows++);
 }
 
@@ -806,6 +860,6 @@ double PairEquivariant::memory_usage()
             (static_cast<double>(vectors.capacity()) * sizeof(*vectors.data())));
   };
   return Pair::memory_usage() +
-      bytes(atom_of_row, row_of_atom, owner_of_ghost, species, edge_src, edge_dst, edge_neighbor,
+      bytes(atom_of_row, row_of_atom, absent, owner_of_ghost, species, edge_src, edge_dst, edge_neighbor,
             edge_vec, energies, gradient, ghost_forces, atom_virials);
 }

@@ -60,7 +60,8 @@ class PairEquivariant : public Pair {
   // The graph. Rows: own atoms in the order of the neighbor list, then ghosts (several processes
   // only; a single one replaces ghosts by the atoms that they are images of).
   std::vector<int> atom_of_row;              // own atoms only
-  std::vector<int> row_of_atom;              // own and ghost, -1 where the type is NULL
+  std::vector<int> row_of_atom;              // own and ghost, -1 where it is left out
+  std::vector<char> absent;                  // own and ghost: left out as if its type were NULL
   std::vector<int> owner_of_ghost;           // single process: own and ghost -> own
   std::vector<int64_t> species;              // of rows
   std::vector<int64_t> edge_src, edge_dst;   // rows
@@ -92,6 +93,8 @@ class PairEquivariant : public Pair {
   void open_engine(eqcalc::EngineOptions &);
   std::string open_fused(eqcalc::EngineOptions, const std::string &);
   void evaluate();
+  int absent_groups() const;
+  void check_bonds();
   void number_rows();
   void build_edges();
   void number_ghosts();

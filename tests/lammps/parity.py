@@ -97,6 +97,15 @@ def script(
     return path
 
 
+def restyle(folder: Path, style: str, columns: str) -> None:
+    """The data file for another atom style; columns: what stands before x, as "0 {type}"."""
+    path = folder / "structure.data"
+    head, rows = path.read_text().split("Atoms  # atomic\n\n")
+    rows = [line.split(maxsplit=2) for line in rows.splitlines()]
+    rows = [f"{number} {columns.format(type=kind)} {x}" for number, kind, x in rows]
+    path.write_text(f"{head}Atoms  # {style}\n\n" + "\n".join(rows) + "\n")
+
+
 def read_dump(path: Path) -> np.ndarray:
     """The last frame, sorted by id."""
     frame = path.read_text().rsplit("ITEM: ATOMS", 1)[1]

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from parity import SYSTEMS, pair, script, silica_like
+from parity import SYSTEMS, by_python, pair, restyle, script, silica_like
 
 from eqcalc.errors import InputError
 from eqcalc.lammps import read_thermo, run_lmp, write_input
@@ -155,12 +155,10 @@ def test_other_units(model, tmp_path):
 def test_bonds(model, tmp_path):
     """By default LAMMPS leaves bonded neighbours out."""
     path = script(SYSTEMS["molecule"](), tmp_path, pair(model), before=("atom_style bond",))
+    restyle(tmp_path, "bond", "1 {type}")
     data = tmp_path / "structure.data"
     text = data.read_text().replace("2 atom types", "2 atom types\n1 bonds\n1 bond types")
-    head, atoms = text.split("Atoms  # atomic\n\n")
-    rows = [line.split() for line in atoms.splitlines()]
-    atoms = "\n".join(" ".join([row[0], "1", *row[1:]]) for row in rows)
-    data.write_text(f"{head}Atoms  # bond\n\n{atoms}\n\nBonds\n\n1 1 1 2\n")
+    data.write_text(text + "\nBonds\n\n1 1 1 2\n")
     content = path.read_text().replace(
         "read_data structure.data",
         "bond_style zero\nread_data structure.data extra/special/per/atom 4\nbond_coeff *",
@@ -173,6 +171,30 @@ def test_bonds(model, tmp_path):
     other.mkdir()
     plain = read_thermo(run_lmp(script(SYSTEMS["molecule"](), other, pair(model))))["PotEng"][-1]
     assert with_bonds == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_bonds_that_come_later(ranks, model, tmp_path):
+    """Without bonded atoms no neighbour is left out, whatever special_bonds says; then a molecule
+    with a bond is inserted."""
+    (tmp_path / "SiO.txt").write_text(
+        "SiO\n\n2 atoms\n1 bonds\n\nCoords\n\n1 0 0 0\n2 1.6 0 0\n\nTypes\n\n1 2\n2 1\n\n"
+        "Charges\n\n1 0\n2 0\n\nBonds\n\n1 1 1 2\n"
+    )
+    insert = "create_atoms 0 single 9.0 9.0 9.0 mol SiO 321 units box"
+    atoms = SYSTEMS["corner"]()
+    after = ("run 0", "molecule SiO SiO.txt", insert, "run 0")
+    path = script(atoms, tmp_path, pair(model), before=("atom_style full",), after=after)
+    restyle(tmp_path, "full", "0 {type} 0")
+    data = tmp_path / "structure.data"
+    data.write_text(data.read_text().replace("2 atom types", "2 atom types\n1 bond types"))
+    read = "read_data structure.data extra/bond/per/atom 1 extra/special/per/atom 4"
+    text = path.read_text().replace("read_data structure.data", f"bond_style zero\n{read}")
+    path.write_text(text.replace("neighbor 1.0 bin", "bond_coeff *\nneighbor 1.0 bin"))
+    said = stops(path, ranks)
+    assert "atoms 9 and 10 are bonded: it needs 'special_bonds lj/coul 1 1 1'" in said, said
+    energy = read_thermo((tmp_path / "log.lammps").read_text().split("molecule SiO")[0])["PotEng"]
+    np.testing.assert_allclose(energy, by_python(model, atoms).energy, rtol=1e-12)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
