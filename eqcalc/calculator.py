@@ -16,11 +16,15 @@ from ase.calculators.calculator import (
     all_changes,
     compare_atoms,
 )
+from ase.outputs import Properties, all_outputs
 
 from eqcalc import export, network
-from eqcalc.engine.backends import Outcome, open_backend, refuse_overlap, torch_threads
+from eqcalc.derivatives import stress_volume
+from eqcalc.engine.backends import Outcome, open_backend, refuse_overlap
 from eqcalc.errors import InputError
 from eqcalc.neighbors import Pairs, VerletList, neighbor_list
+from eqcalc.runtime import TurnLock, own_torch
+from eqcalc.structure import Structure
 
 if TYPE_CHECKING:
     from e3nn import o3
@@ -39,11 +43,6 @@ def _lasting(model: str | os.PathLike) -> str:
     """A name under which another process, in another folder, finds the same file."""
     path = export.resolve(model)
     return path.stem if path.parent == export.PRETRAINED else str(path.absolute())
-
-
-def _volume(atoms: Atoms) -> float | None:
-    """Å^3, or None where there is no such thing."""
-    return atoms.get_volume() if atoms.pbc.all() else None
 
 
 def _properties(outcome: Outcome, volume: float | None) -> dict[str, Any]:
@@ -72,6 +71,13 @@ def _consensus(outcomes: Sequence[Outcome], volume: float | None) -> dict[str, A
     return {name: float(v) if v.ndim == 0 else v for name, v in results.items()}
 
 
+def _seal(results: dict[str, Any]) -> None:
+    """Makes arrays read-only: ASE answers from them again, and a change in place would stay."""
+    for value in results.values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+
+
 def _in_batches(structures: Iterable[Atoms], batch_atoms: int) -> Iterator[list[Atoms]]:
     """Runs of structures of at most `batch_atoms` atoms together, or a single larger one."""
     batch: list[Atoms] = []
@@ -92,7 +98,7 @@ class EquivariantCalculator(Calculator):
     Args:
         model: a potential file, the name of a bundled model ("si"), or a list of such: a committee,
             whose results are the means over its members.
-        device: "cpu" (default), "cuda", "cuda:1", ...
+        device: "cpu" (default), "cuda", "cuda:1", ..., or "auto": a GPU if there is one.
         dtype: "float32" or "float64"; None takes the file's own. Edge vectors are formed, and
             energies summed, in float64 either way; take "float64" for tight relaxations, phonons
             and long NVE runs.
@@ -103,23 +109,27 @@ class EquivariantCalculator(Calculator):
         threads: of the engine during a calculation; None takes as many as torch has.
 
     Properties: energy and free_energy (eV), energies [N] (eV), forces [N, 3] (eV/Å), and for
-    structures periodic in three directions stress [6] (eV/Å^3, ASE's sign and order) and stresses
-    [N, 6], each atom's share: minus its virial (eqcalc.derivatives) over the cell volume, made
-    symmetric, so that they sum to the stress. When only energies are asked for, no gradient is
-    computed. See also `evaluate`, `get_atomic_virials`, `get_hessian` and `get_descriptors`.
+    structures with a periodic direction stress [6] (eV/Å^3, ASE's sign and order): dE/d(strain)
+    over the volume of the cell, for a slab with its vacuum (`eqcalc.derivatives.stress_volume`);
+    and stresses [N, 6], each atom's share: minus its virial (eqcalc.derivatives) over that volume,
+    made symmetric, so that they sum to the stress. When only energies are asked for, no gradient is
+    computed. See also `evaluate`, `get_atomic_virials`, `get_hessian` and `get_descriptors`. The
+    arrays in `results` cannot be written to; what the methods return is the caller's own.
 
     A committee adds energy_std (eV), forces_std [N, 3] (eV/Å) and stress_std [6] (eV/Å^3), the
     standard deviations over its members (divided by their number). Members may differ in cutoff
     and in their lists of elements; a structure must consist of elements that all of them know.
 
     Copies (`copy.copy`, `copy.deepcopy`) share the loaded networks and cost nothing, but have
-    results and a neighbour list of their own, and may be used from several threads; pickles carry
-    the options and results, and open the files again.
+    results and a neighbour list of their own; pickles carry the options and results, and open the
+    files again. Threads that share one calculator take turns, whatever their structures; with a
+    copy for each thread they keep their neighbour lists, too. What the program sets in torch
+    (inference mode, autocast, default dtype and device, TensorFloat-32) changes no number.
 
     Raises:
         InputError: at construction, when the file, device or precision does not fit; at
-            calculation, for elements that the model lacks, positions that are not finite and
-            overlapping atoms.
+            calculation, for elements that the model lacks, positions that are not finite,
+            overlapping atoms and too little memory.
     """
 
     implemented_properties: ClassVar[list[str]] = [
@@ -142,16 +152,17 @@ class EquivariantCalculator(Calculator):
         threads: int | None = None,
     ) -> None:
         super().__init__()
-        if skin < 0.0:
-            raise InputError(f"skin = {skin} Å: it must not be negative.")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads = {threads}: it must be at least 1.")
+        if not 0.0 <= skin < np.inf:
+            raise InputError(f"skin = {skin} Å: it must be finite and must not be negative.")
+        if threads is not None and (threads < 1 or threads != int(threads)):
+            raise InputError(f"threads = {threads}: it must be at least 1, and whole.")
         models = [model] if isinstance(model, str | os.PathLike) else list(model)
         if not models:
             raise InputError("The list of models is empty: name at least one potential file.")
         self._models = [_lasting(m) for m in models]
         self._options = {"device": device, "dtype": dtype, "engine": engine, "threads": threads}
         self._skin = skin
+        self._lock = TurnLock()
         self._virials: np.ndarray | None = None
         self._kept: tuple[Atoms | None, dict[Any, np.ndarray]] = None, {}
         if len(models) > 1:
@@ -182,19 +193,23 @@ class EquivariantCalculator(Calculator):
         return self.backend.potential
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        with self._lock:
+            state = self.__dict__.copy()
         del state["members"], state["neighbors"], state["_networks"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        _seal(self.results)
         self._load()
 
     def __copy__(self) -> EquivariantCalculator:
         other = type(self).__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other.results = dict(self.results)
-        other._kept = self._kept[0], dict(self._kept[1])
+        with self._lock:
+            other.__dict__.update(self.__dict__)
+            other.results = dict(self.results)
+            other._kept = self._kept[0], dict(self._kept[1])
+        other._lock = TurnLock()
         other._new_list()
         return other
 
@@ -202,7 +217,8 @@ class EquivariantCalculator(Calculator):
         other = copy.copy(self)
         memo[id(self)] = other
         for name in ("atoms", "results", "_kept", "_virials", "_models", "_options", "parameters"):
-            setattr(other, name, copy.deepcopy(getattr(self, name), memo))
+            setattr(other, name, copy.deepcopy(getattr(other, name), memo))
+        _seal(other.results)
         return other
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
@@ -231,19 +247,56 @@ class EquivariantCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        super().calculate(atoms, properties, system_changes)
-        atoms = self.atoms
-        if not atoms.pbc.all() and any(name.startswith("stress") for name in properties):
-            raise PropertyNotImplementedError(
-                "Stress needs a volume: the structure is not periodic in all three directions "
-                f"(pbc = {atoms.pbc.tolist()})."
-            )
-        gradient = not ENERGIES.issuperset(properties)
-        pairs = self.neighbors.pairs(atoms)
-        outcomes = self._run(atoms.numbers, atoms.positions, pairs, gradient=gradient)
-        self.results = _consensus(outcomes, _volume(atoms))
-        if gradient:
-            self._virials = sum(outcome.virials for outcome in outcomes) / len(outcomes)
+        with self._lock:
+            atoms = self._structure_now(atoms).copy()
+            structure = Structure.of(atoms)
+            volume = stress_volume(structure.cell, structure.pbc)
+            if volume is None and any(name.startswith("stress") for name in properties):
+                raise PropertyNotImplementedError(
+                    "Stress needs a periodic direction and a cell with a volume: here pbc = "
+                    f"{structure.pbc.tolist()} and the cell vectors are {structure.cell.tolist()}."
+                )
+            gradient = not ENERGIES.issuperset(properties)
+            pairs = self.neighbors.pairs(atoms)
+            outcomes = self._run(structure.numbers, structure.positions, pairs, gradient=gradient)
+            # only now: what failed leaves no structure behind that older results do not belong to
+            super().calculate(atoms, properties, system_changes)
+            self.results = _consensus(outcomes, volume)
+            _seal(self.results)
+            if gradient:
+                self._virials = sum(outcome.virials for outcome in outcomes) / len(outcomes)
+
+    def get_property(
+        self,
+        name: str,
+        atoms: Atoms | None = None,
+        allow_calculation: bool = True,  # noqa: FBT001, FBT002 - the base class has it so
+    ) -> Any:
+        """ASE's; one thread at a time, as atoms and results of the calculator belong together."""
+        with self._lock:
+            if atoms is None and allow_calculation:
+                self._structure_now(None)
+            return super().get_property(name, atoms, allow_calculation)
+
+    def calculation_required(self, atoms: Atoms, properties: Sequence[str]) -> bool:
+        with self._lock:
+            return super().calculation_required(atoms, properties)
+
+    def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> Properties:
+        with self._lock:
+            return super().calculate_properties(atoms, properties)
+
+    def export_properties(self) -> Properties:
+        """The results that ASE has a name for: not a committee's standard deviations."""
+        with self._lock:
+            return Properties({k: v for k, v in self.results.items() if k in all_outputs})
+
+    def _structure_now(self, atoms: Atoms | None) -> Atoms:
+        """These atoms, or else those of the last calculation."""
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise InputError("There is no structure yet: give the atoms.")
+        return atoms
 
     def evaluate(
         self, structures: Iterable[Atoms], *, batch_atoms: int = 1000
@@ -256,66 +309,68 @@ class EquivariantCalculator(Calculator):
 
         Returns:
             For every structure the dictionary that `results` would be after its forces were asked
-            for (energy, free_energy, energies, forces; stress and stresses where all three
-            directions are periodic; the standard deviations of a committee).
+            for (energy, free_energy, energies, forces; stress and stresses where a direction is
+            periodic; the standard deviations of a committee).
 
         Raises:
             InputError: as for a single structure; the sentence begins with its place in the list.
         """
         if isinstance(structures, Atoms):
             raise InputError("evaluate takes a list of structures: write evaluate([atoms]).")
+        if batch_atoms < 1:
+            raise InputError(f"batch_atoms = {batch_atoms}: it must be at least 1.")
         results: list[dict[str, Any]] = []
         for batch in _in_batches(structures, batch_atoms):
-            pairs = [self._checked(atoms, len(results) + k) for k, atoms in enumerate(batch)]
-            sizes = [len(atoms) for atoms in batch]
+            checked = [self._checked(atoms, len(results) + k) for k, atoms in enumerate(batch)]
+            sizes = [len(structure.numbers) for structure, _ in checked]
             outcomes = self._run(
-                np.concatenate([atoms.numbers for atoms in batch]),
-                np.concatenate([atoms.positions for atoms in batch]),
-                Pairs.side_by_side(pairs, sizes),
+                np.concatenate([structure.numbers for structure, _ in checked]),
+                np.concatenate([structure.positions for structure, _ in checked]),
+                Pairs.side_by_side([pairs for _, pairs in checked], sizes),
                 gradient=True,
             )
             ends = np.cumsum(sizes)
-            for atoms, end in zip(batch, ends, strict=True):
-                mine = slice(end - len(atoms), end)
+            for (structure, _), end in zip(checked, ends, strict=True):
+                mine = slice(end - len(structure.numbers), end)
                 own = [Outcome(*(values[mine].copy() for values in o)) for o in outcomes]
-                results.append(_consensus(own, _volume(atoms)))
+                results.append(_consensus(own, stress_volume(structure.cell, structure.pbc)))
         return results
 
-    def _checked(self, atoms: Atoms, place: int) -> Pairs:
-        """The pairs of one structure of a list; what is wrong with it is said with its place."""
+    def _checked(self, atoms: Atoms, place: int) -> tuple[Structure, Pairs]:
+        """One structure of a list and its pairs; what is wrong with it is said with its place."""
         try:
+            structure = Structure.of(atoms)
             for member in self.members:
-                member.potential.species_of(atoms.numbers)
-            cell, positions = atoms.cell.array, atoms.positions
-            pairs = neighbor_list(positions, cell, atoms.pbc, self.neighbors.cutoff).in_space(cell)
-            refuse_overlap(pairs.edge_dst, pairs.edge_src, pairs.vectors(positions))
+                member.potential.species_of(structure.numbers)
+            cutoff = self.neighbors.cutoff
+            found = neighbor_list(structure.positions, structure.cell, structure.pbc, cutoff)
+            pairs = found.in_space(structure.cell)
+            refuse_overlap(pairs.edge_dst, pairs.edge_src, pairs.vectors(structure.positions))
         except InputError as error:
             raise InputError(f"Structure {place} of the list: {error}") from None
-        return pairs
+        return structure, pairs
 
     def _network(self, member: int, dtype: str) -> export.PotentialFile:
         """A member's TorchScript, opened once."""
         key = member, dtype
-        if key not in self._networks:
-            with torch_threads(None):
-                self._networks[key] = export.load(
-                    self._models[member], device=self._options["device"], dtype=dtype
-                )
-        return self._networks[key]
+        with self._lock:
+            if key not in self._networks:
+                device = self.members[member].potential.device
+                self._networks[key] = export.load(self._models[member], device=device, dtype=dtype)
+            return self._networks[key]
 
     def _once(self, key: Any, atoms: Atoms | None, make: Callable[[Atoms], np.ndarray]) -> Any:
         """What `make` says of the atoms, kept until they change."""
-        atoms = self.atoms if atoms is None else atoms
-        if atoms is None:
-            raise InputError("There is no structure yet: give the atoms.")
-        known = self._kept[0]
-        if known is None or compare_atoms(known, atoms, tol=0.0, excluded_properties=_IGNORED):
-            self._kept = atoms.copy(), {}
-        kept = self._kept[1]
-        if key not in kept:
-            with torch_threads(self._options["threads"]):
-                kept[key] = make(atoms)
-        return kept[key].copy()
+        with self._lock:
+            atoms = self._structure_now(atoms)
+            known = self._kept[0]
+            if known is None or compare_atoms(known, atoms, tol=0.0, excluded_properties=_IGNORED):
+                self._kept = atoms.copy(), {}
+            kept = self._kept[1]
+            if key not in kept:
+                with own_torch(self._options["threads"]):
+                    kept[key] = make(atoms)
+            return kept[key].copy()
 
     def get_atomic_virials(self, atoms: Atoms | None = None) -> np.ndarray:
         """Virials [N, 3, 3] eV, -sum_i r_ij (x) dE/dr_ij for neighbour j; not symmetric per atom.
@@ -323,8 +378,9 @@ class EquivariantCalculator(Calculator):
         They sum to minus volume times stress, and exist without periodicity too. See
         eqcalc.derivatives.
         """
-        self.get_property("forces", atoms)
-        return self._virials.copy()
+        with self._lock:
+            self.get_property("forces", atoms)
+            return self._virials.copy()
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy, [3N, 3N] eV/Å^2, rows and columns atom by atom.

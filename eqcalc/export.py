@@ -27,6 +27,8 @@ from torch import Tensor
 from eqcalc import derivatives
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure, network_tensors, set_precision
 from eqcalc.errors import InputError
+from eqcalc.runtime import choose_device, memory_errors, out_of_memory, own_torch
+from eqcalc.structure import as_array
 
 METADATA_FILE = "eqcalc.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -34,6 +36,15 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 #: allowed deviation from the reference structure: energies (eV per atom), forces (eV/Å), strain
 #: derivative (eV per atom). float64 files differ by rounding; float32 ones by 1e7 times as much.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
+
+
+def _named(number: int) -> str:
+    """An element's symbol; what ASE calls X and numbers that no element has, in words."""
+    if number == 0:
+        return "X (dummy atoms, atomic number 0)"
+    if 0 < number < len(chemical_symbols):
+        return chemical_symbols[number]
+    return f"atomic number {number} (no element)"
 
 
 @dataclass(frozen=True)
@@ -82,12 +93,13 @@ class PotentialFile:
 
     def species_of(self, numbers: np.ndarray) -> np.ndarray:
         """Species [N] of atomic numbers [N]; InputError names an element the model lacks."""
+        numbers = as_array(numbers, (None,), "atomic numbers", np.int64)
         table = np.full(len(chemical_symbols), -1, dtype=np.int64)
         table[self.atomic_numbers] = np.arange(len(self.atomic_numbers))
-        numbers = np.asarray(numbers)
-        species = table[numbers]
+        in_table = (numbers >= 0) & (numbers < len(table))
+        species = np.where(in_table, table[np.where(in_table, numbers, 0)], -1)
         if (species < 0).any():
-            unknown = sorted({chemical_symbols[z] for z in numbers[species < 0]})
+            unknown = sorted({_named(int(z)) for z in numbers[species < 0]})
             raise InputError(
                 f"{self.path.name} knows {', '.join(self.symbols)}, but the structure contains "
                 f"{', '.join(unknown)}: use a model trained on these elements."
@@ -271,6 +283,17 @@ def precision(dtype: torch.dtype | str | None, metadata: dict[str, Any]) -> torc
     return getattr(torch, name)
 
 
+def _open_module(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+    with quiet_torchscript():
+        try:
+            return torch.jit.load(str(path), map_location=device)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"torch cannot open {path}: {first}") from None
+
+
 def load(
     model: str | os.PathLike,
     *,
@@ -281,7 +304,7 @@ def load(
 
     Args:
         model: a path, or the name of a bundled model ("si").
-        device: "cpu" (default), "cuda", "cuda:1", ...
+        device: see `eqcalc.runtime.choose_device`.
         dtype: torch.float32 or torch.float64 (or their names); None takes the file's own.
 
     Raises:
@@ -290,24 +313,15 @@ def load(
     """
     path = resolve(model)
     metadata = read_metadata(path)
-    device = torch.device(device or "cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"Device '{device}' was asked for, but torch {torch.__version__} sees no CUDA GPU "
-            "here: use device='cpu', or install a CUDA build of torch on a machine with a GPU."
-        )
+    device = choose_device(device)
     dtype = precision(dtype, metadata)
-    with quiet_torchscript():
-        try:
-            module = torch.jit.load(str(path), map_location=device)
-        except RuntimeError as error:
-            first = str(error).strip().splitlines()[0]
-            raise InputError(f"torch cannot open {path}: {first}") from None
-    module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    set_precision(module, dtype)
-    difference = deviation(module)
+    with own_torch(), memory_errors(device, path.name, "free some, or use another device"):
+        module = _open_module(path, device)
+        module.eval()
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        set_precision(module, dtype)
+        difference = deviation(module)
     worst = max(difference.values())
     if not worst <= TOLERANCE[dtype]:
         figures = ", ".join(f"{k} {v:.1e}" for k, v in difference.items())

@@ -17,7 +17,7 @@ from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list
 from scipy.spatial import KDTree
 
-from eqcalc.errors import InputError
+from eqcalc.structure import Structure, check_structure
 
 #: matscipy divides the box into bins as wide as the cutoff; beyond these many it would fill the
 #: memory with empty ones (an atom that left a cluster, a molecule in a huge cell)
@@ -37,6 +37,7 @@ class Pairs(NamedTuple):
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """r_ij [P, 3] Å for positions [N, 3] Å."""
+        positions = np.asarray(positions, dtype=np.float64)
         return positions[self.edge_src] - positions[self.edge_dst] + self.shift
 
     @staticmethod
@@ -63,6 +64,7 @@ class NeighborList(NamedTuple):
 
     def vectors(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """r_ij [E, 3] Å for positions [N, 3] Å and cell vectors as rows [3, 3] Å."""
+        positions = np.asarray(positions, dtype=np.float64)
         return positions[self.edge_src] - positions[self.edge_dst] + self.cell_shift @ cell
 
     def pair_numbers(self) -> np.ndarray:
@@ -97,27 +99,6 @@ class NeighborList(NamedTuple):
         return NeighborList(*(column[near] for column in self)), vectors[near]
 
 
-def check_structure(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
-    """Raises InputError for positions or cells no neighbour list can be made of."""
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-    if len(bad):
-        raise InputError(
-            f"The position of atom {bad[0]} is {positions[bad[0]]}: not a finite number "
-            f"({len(bad)} atoms in all); the structure is broken before eqcalc sees it."
-        )
-    if not np.isfinite(cell).all():
-        raise InputError(f"The cell has entries that are not finite numbers: {cell.tolist()}.")
-    periodic = cell[np.asarray(pbc, dtype=bool)]
-    if len(periodic):
-        singular = np.linalg.svd(periodic, compute_uv=False)
-        if singular[-1] < 1e-6:
-            axes = "".join(a for a, p in zip("abc", pbc, strict=True) if p)
-            raise InputError(
-                f"The structure is periodic along {axes}, but those cell vectors are zero or "
-                f"linearly dependent ({periodic.tolist()}): set the cell, or turn pbc off there."
-            )
-
-
 def neighbor_list(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> NeighborList:
@@ -130,12 +111,10 @@ def neighbor_list(
         cutoff: Å.
 
     Raises:
-        InputError: positions or cell are not finite, or periodic vectors are missing.
+        InputError: arrays of another shape or kind, positions or cell that are not finite, or
+            periodic vectors that are missing.
     """
-    positions = np.asarray(positions, dtype=np.float64)
-    cell = np.asarray(cell, dtype=np.float64).reshape(3, 3)
-    pbc = np.broadcast_to(np.asarray(pbc, dtype=bool), 3)
-    check_structure(positions, cell, pbc)
+    positions, cell, pbc = check_structure(positions, cell, pbc)
     if len(positions) == 0:
         return NeighborList(
             np.empty(0, dtype=np.int64),
@@ -239,18 +218,17 @@ class VerletList:
 
     def candidates(self, atoms: Atoms) -> NeighborList:
         """All pairs within the cutoff now, and some beyond it; the same object while it lasts."""
-        positions, pbc = atoms.get_positions(), np.array(atoms.pbc, dtype=bool)
-        cell = np.array(atoms.cell.array, dtype=np.float64)
-        check_structure(positions, cell, pbc)
+        _, positions, cell, pbc = Structure.of(atoms)
         if not self._complete(positions, cell, pbc):
             self._list = neighbor_list(positions, cell, pbc, self.cutoff + self.skin)
-            self._positions, self._cell, self._pbc = positions.copy(), cell, pbc
+            self._positions, self._cell = positions.copy(), cell.copy()
+            self._pbc = pbc.copy()
             self.num_builds += 1
         return self._list
 
     def pairs(self, atoms: Atoms) -> Pairs:
         """`candidates` with their shifts in Å; the same object while list and cell last."""
-        candidates, cell = self.candidates(atoms), atoms.cell.array
+        candidates, cell = self.candidates(atoms), Structure.of(atoms).cell
         made_of, of_cell, pairs = self._pairs
         if made_of is not candidates or not np.array_equal(of_cell, cell):
             pairs = candidates.in_space(cell)
@@ -259,4 +237,5 @@ class VerletList:
 
     def update(self, atoms: Atoms) -> tuple[NeighborList, np.ndarray]:
         """The pairs within the cutoff now, and their vectors [E, 3] Å."""
-        return self.candidates(atoms).within(self.cutoff, atoms.positions, atoms.cell.array)
+        structure = Structure.of(atoms)
+        return self.candidates(atoms).within(self.cutoff, structure.positions, structure.cell)

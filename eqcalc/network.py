@@ -14,6 +14,7 @@ from eqcalc import derivatives
 from eqcalc.errors import InputError
 from eqcalc.export import PotentialFile
 from eqcalc.neighbors import Pairs
+from eqcalc.structure import as_array
 
 if TYPE_CHECKING:
     from e3nn import o3
@@ -50,7 +51,7 @@ def _graph(
     near = np.einsum("ij,ij->i", vectors, vectors) < potential.cutoff**2
     arrays = (
         potential.species_of(numbers),
-        np.array(positions, dtype=np.float64),
+        as_array(positions, (None, 3), "positions").copy(),
         pairs.edge_src[near],
         pairs.edge_dst[near],
         pairs.shift[near],

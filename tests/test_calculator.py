@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
-from ase.build import bulk
+from ase.build import bulk, diamond100
 from ase.calculators.calculator import CalculatorSetupError, PropertyNotImplementedError
+from ase.calculators.fd import calculate_numerical_stress
 from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
@@ -21,6 +22,7 @@ from eqcalc import EquivariantCalculator, InputError
 from eqcalc.checks.gradients import check_gradients
 from eqcalc.checks.symmetry import check_symmetry
 from eqcalc.checks.traces import with_velocities
+from eqcalc.derivatives import stress_volume
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +89,58 @@ def test_isolated_atom_and_pair_beyond_the_cutoff(calc):
     assert pair.get_potential_energy() == pytest.approx(2 * atom.get_potential_energy(), rel=1e-12)
 
 
-def test_stress_needs_a_volume(calc, molecule):
+def test_stress_needs_a_periodic_direction_and_a_volume(calc, molecule):
     molecule.calc = calc
-    with pytest.raises(PropertyNotImplementedError, match="Stress needs a volume"):
-        molecule.get_stress()
-    assert np.isfinite(molecule.get_forces()).all()
+    sheet = molecule.copy()
+    sheet.set_cell([12.0, 12.0, 0.0])
+    sheet.pbc = (True, True, False)
+    boxed = molecule.copy()
+    boxed.set_cell([12.0, 12.0, 12.0])
+    for atoms in (molecule, sheet, boxed):
+        atoms.calc = calc
+        with pytest.raises(PropertyNotImplementedError, match="Stress needs a periodic direction"):
+            atoms.get_stress()
+        assert np.isfinite(atoms.get_forces()).all()
+        assert "stress" not in calc.evaluate([atoms])[0]
+
+
+@pytest.mark.parametrize("pbc", [(1, 1, 0), (0, 1, 0)])
+def test_stress_of_slabs_and_wires_is_the_derivative_over_the_cell(calc, crystal, pbc):
+    """As of ASE's other calculators: vacuum is part of the volume."""
+    crystal.center(vacuum=3.0, axis=np.flatnonzero(np.equal(pbc, 0)))
+    crystal.pbc = pbc
+    crystal.calc = calc
+    stress = crystal.get_stress()
+    numerical = calculate_numerical_stress(crystal, eps=1e-5)
+    assert np.abs(stress).max() > 0.004
+    assert np.abs(stress - numerical).max() < 1e-9
+    assert np.allclose(crystal.get_stresses().sum(axis=0), stress, atol=1e-14)
+    assert np.allclose(calc.evaluate([crystal])[0]["stress"], stress, atol=1e-12)
+
+
+def test_in_plane_relaxation_of_a_slab(silicon):
+    """It ends where the energy is lowest over the in-plane lattice constants."""
+    slab = diamond100("Si", (1, 1, 5), vacuum=6.0)
+    strain = np.diag([1.02, 0.985, 1.0])
+    slab.set_cell(slab.cell.array @ strain, scale_atoms=True)
+    slab.calc = silicon
+    height = slab.cell[2].copy()
+    inplane = FrechetCellFilter(slab, mask=[1, 1, 0, 0, 0, 1])
+    assert BFGS(inplane, logfile=None).run(fmax=1e-4, steps=200)
+    assert np.array_equal(slab.cell[2], height)
+    assert np.abs(slab.get_stress()[[0, 1, 5]]).max() * slab.get_volume() < 1e-3
+    lowest = slab.get_potential_energy()
+    for axis in (0, 1):
+        energies = []
+        for h in (-1e-3, 1e-3):
+            other = slab.copy()
+            cell = slab.cell.array.copy()
+            cell[axis] *= 1.0 + h
+            other.set_cell(cell, scale_atoms=True)
+            other.calc = silicon
+            energies.append(other.get_potential_energy())
+        assert min(energies) > lowest
+        assert abs(energies[1] - energies[0]) / 2e-3 < 2e-3  # dE/dstrain, eV
 
 
 def test_only_what_is_asked_and_only_once(calc, crystal, monkeypatch):
@@ -259,7 +308,7 @@ def test_many_structures_at_once(potential_path, crystal, molecule, engine, batc
     assert len(results) == len(structures)
     single = EquivariantCalculator(potential_path, dtype="float64", engine=engine)
     for atoms, got in zip(structures, results, strict=True):
-        assert ("stress" in got) == atoms.pbc.all()
+        assert ("stress" in got) == (stress_volume(atoms.cell.array, atoms.pbc) is not None)
         atoms.calc = single
         atoms.get_forces()
         assert got.keys() == single.results.keys()

@@ -135,6 +135,21 @@ def test_copies_pickles_and_files(committee, crystal, tmp_path):
         assert np.allclose(read(tmp_path / name).get_forces(), expected, atol=1e-7)
 
 
+def test_properties_of_a_committee_for_ase(committee, crystal, tmp_path):
+    """ASE has no name for standard deviations; the rest goes through it."""
+    crystal.calc = committee
+    expected = crystal.get_potential_energy(), crystal.get_forces(), crystal.get_stress()
+    got = crystal.get_properties(["energy", "forces", "stress"])
+    for name, value in zip(("energy", "forces", "stress"), expected, strict=True):
+        assert np.array_equal(got[name], value)
+    assert np.max(committee.results["forces_std"]) > 0.0
+    with Trajectory(tmp_path / "run.traj", "w", crystal) as trajectory:
+        trajectory.write()
+    written = read(tmp_path / "run.traj")
+    assert written.get_potential_energy() == expected[0]
+    assert np.array_equal(written.get_forces(), expected[1])
+
+
 def test_a_single_model_has_no_spread(potential_path, crystal):
     calc = EquivariantCalculator([potential_path])
     with pytest.raises(PropertyNotImplementedError):

@@ -18,6 +18,7 @@ from ase.calculators.calculator import Calculator
 
 from eqcalc.checks.report import Report, Table
 from eqcalc.checks.structures import bare
+from eqcalc.derivatives import stress_volume
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def _order(steps: Sequence[float], errors: Sequence[float]) -> float | None:
 class GradientReport(Report):
     """Largest deviation of forces (eV/Å) and stress (eV/Å^3) from central differences.
 
-    steps: displacements in Å, and strains. stress is empty without three periodic directions.
+    steps: displacements in Å, and strains. stress is empty where there is none.
     largest_force, largest_stress: of the structure, eV/Å and eV/Å^3.
     """
 
@@ -199,7 +200,8 @@ def check_gradients(
     atoms = bare(atoms)
     atoms.calc = calc
     forces = atoms.get_forces()
-    stress = atoms.get_stress(voigt=False) if atoms.pbc.all() else None
+    volume = stress_volume(atoms.cell.array, atoms.pbc)
+    stress = None if volume is None else atoms.get_stress(voigt=False)
     at = atoms.positions.copy(), atoms.cell.array.copy()
 
     def energy(positions: np.ndarray, cell: np.ndarray) -> float:

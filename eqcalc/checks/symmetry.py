@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from eqcalc.checks.report import Report, Table
 from eqcalc.checks.structures import bare
+from eqcalc.derivatives import stress_volume
 
 #: deviation that passes, as a fraction of the property's scale, by precision: some 1e5 and 1e2
 #: times the rounding of one number, as thousands of them are summed and pass through a network
@@ -92,7 +93,7 @@ def _values(atoms: Atoms, calc: Calculator) -> dict[str, np.ndarray]:
     atoms = bare(atoms)
     atoms.calc = calc
     values = {"energies": atoms.get_potential_energies(), "forces": atoms.get_forces()}
-    if atoms.pbc.all():
+    if stress_volume(atoms.cell.array, atoms.pbc) is not None:
         values["stress"] = atoms.get_stress(voigt=False)
     return values
 

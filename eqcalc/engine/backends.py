@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,11 +15,10 @@ from eqcalc.engine.build import EngineUnavailable
 from eqcalc.engine.fused import FusedPotential, fuse
 from eqcalc.errors import InputError
 from eqcalc.neighbors import Pairs
+from eqcalc.runtime import choose_device, memory_errors, own_torch, threads_here
 
 #: atoms nearer than this (Å) are taken for one atom given twice
 OVERLAP = 0.01
-
-_LOADED_BY = os.getpid()
 
 #: what a user may ask for, and what it means
 ENGINES = {
@@ -72,25 +70,16 @@ def refuse_overlap(
         )
 
 
-def _threads_here(threads: int | None) -> int | None:
-    """What was asked for; one in a process forked from that which loaded this module.
-
-    OpenMP's threads do not survive a fork: with more than one, the child would wait for ever.
-    """
-    return threads if os.getpid() == _LOADED_BY else 1
-
-
-@contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """torch's thread count for one block; None leaves it alone, where that is safe."""
-    threads, before = _threads_here(threads), torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        yield
-    finally:
-        if threads is not None:
-            torch.set_num_threads(before)
+def _enough_memory(
+    device: torch.device, num_atoms: int, num_pairs: int
+) -> AbstractContextManager[None]:
+    return memory_errors(
+        device,
+        f"{num_atoms} atoms with {num_pairs} pairs at once",
+        "take fewer atoms at once (evaluate: a smaller batch_atoms), dtype='float32', or a device "
+        "with more memory"
+        + ("" if device.type == "cpu" else "; the fused engine of device='cpu' needs little"),
+    )
 
 
 class TorchBackend:
@@ -110,16 +99,16 @@ class TorchBackend:
         dst, src, vectors = pairs.edge_dst[near], pairs.edge_src[near], vectors[near]
         refuse_overlap(dst, src, vectors)
         device = self.potential.device
-        graph = [torch.from_numpy(a).to(device) for a in (species, vectors, src, dst)]
-        species_, edge_vec, edge_src, edge_dst = graph
-        with torch_threads(self._threads):
+        with own_torch(self._threads), _enough_memory(device, len(species), len(dst)):
+            graph = [torch.from_numpy(a).to(device) for a in (species, vectors, src, dst)]
+            species_, edge_vec, edge_src, edge_dst = graph
             if not gradient:
                 return Outcome(self.potential.energies(*graph).cpu().numpy())
             got = self.potential.evaluate(*graph)
             n = len(species_)
             forces = derivatives.forces(got.gradient, edge_src, edge_dst, n)
             virials = derivatives.atomic_virials(got.gradient, edge_vec, edge_src, n)
-        return Outcome(got.energies.cpu().numpy(), forces.cpu().numpy(), virials.cpu().numpy())
+            return Outcome(*(t.cpu().numpy() for t in (got.energies, forces, virials)))
 
 
 class FusedBackend:
@@ -137,7 +126,7 @@ class FusedBackend:
             (pairs.edge_dst, pairs.edge_src), pairs.shift, np.ascontiguousarray(positions)
         )
         refuse_overlap(edges.dst, edges.src, edges.vec, nearest)
-        threads = _threads_here(self._threads) or torch.get_num_threads()
+        threads = threads_here(self._threads) or torch.get_num_threads()
         energies, slopes = self.potential.run(species, edges, threads, gradient=gradient)
         if slopes is None:
             return Outcome(energies)
@@ -155,15 +144,18 @@ def open_backend(
     """Opens a potential file on an engine (see ENGINES); "auto" takes the fastest there is.
 
     Raises:
-        InputError: an unknown engine; a bad file; an engine that was named but cannot be had.
+        InputError: an unknown engine or device; a bad file; an engine that was named but cannot
+            be had.
     """
     if engine != "auto" and engine not in ENGINES:
         known = "; ".join(f"'{name}' ({what})" for name, what in ENGINES.items())
         raise InputError(f"There is no engine '{engine}'; there are 'auto' and {known}.")
-    on_cpu = torch.device(device or "cpu").type == "cpu"
-    if engine in ("fused", "exact") and not on_cpu:
+    generated = engine in ("fused", "exact")
+    if generated and str(device).startswith("cuda"):
         raise InputError(f"engine='{engine}' runs on the CPU: leave it out for device='{device}'.")
-    with torch_threads(None):
+    chosen = choose_device("cpu" if generated and device == "auto" else device)
+    on_cpu = chosen.type == "cpu"
+    with own_torch():
         if engine != "torch" and on_cpu:
             name = "fused" if engine == "auto" else engine
             try:
@@ -177,4 +169,4 @@ def open_backend(
                 warnings.warn(
                     f"Running on torch, which is many times slower: {reason}", stacklevel=3
                 )
-        return TorchBackend(export.load(model, device=device, dtype=dtype), threads)
+        return TorchBackend(export.load(model, device=chosen, dtype=dtype), threads)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from eqcalc.engine import plan as plans
 from eqcalc.engine.build import EngineUnavailable, compile_library
 from eqcalc.engine.kernels import LAYOUT_VERSION, compiler_flags, library_source
 from eqcalc.errors import InputError
+from eqcalc.runtime import TurnLock, own_torch
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 
@@ -185,7 +185,7 @@ class FusedPotential:
         self.symbols = potential.symbols
         self.dtype = dtype
         self.library = library
-        self._one_at_a_time = threading.Lock()  # the engine's buffers serve one evaluation
+        self._one_at_a_time = TurnLock()  # the engine's buffers serve one evaluation
         self._handle = ctypes.c_void_p()
         library.checked(
             "eqcalc_open", network, ctypes.c_int64(len(network)), ctypes.byref(self._handle)
@@ -281,11 +281,12 @@ def fuse(
             differ from those in the file.
         InputError: a bad file.
     """
-    potential = export.load(model, dtype=torch.float64)
-    chosen = export.precision(dtype, potential.metadata)
-    library, network = prepare(potential, chosen, radial)
-    fused = FusedPotential(potential, library, network, chosen)
-    difference = export.deviation(potential.module, fused.evaluate)
+    with own_torch():
+        potential = export.load(model, dtype=torch.float64)
+        chosen = export.precision(dtype, potential.metadata)
+        library, network = prepare(potential, chosen, radial)
+        fused = FusedPotential(potential, library, network, chosen)
+        difference = export.deviation(potential.module, fused.evaluate)
     if not max(difference.values()) <= export.TOLERANCE[chosen]:
         figures = ", ".join(f"{k} {v:.1e}" for k, v in difference.items())
         raise EngineUnavailable(
