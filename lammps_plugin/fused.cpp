@@ -13,7 +13,9 @@
 #include <sstream>
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <spawn.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -102,7 +104,7 @@ class FusedEngine final : public Engine {
     for (std::string line; std::getline(lines, line);) {
       const auto space = line.find(' ');
       const std::string key = line.substr(0, space), value = line.substr(space + 1);
-      if (key == "library") library = value;
+      if (key == "library") library = folder + "/" + value;
       if (key == "cutoff") cutoff_ = std::stod(value);
       if (key == "single") single_ = value == "1";
       if (key == "numbers") {
@@ -110,6 +112,9 @@ class FusedEngine final : public Engine {
         for (int z; numbers >> z;) atomic_numbers_.push_back(z);
       }
     }
+    // held until this process ends: the cache then keeps the folder
+    const int used = ::open((folder + "/used").c_str(), O_RDONLY | O_CLOEXEC);
+    if (used >= 0) flock(used, LOCK_SH | LOCK_NB);
     void *handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);     // stays open
     if (!handle) throw EngineError(library + " cannot be loaded: " + dlerror());
     const auto find = [&](auto &function, const char *name) {

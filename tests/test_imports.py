@@ -15,6 +15,8 @@ ALLOWED = {
     "contract": set(),
     "derivatives": set(),
     "graph": set(),
+    "files": {"errors"},
+    "cache": {"errors", "files"},
     "toolchain": {"errors"},
     "structure": {"errors"},
     "runtime": {"errors"},
@@ -24,7 +26,7 @@ ALLOWED = {
     "export": {"contract", "derivatives", "errors", "runtime", "structure"},
     "engine": {
         *("contract", "derivatives", "errors", "export", "graph", "neighbors", "nn", "runtime"),
-        "toolchain",
+        *("cache", "files", "toolchain"),
     },
     "data": {"derivatives", "errors", "graph", "neighbors"},
     "training": {
@@ -38,7 +40,7 @@ ALLOWED = {
     },
     "committee": {"calculator", "errors"},
     "sampling": {"calculator", "committee", "derivatives", "errors"},
-    "lammps": {"errors", "export", "neighbors", "toolchain"},
+    "lammps": {"cache", "errors", "export", "files", "neighbors", "toolchain"},
     "checks": {"calculator", "derivatives", "errors", "lammps", "neighbors"},
 }
 

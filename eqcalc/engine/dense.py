@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from eqcalc.engine.build import compile_library, header
+from eqcalc.engine.build import compile_library, header, load_library
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import SpeciesLinear, block_offsets
 from eqcalc.nn.radial import RadialNetwork
@@ -47,7 +47,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._library = ctypes.CDLL(str(path))
+        self._library = load_library(path)
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return type(self), (self._path,)

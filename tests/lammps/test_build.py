@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from parity import by_python, pair, read_dump, script, silica_like
 
+from eqcalc import cache
 from eqcalc.errors import InputError
 from eqcalc.lammps import build, doctor, plugin, run_lmp
 
@@ -43,7 +44,7 @@ def test_two_processes_build_once(tmp_path):
     folders = {out.strip() for out, _ in said}
     assert len(folders) == 1
     folder = Path(folders.pop())
-    assert sorted(p.name for p in folder.iterdir()) == [plugin.ENGINE, plugin.PLUGIN]
+    assert {p.name for p in folder.iterdir()} == {plugin.ENGINE, plugin.PLUGIN, cache.USED}
     assert "".join(err for _, err in said).count("building the LAMMPS plugin once") == 1
     assert not list(folder.parent.glob("partial-*"))
 
@@ -60,11 +61,21 @@ def test_without_compiler(tmp_path):
 
 
 def test_unwritable_cache(tmp_path):
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    out, err = start(ASK, XDG_CACHE_HOME=str(blocked)).communicate()
+    """The temporary directory takes over; without that, one sentence, and LAMMPS still starts."""
+    environment = {"XDG_CACHE_HOME": "/proc/nope", "TMPDIR": str(tmp_path)}
+    mine = tmp_path / f"eqcalc-{os.geteuid()}"
+    mine.touch()
+    out, err = start(ASK, **environment).communicate()
     assert list(Path(out.strip()).iterdir()) == []
+    assert err.count("\n") == 1
     assert "set XDG_CACHE_HOME" in err
+    mine.unlink()
+    built = build()
+    shutil.copytree(built, mine / "lammps" / built.name)
+    mine.chmod(0o700)
+    (mine / "lammps").chmod(0o700)
+    out, err = start(ASK, **environment).communicate()
+    assert (Path(out.strip()), err) == (mine / "lammps" / built.name, "")
 
 
 def test_doctor():
