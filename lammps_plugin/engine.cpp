@@ -29,6 +29,7 @@ namespace {
 
 constexpr int64_t FORMAT_VERSION = 1;
 constexpr const char *METADATA_FILE = "eqcalc.json";
+constexpr const char *DOMAIN_FILE = "eqcalc_domain.txt";
 constexpr const char *FLOAT64_PREFIX = "reference_";     // submodules that stay float64
 
 // torch's message without its stack traces
@@ -167,6 +168,8 @@ class TorchEngine final : public Engine {
   const std::vector<int> &atomic_numbers() const override { return atomic_numbers_; }
   const std::vector<int> &exchange_widths() const override { return exchange_widths_; }
   bool single() const override { return dtype_ == torch::kFloat32; }
+  const std::string &training_domain() const override { return training_domain_; }
+  const std::vector<double> &reference_energies() const override { return reference_energies_; }
 
   std::string describe() const override
   {
@@ -204,6 +207,8 @@ class TorchEngine final : public Engine {
   std::vector<torch::jit::Module> layers_;
   double cutoff_ = 0.0, deviation_ = 0.0;
   std::vector<int> atomic_numbers_, exchange_widths_;
+  std::string training_domain_;
+  std::vector<double> reference_energies_;
   std::vector<Tensor> features_;     // before each layer, own atoms and ghosts, reused; on the CPU
   Tensor rows_;                      // gradients on their way back, reused; on the CPU
 
@@ -252,7 +257,8 @@ class TorchEngine final : public Engine {
       throw EngineError("there is no readable model file " + path);
     const std::string foreign =
         path + " is not an eqcalc potential file; make one with 'eqcalc export RUN -o model.pth'";
-    std::unordered_map<std::string, std::string> extra = {{METADATA_FILE, ""}};
+    std::unordered_map<std::string, std::string> extra = {{METADATA_FILE, ""},
+                                                          {DOMAIN_FILE, ""}};
     try {
       module_ = torch::jit::load(path, device_, extra);
     } catch (const std::exception &) {
@@ -275,6 +281,9 @@ class TorchEngine final : public Engine {
         exchange_widths_.push_back(static_cast<int>(width));
       for (const auto &layer : module_.attr("layers").toModule().children())
         layers_.push_back(layer);
+      training_domain_ = extra[DOMAIN_FILE];
+      if (module_.hasattr("reference_energy"))
+        reference_energies_ = numbers(module_.attr("reference_energy").toModule(), "shift");
       set_precision();
     });
     if (layers_.size() != exchange_widths_.size() + 1)
@@ -282,6 +291,12 @@ class TorchEngine final : public Engine {
                         " layers, but " + std::to_string(exchange_widths_.size()) +
                         " widths to exchange; export the model again");
     features_.resize(layers_.size());
+  }
+
+  static std::vector<double> numbers(const torch::jit::Module &module, const char *name)
+  {
+    const Tensor t = module.attr(name).toTensor().to(torch::kCPU, torch::kFloat64).contiguous();
+    return std::vector<double>(t.data_ptr<double>(), t.data_ptr<double>() + t.numel());
   }
 
   // parameters and buffers take the precision of the calculation, those of reference_* do not
@@ -486,18 +501,14 @@ class TorchEngine final : public Engine {
       const Tensor t = stored.attr(name).toTensor().to(torch::kCPU, torch::kInt64).contiguous();
       return std::vector<int64_t>(t.data_ptr<int64_t>(), t.data_ptr<int64_t>() + t.numel());
     };
-    const auto numbers = [&](const char *name) {
-      const Tensor t = stored.attr(name).toTensor().to(torch::kCPU, torch::kFloat64).contiguous();
-      return std::vector<double>(t.data_ptr<double>(), t.data_ptr<double>() + t.numel());
-    };
     ReferenceStructure reference;
     reference.species = integers("species");
     reference.edge_src = integers("edge_src");
     reference.edge_dst = integers("edge_dst");
-    reference.edge_vec = numbers("edge_vec");
-    reference.energies = numbers("energies");
-    reference.forces = numbers("forces");
-    reference.strain = numbers("strain");
+    reference.edge_vec = numbers(stored, "edge_vec");
+    reference.energies = numbers(stored, "energies");
+    reference.forces = numbers(stored, "forces");
+    reference.strain = numbers(stored, "strain");
     deviation_ = reference.check(*this, options_.path, options_.with_exchange);
   }
 };

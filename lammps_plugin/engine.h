@@ -71,6 +71,8 @@ class Engine {
   virtual const std::vector<int> &exchange_widths() const = 0;      // columns before layer 1, 2, ...
   virtual bool single() const = 0;                                  // float network
   virtual std::string describe() const = 0;                         // for a log file
+  virtual const std::string &training_domain() const = 0;           // the file's lines, or nothing
+  virtual const std::vector<double> &reference_energies() const = 0;     // eV, of each species
 
   // energies [num_local] eV, gradient [num_edges, 3] eV/Å. Without exchange there are no ghosts.
   // Throws EngineError, or std::bad_alloc where memory is short.

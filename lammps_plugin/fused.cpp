@@ -107,6 +107,10 @@ class FusedEngine final : public Engine {
       if (key == "library") library = folder + "/" + value;
       if (key == "cutoff") cutoff_ = std::stod(value);
       if (key == "single") single_ = value == "1";
+      if (key == "references") {
+        std::istringstream energies(value);
+        for (double e; energies >> e;) reference_energies_.push_back(e);
+      }
       if (key == "numbers") {
         std::istringstream numbers(value);
         for (int z; numbers >> z;) atomic_numbers_.push_back(z);
@@ -115,6 +119,7 @@ class FusedEngine final : public Engine {
     // held until this process ends: the cache then keeps the folder
     const int used = ::open((folder + "/used").c_str(), O_RDONLY | O_CLOEXEC);
     if (used >= 0) flock(used, LOCK_SH | LOCK_NB);
+    training_domain_ = content(folder + "/domain.txt");
     void *handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);     // stays open
     if (!handle) throw EngineError(library + " cannot be loaded: " + dlerror());
     const auto find = [&](auto &function, const char *name) {
@@ -155,6 +160,8 @@ class FusedEngine final : public Engine {
   const std::vector<int> &atomic_numbers() const override { return atomic_numbers_; }
   const std::vector<int> &exchange_widths() const override { return exchange_widths_; }
   bool single() const override { return single_; }
+  const std::string &training_domain() const override { return training_domain_; }
+  const std::vector<double> &reference_energies() const override { return reference_energies_; }
 
   std::string describe() const override
   {
@@ -200,6 +207,8 @@ class FusedEngine final : public Engine {
   double cutoff_ = 0.0, deviation_ = 0.0;
   bool single_ = false;
   std::vector<int> atomic_numbers_, exchange_widths_;
+  std::string training_domain_;
+  std::vector<double> reference_energies_;
   void *network_ = nullptr;
   decltype(&eqcalc_close) close_ = nullptr;
   decltype(&eqcalc_evaluate) evaluate_ = nullptr;

@@ -47,6 +47,8 @@ static constexpr int NUM_SYMBOLS = sizeof(SYMBOLS) / sizeof(SYMBOLS[0]);
 static constexpr int ROW_OF[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2};
 static constexpr int COLUMN_OF[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
 
+static constexpr double GPA = 160.2176634;     // in eV/Å^3
+
 static constexpr const char *WITH_BONDS =
     "needs 'special_bonds lj/coul 1 1 1': with other factors LAMMPS leaves bonded neighbors out";
 
@@ -123,8 +125,8 @@ struct PairEquivariant::Exchange : eqcalc::RowExchange {
 /* ---------------------------------------------------------------------- */
 
 PairEquivariant::PairEquivariant(LAMMPS *lmp) :
-    Pair(lmp), device("cpu"), threads(0), timing(false), cutoff(0.0), energy_unit(1.0),
-    num_nodes(0), num_rows(0), graph_build(-1), num_calls(0), num_atom_calls(0.0)
+    Pair(lmp), device("cpu"), threads(0), timing(false), on_domain_exit(WARN), cutoff(0.0),
+    energy_unit(1.0), num_nodes(0), num_rows(0), graph_build(-1), num_calls(0), num_atom_calls(0.0)
 {
   single_enable = 0;
   restartinfo = 0;
@@ -170,14 +172,15 @@ void PairEquivariant::settings(int narg, char **arg)
   device = "cpu";
   threads = 0;
   timing = false;
+  on_domain_exit = WARN;
 
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string key = arg[iarg];
     if (key != "precision" && key != "engine" && key != "device" && key != "threads" &&
-        key != "timing")
+        key != "timing" && key != "domain")
       error->all(FLERR,
                  "Pair style equivariant does not know the keyword '{}'; it knows precision, "
-                 "engine, device, threads and timing",
+                 "engine, device, threads, timing and domain",
                  key);
     if (iarg + 1 == narg) error->all(FLERR, "Pair style equivariant: '{}' needs a value", key);
     const std::string value = arg[iarg + 1];
@@ -197,6 +200,11 @@ void PairEquivariant::settings(int narg, char **arg)
       threads = utils::inumeric(FLERR, value, false, lmp);
       if (threads < 1)
         error->all(FLERR, "Pair style equivariant: threads must be at least 1, not {}", threads);
+    } else if (key == "domain") {
+      if (value != "warn" && value != "stop" && value != "ignore")
+        error->all(FLERR,
+                   "Pair style equivariant: domain must be warn, stop or ignore, not '{}'", value);
+      on_domain_exit = value == "warn" ? WARN : value == "stop" ? STOP : IGNORE;
     } else {
       timing = utils::logical(FLERR, value, false, lmp) != 0;
     }
@@ -262,6 +270,12 @@ void PairEquivariant::coeff(int narg, char **arg)
   for (int i = 1; i <= ntypes; i++)
     for (int j = 1; j <= ntypes; j++)
       setflag[i][j] = (type2species[i] >= 0 && type2species[j] >= 0) ? 1 : 0;
+
+  std::vector<std::string> symbols;
+  for (int z : numbers) symbols.emplace_back(SYMBOLS[z]);
+  training = on_domain_exit == IGNORE
+      ? eqcalc::TrainingDomain("", symbols)
+      : eqcalc::TrainingDomain(model.training_domain(), symbols);
 
   // sizes of messages: the widest layer, the map of ghosts to owners, virials
 
@@ -411,6 +425,7 @@ void PairEquivariant::init_style()
   }
 
   graph_build = -1;
+  training.begin_run();
   seconds.fill(0.0);
   num_calls = 0;
   num_atom_calls = 0.0;
@@ -478,6 +493,7 @@ void PairEquivariant::evaluate()
   check_finite();
   stop_together();
   tally();
+  watch_domain();
   seconds[TALLY] += elapsed();
   num_calls++;
   num_atom_calls += static_cast<double>(graph.num_local);
@@ -596,6 +612,7 @@ void PairEquivariant::build_edges()
     species[row] = type2species[type[atom_of_row[row]]];
   if (!single_process) std::fill(row_of_atom.begin() + nlocal, row_of_atom.end(), -1);
 
+  training.begin_step();
   edge_src.clear();
   edge_dst.clear();
   edge_neighbor.clear();
@@ -607,13 +624,19 @@ void PairEquivariant::build_edges()
       problem = fmt::format("the position of atom {} is not finite ({}, {}, {}): the simulation "
                             "blew up",
                             atom->tag[i], xi, yi, zi);
+    const int species_i = static_cast<int>(species[row]);
+    const double *near_sq = training.near_sq(species_i);
+    const std::size_t edges_before = edge_src.size();
     const int *neighbors = list->firstneigh[i];
     for (int jj = 0; jj < list->numneigh[i]; jj++) {
       int j = neighbors[jj] & NEIGHMASK;
       const double dx = x[j][0] - xi, dy = x[j][1] - yi, dz = x[j][2] - zi;
       const double distance_sq = dx * dx + dy * dy + dz * dz;
       if (distance_sq >= cutoff_sq) continue;
-      if (type2species[type[j]] < 0) continue;     // none is absent: lists lack them
+      const int species_j = type2species[type[j]];
+      if (species_j < 0) continue;     // none is absent: lists lack them
+      if (distance_sq < near_sq[species_j])
+        training.note_pair(i, j, species_i, species_j, distance_sq);
       if (distance_sq == 0.0 && problem.empty())
         problem =
             fmt::format("atoms {} and {} are at the same place", atom->tag[i], atom->tag[j]);
@@ -621,13 +644,15 @@ void PairEquivariant::build_edges()
         j = owner_of_ghost[j];
       } else if (row_of_atom[j] < 0) {     // a ghost met for the first time
         row_of_atom[j] = static_cast<int>(species.size());
-        species.push_back(type2species[type[j]]);
+        species.push_back(species_j);
       }
       edge_src.push_back(row_of_atom[j]);
       edge_dst.push_back(static_cast<int64_t>(row));
       edge_neighbor.push_back(j);
       edge_vec.insert(edge_vec.end(), {dx, dy, dz});
     }
+    if (training.known())
+      training.note_count(i, species_i, static_cast<int>(edge_src.size() - edges_before));
   }
   num_nodes = num_rows = static_cast<bigint>(species.size());
   if (!single_process) number_ghosts();
@@ -742,6 +767,100 @@ void PairEquivariant::tally()
         for (int c = 0; c < 9; c++) cvatom[i][c] += w[c];
     }
   }
+}
+
+/* ----------------------------------------------------------------------
+   Say once per run and quantity that the structure is outside of the training: distances and
+   neighbors at every step, what has to be summed over processes where LAMMPS asks for it anyway
+------------------------------------------------------------------------- */
+
+void PairEquivariant::watch_domain()
+{
+  using eqcalc::TrainingDomain;
+  if (!training.known()) return;
+  const auto symbol = [this](int i) { return SYMBOLS[engine->atomic_numbers()[species_of(i)]]; };
+
+  constexpr TrainingDomain::Quantity LOCAL[] = {TrainingDomain::DISTANCE,
+                                                TrainingDomain::NEIGHBORS};
+  struct {
+    double severity;
+    int process;
+  } mine[2], worst[2];
+  for (int k = 0; k < 2; k++) mine[k] = {training.place(LOCAL[k]).severity, comm->me};
+  MPI_Allreduce(mine, worst, 2, MPI_DOUBLE_INT, MPI_MINLOC, world);
+  for (int k = 0; k < 2; k++) {
+    if (worst[k].severity >= 0.0) continue;
+    std::string sentence;
+    if (worst[k].process == comm->me) {
+      const auto &place = training.place(LOCAL[k]);
+      const int i = place.i, j = place.j;
+      if (LOCAL[k] == TrainingDomain::DISTANCE) {
+        const double limit = training.shortest(species_of(i), species_of(j));
+        sentence = fmt::format("atoms {} and {} ({}-{}) are {:.3f} Å apart ({})", atom->tag[i],
+                               atom->tag[j], symbol(i), symbol(j), place.figure,
+                               std::isinf(limit)
+                                   ? "training: they never met"
+                                   : fmt::format("limit of the training: {:.3f} Å", limit));
+      } else {
+        const auto &range = training.neighbors(species_of(i));
+        sentence = fmt::format("atom {} ({}) has {:g} neighbors (limits of the training: {:g} to "
+                               "{:g})",
+                               atom->tag[i], symbol(i), place.figure, range.low, range.high);
+      }
+    }
+    leave_domain(LOCAL[k], from_first(sentence, worst[k].process, world));
+  }
+
+  if (!eflag_global && !vflag_global) return;
+  enum { ATOMS, EXCESS, TRACE, NSUMS };
+  std::array<double, NSUMS> own = {}, sums;
+  own[ATOMS] = static_cast<double>(atom_of_row.size());
+  const auto &references = engine->reference_energies();
+  if (eflag_global) own[EXCESS] = eng_vdwl / energy_unit;
+  for (int i : atom_of_row)
+    own[EXCESS] -= references.empty() ? 0.0 : references[species_of(i)];
+  own[TRACE] = (virial[0] + virial[1] + virial[2]) / energy_unit;
+  MPI_Allreduce(own.data(), sums.data(), NSUMS, MPI_DOUBLE, MPI_SUM, world);
+  if (sums[ATOMS] == 0.0) return;
+  if (eflag_global && !references.empty())
+    watch_range(TrainingDomain::ENERGY, "energy above the reference energies", "eV/atom",
+                sums[EXCESS] / sums[ATOMS]);
+
+  // of the whole box, where all of its atoms are this style's
+
+  if (domain->dimension != 3 || !domain->xperiodic || !domain->yperiodic || !domain->zperiodic ||
+      sums[ATOMS] != static_cast<double>(atom->natoms))
+    return;
+  const double volume = domain->xprd * domain->yprd * domain->zprd;
+  watch_range(TrainingDomain::DENSITY, "density", "atoms/Å^3", sums[ATOMS] / volume);
+  if (vflag_global)
+    watch_range(TrainingDomain::PRESSURE, "pressure", "GPa", GPA * sums[TRACE] / (3.0 * volume));
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::watch_range(eqcalc::TrainingDomain::Quantity quantity, const char *name,
+                                  const char *unit, double value)
+{
+  const auto &range = training.range(quantity);
+  if (training.watches(quantity) && !range.contains(value))
+    leave_domain(quantity, fmt::format("the {} is {:.4g} {} (limits of the training: {:.4g} to "
+                                       "{:.4g})",
+                                       name, value, unit, range.low, range.high));
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::leave_domain(eqcalc::TrainingDomain::Quantity quantity,
+                                   const std::string &sentence)
+{
+  training.told(quantity);
+  const std::string text =
+      fmt::format("Pair style equivariant: outside of the potential's training, {}: forces and "
+                  "energies there are extrapolations that nothing vouches for",
+                  sentence);
+  if (on_domain_exit == STOP) error->all(FLERR, "{}", text);
+  if (comm->me == 0) error->warning(FLERR, "{}", text);
 }
 
 /* ----------------------------------------------------------------------

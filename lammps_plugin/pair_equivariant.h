@@ -7,7 +7,9 @@
 #ifndef LMP_PAIR_EQUIVARIANT_H
 #define LMP_PAIR_EQUIVARIANT_H
 
+#include "atom.h"
 #include "pair.h"
+#include "training_domain.h"
 
 #include <array>
 #include <memory>
@@ -23,6 +25,7 @@ namespace LAMMPS_NS {
 
 // pair_style equivariant [precision single|double] [engine fused|exact|torch]
 //                        [device cpu|cuda|cuda:N|auto] [threads N] [timing yes|no]
+//                        [domain warn|stop|ignore]
 // pair_coeff * * model.pth El1 El2 ...      one element, or NULL, for each atom type
 
 class PairEquivariant : public Pair {
@@ -51,10 +54,12 @@ class PairEquivariant : public Pair {
   std::string precision, device, engine_name;
   int threads;
   bool timing;
+  enum OnDomainExit { WARN, STOP, IGNORE } on_domain_exit;
 
   std::vector<int> type2species;     // [ntypes + 1], -1 for NULL
   double cutoff;                     // Å
   double energy_unit;                // eV in the units of the run
+  eqcalc::TrainingDomain training;
   std::string problem;               // found by this process; all stop together
 
   // The graph. Rows: own atoms in the order of the neighbor list, then ghosts (several processes
@@ -93,6 +98,7 @@ class PairEquivariant : public Pair {
   void open_engine(eqcalc::EngineOptions &);
   std::string open_fused(eqcalc::EngineOptions, const std::string &);
   void evaluate();
+  int species_of(int i) const { return type2species[atom->type[i]]; }
   int absent_groups() const;
   void check_bonds();
   void number_rows();
@@ -100,6 +106,9 @@ class PairEquivariant : public Pair {
   void number_ghosts();
   void check_finite();
   void tally();
+  void watch_domain();
+  void watch_range(eqcalc::TrainingDomain::Quantity, const char *, const char *, double);
+  void leave_domain(eqcalc::TrainingDomain::Quantity, const std::string &);
   void forward(const Payload &);
   void reverse(const Payload &);
 };

@@ -6,8 +6,10 @@ prints `ready FOLDER`, `unavailable SENTENCE` or `error SENTENCE`. The folder, i
 holds
 
     kernel.so      the library
-    engine.txt     library (kernel.so), cutoff (Å), single (0 or 1), numbers (Z of each species)
+    engine.txt     library (kernel.so), cutoff (Å), single (0 or 1), numbers (Z of each species),
+                   references (their energies, eV)
     network.bin    for eqcalc_open
+    domain.txt     limits of the training domain, if the file has them
     reference.bin  the reference structure, int64 and float64: counts of atoms and edges, species,
                    edge_src, edge_dst, edge_vec, energies, forces, strain
 
@@ -21,6 +23,7 @@ import os
 import shutil
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 from eqcalc import cache
@@ -40,6 +43,13 @@ def _key(model: Path, precision: str, radial: str) -> str:
 
 def _whole(folder: Path) -> bool:
     return (folder / "engine.txt").is_file() and (folder / LIBRARY).is_file()
+
+
+def _extra_file(model: Path, name: str) -> str:
+    """The text of a file beside the network in the export; empty if it has none."""
+    with zipfile.ZipFile(model) as archive:
+        found = [n for n in archive.namelist() if n.endswith(f"extra/{name}")]
+        return archive.read(found[0]).decode() if found else ""
 
 
 def _write(folder: Path, model: Path, precision: str, radial: str) -> None:
@@ -71,7 +81,9 @@ def _write(folder: Path, model: Path, precision: str, radial: str) -> None:
         f"cutoff {potential.cutoff!r}",
         f"single {int(dtype == torch.float32)}",
         "numbers " + " ".join(map(str, potential.atomic_numbers)),
+        "references " + " ".join(map(repr, potential.module.reference_energy.shift.tolist())),
     ]
+    (folder / "domain.txt").write_text(_extra_file(model, "eqcalc_domain.txt"), encoding="utf-8")
     (folder / "engine.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
