@@ -235,6 +235,9 @@ def evaluate(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
     engine: Annotated[str, typer.Option(help="auto, fused, exact or torch.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if there is one.")
+    ] = "cpu",
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",
@@ -272,9 +275,9 @@ def evaluate(
                 "--predictions and with the labels that it was packed with: leave the other "
                 "options out."
             )
-        result = ev.evaluate_store(members[0], frames[0], dtype=dtype)
+        result = ev.evaluate_store(members[0], frames[0], dtype=dtype, device=device)
     else:
-        calculator = EquivariantCalculator(members, dtype=dtype, engine=engine)
+        calculator = EquivariantCalculator(members, dtype=dtype, engine=engine, device=device)
         labelled = read_frames(frames, **keys, pulay_pressure=pulay_pressure)
         for frame in labelled:
             try:

@@ -91,7 +91,7 @@ def features(
     columns, at = [], 0
     for mul, ir in irreps:
         block = x[:, at : at + mul * ir.dim].reshape(n, ir.dim, mul)
-        columns.append(block.transpose(1, 2).reshape(n, -1))
+        columns.append(block.transpose(1, 2).reshape(n, mul * ir.dim))
         at += mul * ir.dim
     return torch.cat(columns, dim=1).cpu().numpy()
 

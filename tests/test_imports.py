@@ -31,7 +31,7 @@ ALLOWED = {
     "data": {"derivatives", "errors", "graph", "neighbors"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "graph", "models", "nn"),
-        "sampling",
+        *("runtime", "sampling"),
     },
     "network": {"derivatives", "errors", "export", "neighbors", "structure"},
     "calculator": {

@@ -14,6 +14,7 @@ import torch
 from ase.data import chemical_symbols
 
 from eqcalc.models.base import Potential
+from eqcalc.runtime import choose_device
 from eqcalc.training.distributed import World, loader
 from eqcalc.training.loss import Loss, component_weights, residuals
 from eqcalc.training.optimizers import LearningRate, make_optimizer, switch
@@ -77,8 +78,7 @@ def _network(prepared: Prepared) -> Iterator[tuple[str, str]]:
 
 def _cost(prepared: Prepared) -> Iterator[tuple[str, str]]:
     options = prepared.config.training
-    on_gpu = options.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = choose_device(options.device)
     model = ready(prepared.model.to(device), options)
     before = _peak_memory(device)
     step, validation = _timings(model, prepared, device)

@@ -62,7 +62,11 @@ def evaluate(model: torch.nn.Module, frames: GraphDataset, batch_size: int = 4) 
 
 
 def evaluate_store(
-    model: str | os.PathLike, store: str | os.PathLike, *, dtype: str | None = None
+    model: str | os.PathLike,
+    store: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
 ) -> Evaluation:
     """Errors of a potential file on the frames of a store, read a few at a time.
 
@@ -70,7 +74,7 @@ def evaluate_store(
         InputError: as in `load` and `PackedDataset`: no potential, no store, another cutoff, an
             element that the potential does not know.
     """
-    potential = load(model, dtype=dtype)
+    potential = load(model, dtype=dtype, device=device)
     frames = PackedDataset(store, potential.atomic_numbers, potential.cutoff)
     return evaluate(potential.module, frames)
 

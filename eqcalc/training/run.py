@@ -23,6 +23,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from eqcalc import export
 from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError, Interrupted
+from eqcalc.runtime import choose_device
 from eqcalc.training.callbacks import (
     Checkpoints,
     EarlyStop,
@@ -121,7 +122,7 @@ def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
     model = ready(prepared.model, options)
     task = PotentialTask(model, options, list(prepared.val), world, prepared.undecayed)
     trainer = lightning.Trainer(
-        accelerator=options.device,
+        accelerator=choose_device(options.device).type,
         max_epochs=options.epochs,
         callbacks=callbacks(out, options, quiet=quiet),
         logger=False,
@@ -198,7 +199,12 @@ def kept_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def surroundings(options: TrainingConfig) -> Iterator[None]:
-    """Threads, memory, and a trainer that keeps to itself what users need not know."""
+    """Threads, memory, and a trainer that keeps to itself what users need not know.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    choose_device(options.device)
     threads = torch.get_num_threads()
     if options.threads:
         torch.set_num_threads(options.threads)
