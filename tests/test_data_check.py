@@ -5,6 +5,7 @@ import json
 import re
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from typer.testing import CliRunner
 from eqcalc.cli import app
 from eqcalc.data.check import check
 from eqcalc.data.check_labels import energy_step
+from eqcalc.data.check_magnitude import frame_row, magnitude
 from eqcalc.data.check_physics import force_test, strain_test
-from eqcalc.data.frames import read_frames
+from eqcalc.data.frames import Frame, read_frames
 from eqcalc.errors import InputError
 
 DATA = Path(__file__).parent / "data"
@@ -164,6 +166,90 @@ def test_a_constant_pressure_is_noticed(tmp_path, healthy):
     assert not found(survey(tmp_path, healthy), "warning", "pressure")
 
 
+@pytest.fixture(scope="module")
+def one_cell() -> list[Atoms]:
+    """Snapshots of hot copper in one cell: no energy differences tell what its stresses are."""
+    rng = np.random.default_rng(8)
+    images = []
+    for _ in range(6):
+        atoms = bulk("Cu", cubic=True, a=3.65) * (2, 2, 1)
+        atoms.positions += rng.normal(scale=0.12, size=(16, 3))
+        images.append(labelled(atoms, "snapshots"))
+    return images
+
+
+UNITS = {
+    "They look like GPa": lambda s, _: s / GPa,
+    "They look like kbar": lambda s, _: -10.0 * s[[0, 1, 2, 5, 3, 4]] / GPa,
+    "the virial in eV": lambda s, volume: -s * volume,
+}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("pbc", ["TTT", "TTF"])
+@pytest.mark.parametrize("forces", [True, False])
+def test_stresses_in_one_cell(tmp_path, one_cell, unit, pbc, forces):
+    """In crystals and in slabs, with forces and without."""
+    healthy, spoilt = copies(one_cell), copies(one_cell)
+    for atoms in (*healthy, *spoilt):
+        atoms.pbc = [letter == "T" for letter in pbc]
+        if not forces:
+            del atoms.calc.results["forces"]
+    for atoms in spoilt:
+        change = UNITS[unit]
+        atoms.calc.results["stress"] = change(atoms.calc.results["stress"], atoms.get_volume())
+    assert not found(survey(tmp_path, healthy), "error", "magnitude")
+    result = survey(tmp_path, spoilt)
+    (finding,) = found(result, "error", "magnitude")
+    assert unit in finding.sentence
+    assert not result.passed
+
+
+@pytest.mark.parametrize(
+    ("name", "structure", "lattice", "pressure"),
+    [
+        ("Fe", "hcp", 2.23, 360.0),  # the Earth's centre, 7.0 Å^3 per atom
+        ("C", "diamond", 2.95, 1000.0),  # 3.2 Å^3
+        ("W", "bcc", 2.70, 1000.0),  # 9.8 Å^3
+        ("Cu", "fcc", 3.62, -25.0),  # ideal strength
+        ("C", "diamond", 3.9, -90.0),
+    ],
+)
+def test_high_pressures_are_no_errors(name, structure, lattice, pressure):
+    atoms = bulk(name, structure, a=lattice)
+    stress = -pressure * GPa * np.eye(3)
+    frames = [Frame(atoms, 0.0, np.zeros((len(atoms), 3)), stress, "all", "a, frame 0")]
+    assert magnitude(map(frame_row, frames)) == []
+    (finding,) = magnitude(frame_row(replace(f, stress=10.0 * stress / GPa)) for f in frames)
+    assert "in the only frame" in finding.sentence
+
+
+def test_stresses_in_another_unit_stop_packing_and_training(tmp_path, one_cell):
+    from eqcalc.data import store
+    from eqcalc.training.config import from_dict
+    from eqcalc.training.prepare import prepare
+
+    def begin(path, **training):
+        model = {"num_layers": 1, "l_max": 1, "num_channels": [4, 2]}
+        data = {"train": [str(path)], "stress_key": training.pop("stress_key", "stress")}
+        prepare(from_dict({"data": data, "model": model, "training": training}))
+
+    write(tmp_path / "a.xyz", scaled(one_cell, "stress", 1 / GPa))
+    with pytest.raises(InputError, match="They look like GPa"):
+        store.pack(tmp_path / "a.xyz", tmp_path / "a.eqdata", 5.0)
+    assert not (tmp_path / "a.eqdata").exists()
+    with pytest.raises(InputError, match="They look like GPa"):
+        begin(tmp_path / "a.xyz")
+    with pytest.warns(UserWarning, match="They look like GPa"):
+        begin(tmp_path / "a.xyz", stress_weight=0.0)
+    begin(tmp_path / "a.xyz", stress_key="")
+    with pytest.MonkeyPatch.context() as patched:  # an older version packed them
+        patched.setattr(store, "magnitude", lambda _: [])
+        store.pack(tmp_path / "a.xyz", tmp_path / "a.eqdata", 5.0)
+    with pytest.raises(InputError, match="too large for eV/Å"):
+        begin(tmp_path / "a.eqdata")
+
+
 def test_training_begins_with_a_warning(tmp_path, healthy):
     from eqcalc.training.config import from_dict
     from eqcalc.training.prepare import prepare
@@ -183,18 +269,22 @@ def test_training_begins_with_a_warning(tmp_path, healthy):
     def spoilt(stress):
         return stress + np.array([3, 3, 3, 0, 0, 0]) * GPa
 
-    for measured in ({}, {"pulay_pressure": "measured"}):
-        truth, messages = prepared(lambda stress: stress, **measured)
-        assert messages == []
+    truth, messages = prepared(lambda stress: stress)
+    assert messages == []
+    _, (message,) = prepared(lambda stress: stress, pulay_pressure="measured")
+    assert re.search(
+        r"the stresses lack [-+]0\.\d+ GPa .* over \d+ pairs .* nothing is add", message
+    )
     for change, sentence in (
         (lambda stress: -stress, "the stress has the wrong sign"),
-        (lambda stress: stress / GPa, "the stress is in GPa"),
         (spoilt, "no model can fit both"),
     ):
         _, (message,) = prepared(change)
         assert sentence in message
+    with pytest.raises(InputError, match="They look like GPa"):
+        prepared(lambda stress: stress / GPa)
     made, (message,) = prepared(spoilt, pulay_pressure="measured")
-    assert "it is added" in message
+    assert re.search(r"over \d+ pairs of strained frames; it is added", message)
     pressure = made.setup["pulay_pressure"]
     assert f"{pressure:+g} GPa" in message
     assert pressure == pytest.approx(3.0, abs=0.15)
@@ -376,7 +466,8 @@ def test_real_data():
     both = check([DATA / "acac.xyz", DATA / "acac_isolated_atoms.xyz"])
     assert not found(both, "warning", "outlier")
     free = check([DATA / "acac_isolated_atoms.xyz"])
-    assert "data.isolated_atoms" in found(free, "note", "lone_atoms")[0].sentence
+    assert [f.check for f in free.findings] == ["isolated_atoms"]
+    assert "reference energies, no training frames: H -13.5684" in free.findings[0].sentence
 
 
 def test_command(tmp_path, healthy):

@@ -3,11 +3,15 @@
 import json
 
 import pytest
+import torch
+from ase import Atoms
 from ase.io import read, write
 from runs import MODEL, write_frames
 from typer.testing import CliRunner
 
 from eqcalc.cli import app
+from eqcalc.data.check import check
+from eqcalc.data.store import pack
 from eqcalc.errors import InputError
 from eqcalc.training.config import from_dict
 from eqcalc.training.prepare import prepare
@@ -68,3 +72,96 @@ def test_labels_that_are_not_read_are_named(tmp_path):
         prepared(path)
     with pytest.raises(InputError, match=r"No frame has stress under the key 'dft_stress'"):
         prepared(path, stress_key="dft_stress", forces_key="force")
+
+
+def atom(symbol: str, energy: float, config_type="IsolatedAtom") -> Atoms:
+    """Alone in a box, as files for GAP and MACE have it."""
+    one = Atoms(symbol, cell=[15.0, 15.0, 15.0])
+    one.info.update(energy=energy, config_type=config_type)
+    return one
+
+
+@pytest.fixture
+def with_atoms(tmp_path):
+    """Writes molecules of Li and H with these frames in front, and returns the file."""
+    molecules = read(write_frames(tmp_path / "m.xyz", 8), ":")
+
+    def write_file(*atoms, name="a.xyz"):
+        write(tmp_path / name, [*atoms, *molecules], format="extxyz")
+        return tmp_path / name
+
+    return write_file
+
+
+@pytest.mark.parametrize("name", ["IsolatedAtom", "isolatedatom", "ISOLATED_ATOM"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_isolated_atoms_are_reference_energies(with_atoms, tmp_path, name, packed):
+    path = with_atoms(atom("Li", -0.5, name), atom("H", -12.25, name))
+    plain = prepared(tmp_path / "m.xyz", reference_energies={"Li": -0.5, "H": -12.25})
+    if packed:
+        pack(path, tmp_path / "a.eqdata", 4.0)
+        path = tmp_path / "a.eqdata"
+    sentence = (
+        r"reference energies, no training frames: (Li -0\.5 eV \(a\.xyz, frame 0\), "
+        r"H -12\.25 eV \(a\.xyz, frame 1\))\."
+    )
+    with pytest.warns(UserWarning, match=sentence):
+        made = prepared(path)
+    for key in ("atomic_numbers", "reference_energies", "train_frames", "val_frames"):
+        assert made.setup[key] == plain.setup[key]
+    assert made.setup["reference_energies"] == [-12.25, -0.5]
+    assert set(made.train.config_types()) == {"molecule"}
+    for n in range(len(plain.train)):
+        assert torch.equal(made.train[n].energy, plain.train[n].energy)
+
+
+def test_isolated_atoms_of_validation_files_count_too(with_atoms, tmp_path):
+    val = with_atoms(atom("Li", -0.5), name="v.xyz")
+    with pytest.warns(UserWarning, match=r"training frames: Li -0\.5 eV \(v\.xyz, frame 0\)"):
+        made = prepared(tmp_path / "m.xyz", val=[str(val)])
+    assert made.setup["val_frames"] == 8
+    assert made.setup["reference_energies"][1] == -0.5
+
+
+def test_energies_of_one_isolated_atom_have_an_order(with_atoms, tmp_path):
+    """data.reference_energies, data.isolated_atoms, frames called IsolatedAtom."""
+    path = with_atoms(atom("Li", -0.5), atom("H", -12.25))
+    write(tmp_path / "i.xyz", [atom("Li", -0.6, "any"), atom("H", -12.25, "any")])
+    isolated = {"isolated_atoms": str(tmp_path / "i.xyz")}
+    with pytest.warns(UserWarning, match=r"data\.isolated_atoms has -0\.6 eV and comes first"):
+        made = prepared(path, **isolated)
+    assert made.setup["reference_energies"] == [-12.25, -0.6]
+    given = {"reference_energies": {"Li": -0.7}}
+    with pytest.warns(UserWarning, match=r"data\.reference_energies has -0\.7 eV and comes first"):
+        made = prepared(path, **isolated, **given)
+    assert made.setup["reference_energies"] == [-12.25, -0.7]
+    twice = with_atoms(atom("Li", -0.5), atom("Li", -0.9))
+    with pytest.raises(InputError, match=r"Two energies of an isolated atom of Li: -0\.5 eV in"):
+        prepared(twice)
+    molecule = read(tmp_path / "m.xyz", 0)
+    molecule.info["config_type"] = "IsolatedAtom"
+    with pytest.raises(InputError, match="has the config_type IsolatedAtom and 4 atoms"):
+        prepared(with_atoms(molecule))
+
+
+def test_free_atoms_of_another_name_are_pointed_at(with_atoms):
+    path = with_atoms(*[atom("Li", -0.5, "molecule")] * 8)
+    with pytest.warns(UserWarning, match=r"one free atom \(first a\.xyz.*data\.isolated_atoms"):
+        prepared(path)
+    result = check([path])
+    (finding,) = [f for f in result.findings if f.check == "lone_atoms"]
+    assert finding.level == "warning"
+    assert "data.isolated_atoms" in finding.sentence
+
+
+def test_the_file_of_isolated_atoms_needs_no_forces(tmp_path):
+    """Labels of the frames may have names of their own."""
+    names = {"energy": "REF_energy", "forces": "REF_forces"}
+    path = renamed(write_frames(tmp_path / "m.xyz", 8), tmp_path / "a.xyz", **names)
+    atoms = [atom("Li", -0.5), atom("H", -12.25)]
+    for one in atoms:
+        one.info["REF_energy"] = one.info.pop("energy")
+    write(tmp_path / "i.xyz", atoms)
+    keys = {f"{label}_key": name for label, name in names.items()}
+    made = prepared(path, isolated_atoms=str(tmp_path / "i.xyz"), **keys)
+    assert made.setup["reference_energies"] == [-12.25, -0.5]

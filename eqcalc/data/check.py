@@ -16,13 +16,16 @@ from ase.data import chemical_symbols
 from eqcalc.data import check_geometry, check_labels
 from eqcalc.data.check_copies import Twins, copies, find_twins
 from eqcalc.data.check_geometry import Geometry, measure
+from eqcalc.data.check_magnitude import frame_row, magnitude
 from eqcalc.data.check_physics import Slope, physical_tests
 from eqcalc.data.check_units import component_order, judge
 from eqcalc.data.findings import LEVELS, Finding, count, sources, such_as
 from eqcalc.data.frames import Frame, iter_images, make_frame
+from eqcalc.data.isolated import chosen_atoms, named_atoms
 from eqcalc.data.labels import LabelKeys, Labels, check_keys, read_labels, without_energy
 from eqcalc.data.spellings import LabelSurvey
 from eqcalc.data.statistics import gather, left_over
+from eqcalc.data.tables import FrameList
 from eqcalc.errors import InputError
 from eqcalc.neighbors import check_structure
 
@@ -195,6 +198,17 @@ def _labels(atoms: Atoms, source: str, keys: LabelKeys) -> Labels:
     return read_labels(atoms, source, keys)
 
 
+def _apart(frames: list[Frame]) -> tuple[list[Frame], list[Finding]]:
+    """Frames without those that are called isolated atoms, and what is to be said of these."""
+    try:
+        atoms, others = named_atoms(FrameList(frames))
+        _, sentence = chosen_atoms(atoms, [], {})
+    except InputError as error:
+        return frames, [Finding("error", "isolated_atoms", str(error))]
+    findings = [Finding("note", "isolated_atoms", sentence, sources(atoms))] if atoms else []
+    return [frames[n] for n in others], findings
+
+
 def new_elements(train: Sequence[Frame], test: Sequence[Frame]) -> list[Finding]:
     """Elements of test frames that a model trained on the others will not know."""
     known = {z for f in train for z in f.atoms.numbers.tolist()}
@@ -224,9 +238,13 @@ def check(
     if not cutoff > 0.0:
         raise InputError(f"The cutoff is {cutoff} Å: it must be positive.")
     frames, findings = read_leniently(train, **keys)
+    frames, more = _apart(frames)
+    findings += more
     num_train = len(frames)
     if test:
         held_out, more = read_leniently(test, **keys)
+        findings += more
+        held_out, more = _apart(held_out)
         frames, findings = frames + held_out, findings + more
     shapes = [measure(frame, cutoff) for frame in frames]
     twins = find_twins(frames, shapes, cutoff, num_train)
@@ -251,6 +269,8 @@ def check(
     for label, slope in tests.items():
         findings += judge(slope, frames, label)
     findings += component_order(tests["stress"], frames)
+    if all((f.level, f.check) != ("error", "stress") for f in findings):  # that says more
+        findings += magnitude(frame_row(frame) for frame in frames)
     if frames:
         findings += copies(frames, num_train, twins)
         findings += check_geometry.overlaps(frames, shapes)

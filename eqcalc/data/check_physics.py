@@ -34,6 +34,9 @@ TOLERANCE, ROUGH = 1.25, 2.0
 #: pairs without more work (eV) say nothing; constant pressures (GPa) that deserve a warning
 LEAST_WORK, PULAY = 5e-5, 0.5
 
+#: pairs from which a pressure is measured
+FEWEST_PAIRS = 6
+
 #: eV/Å^3
 GPA = 0.00624151
 
@@ -66,13 +69,18 @@ class Slope:
         """Units and sign are right as far as can be told."""
         return bool(1 / self.tolerance < self.slope < self.tolerance)
 
+    @property
+    def tells_pressure(self) -> bool:
+        """Whether a pressure can be told from a slope: enough pairs, of different volumes."""
+        return len(self.work) >= FEWEST_PAIRS and float(np.ptp(self.swelling)) >= 1e-6
+
     def with_pressure(self) -> tuple[float, float]:
         """Slope if all stresses lack one and the same pressure, and that pressure (GPa).
 
         Least squares of energy = slope * work - pressure * swelling; the slope as it is, and 0,
         where there are too few pairs to tell.
         """
-        if len(self.work) < 6 or np.ptp(self.swelling) < 1e-6:
+        if not self.tells_pressure:
             return self.slope, 0.0
         scale = (_weights(self.work) / np.maximum(np.abs(self.work), LEAST_WORK))[:, None]
         matrix = np.column_stack([self.work, -self.swelling]) * scale

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from eqcalc.data.check_physics import (
+    FEWEST_PAIRS,
     GPA,
+    PULAY,
     TOLERANCE,
     Slope,
     physical_tests,
@@ -161,9 +163,35 @@ def contradictions(frames: Sequence[Frame], limit: int = 1000) -> list[str]:
     return [f.sentence for f in findings if f.level == "error" or f.check == "pressure"]
 
 
-def missing_pressure(frames: Sequence[Frame], limit: int = 1000) -> float:
-    """GPa that the stresses lack beside the energies, 0 where that is not what is wrong."""
-    return physical_tests(_spread(frames, limit))["stress"].missing_pressure
+def measured_pressure(frames: Sequence[Frame], limit: int = 1000) -> tuple[float, str]:
+    """GPa that the stresses lack beside the energies, 0 where that is not what is wrong.
+
+    The second result is a sentence that says what was measured, and on what.
+    """
+    test = physical_tests(_spread(frames, limit))["stress"]
+    about = 'data.pulay_pressure = "measured": '
+    over = f"over {len(test.work)} pairs of strained frames"
+    if not test.tells_pressure:
+        return 0.0, (
+            f"{about}nothing can be measured {over}, since at least {FEWEST_PAIRS} that differ in "
+            "volume are needed; nothing is added."
+        )
+    slope, pressure = test.with_pressure()
+    missing = round(test.missing_pressure, 2)
+    if missing:
+        return missing, (
+            f"{about}the stresses lack a pressure of {missing:+g} GPa beside the energies {over}; "
+            "it is added."
+        )
+    if 1 / TOLERANCE < slope < TOLERANCE:
+        return 0.0, (
+            f"{about}the stresses lack {pressure:+.2g} GPa beside the energies {over}, no more "
+            f"than {PULAY:g} GPa; nothing is added."
+        )
+    return 0.0, (
+        f"{about}energies change by {slope:.3g} times the work of the stress instead of once, "
+        f"{over}, which no pressure mends; nothing is added. 'eqcalc data check' says more."
+    )
 
 
 def _spread(frames: Sequence[Frame], limit: int) -> Sequence[Frame]:

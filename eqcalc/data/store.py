@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
+from eqcalc.data.check_magnitude import StressRow, frame_row, magnitude
 from eqcalc.data.columns import ColumnWriter
 from eqcalc.data.dataset import frame_to_batch
 from eqcalc.data.frames import Frame, FrameHash, iter_frames
@@ -35,6 +36,9 @@ from eqcalc.errors import InputError
 
 FORMAT = "eqcalc data store"
 VERSION = 1
+
+#: frames whose stresses are judged together
+MOST_ROWS = 20_000
 
 #: name -> (type, shape of one row); the length follows from the header
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -87,7 +91,8 @@ def pack(
         keys: see LabelKeys.
 
     Raises:
-        InputError: as for `read_frames`; a bad name or cutoff; no room on the disk.
+        InputError: as for `read_frames`; a bad name or cutoff; stresses that cannot be in eV/Å^3;
+            no room on the disk.
     """
     output = Path(output)
     if output.suffix != ".eqdata":
@@ -117,6 +122,8 @@ def _write(frames: Iterator[Frame], folder: Path, cutoff: float, keys: LabelKeys
         for name, (dtype, shape) in COLUMNS.items()
     }
     digest = FrameHash()
+    rows: list[StressRow | None] = []
+    stride = 1
     groups: dict[str, int] = {}
     files: dict[str, int] = {}
     elements: set[int] = set()
@@ -129,8 +136,12 @@ def _write(frames: Iterator[Frame], folder: Path, cutoff: float, keys: LabelKeys
             item = frame_to_batch(frame, every_element, cutoff, count)
             graph = item.graph
             file, _, number = frame.source.rpartition(", frame ")
+            if count % stride == 0:
+                rows.append(frame_row(frame))
+                if len(rows) > MOST_ROWS:  # every second one is enough from now on
+                    rows, stride = rows[::2], 2 * stride
             count, atoms, edges = count + 1, atoms + graph.num_atoms, edges + graph.num_edges
-            rows = {
+            values = {
                 "first_atom": [atoms],
                 "first_edge": [edges],
                 "energy": item.energy,
@@ -147,13 +158,15 @@ def _write(frames: Iterator[Frame], folder: Path, cutoff: float, keys: LabelKeys
                 "pair": graph.pair,
                 "edge_vec": graph.edge_vec,
             }
-            for name, values in rows.items():
-                columns[name].append(values)
+            for name, column in columns.items():
+                column.append(values[name])
             elements.update(frame.atoms.numbers.tolist())
             digest.add(frame)
     finally:
         for column in columns.values():
             column.close()
+    for finding in magnitude(rows):
+        raise InputError(finding.sentence)
     header = {
         "format": FORMAT,
         "version": VERSION,

@@ -13,10 +13,12 @@ from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
 
 from eqcalc.contract import set_precision
-from eqcalc.data.check_units import contradictions, missing_pressure
+from eqcalc.data.check_magnitude import frame_row, magnitude, store_rows
+from eqcalc.data.check_units import contradictions, measured_pressure
 from eqcalc.data.cohesive import isolated_energies
 from eqcalc.data.dataset import Batch, FrameDataset, GraphDataset, split_indices
 from eqcalc.data.frames import Frame, read_frames
+from eqcalc.data.isolated import chosen_atoms, named_atoms
 from eqcalc.data.labels import LabelKeys, add_pressure, asked_by_name
 from eqcalc.data.packed import PackedDataset
 from eqcalc.data.statistics import Statistics, gather, statistics_of, suspicious
@@ -125,11 +127,23 @@ def _load(paths: list[str], option: str, config: Config, pressure: float) -> Unp
 
 
 class Loaded(NamedTuple):
-    """Training frames, validation frames by name of the set, and GPa added to all stresses."""
+    """Training frames, validation frames by name of the set, and GPa added to all stresses.
+
+    isolated: the frames among them that are called isolated atoms, which are neither.
+    """
 
     train: Unprepared
     val: dict[str, Unprepared]
     pressure: float
+    isolated: list[Frame]
+
+
+def _apart(frames: Unprepared, option: str) -> tuple[Unprepared, list[Frame]]:
+    """Frames without those that are called isolated atoms, and these."""
+    atoms, others = named_atoms(frames)
+    if not others:
+        raise InputError(f"{option} has isolated atoms only: name frames of something larger.")
+    return (frames.subset(others) if atoms else frames), atoms
 
 
 def load_frames(config: Config) -> Loaded:
@@ -142,27 +156,27 @@ def load_frames(config: Config) -> Loaded:
     else:
         pressure = float(data.pulay_pressure)
         frames = _load(data.train, "data.train", config, pressure)
-    if isinstance(data.val, dict):
-        val = {k: _load(v, f"data.val.{k}", config, pressure) for k, v in data.val.items()}
-        return Loaded(frames, val, pressure)
+    frames, isolated = _apart(frames, "data.train")
     if data.val:
-        val = {UNNAMED: _load(data.val, "data.val", config, pressure)}
-        return Loaded(frames, val, pressure)
+        named = data.val if isinstance(data.val, dict) else {UNNAMED: data.val}
+        val = {}
+        for name, paths in named.items():
+            option = f"data.val.{name}" if isinstance(data.val, dict) else "data.val"
+            val[name], more = _apart(_load(paths, option, config, pressure), option)
+            isolated += more
+        return Loaded(frames, val, pressure, isolated)
     seed = config.training.seed if data.split_seed is None else data.split_seed
     train, held_out = split_indices(frames.config_types(), data.val_fraction, seed)
-    return Loaded(frames.subset(train), {UNNAMED: frames.subset(held_out)}, pressure)
+    return Loaded(frames.subset(train), {UNNAMED: frames.subset(held_out)}, pressure, isolated)
 
 
 def _measured(config: Config) -> tuple[Unprepared, float]:
     """Training frames, and the pressure that has been added to their stresses."""
     frames = _load(config.data.train, "data.train", config, 0.0)
-    pressure = round(missing_pressure(frames.frames), 2)
+    pressure, sentence = measured_pressure(frames.frames)
+    warnings.warn(sentence, stacklevel=2)
     if not pressure:
         return frames, 0.0
-    warnings.warn(
-        f"The stresses lack a pressure of {pressure:+g} GPa beside the energies; it is added.",
-        stacklevel=2,
-    )
     corrected = (replace(f, stress=add_pressure(f.stress, pressure)) for f in frames.frames)
     return FrameList(corrected), pressure
 
@@ -199,6 +213,44 @@ def _check_elements(frames: FrameTable, known: set[int]) -> None:
         raise InputError(
             f"{frames.source(int(n))} contains {chemical_symbols[unknown[k]]}, which no training "
             "frame has."
+        )
+
+
+def _check_stresses(config: Config, tables: Sequence[Unprepared]) -> None:
+    """InputError for stresses that cannot be in eV/Å^3; a warning where the loss has none."""
+    used = any(stage.weights["stress"] for stage in config.training.stages)
+    for frames in tables:
+        if isinstance(frames, PackedDataset):
+            findings = magnitude(store_rows(frames, frames.atomic_numbers))
+        else:
+            findings = magnitude(frame_row(frame) for frame in frames.frames)
+        for finding in findings:
+            if used:
+                raise InputError(finding.sentence)
+            warnings.warn(finding.sentence, stacklevel=4)
+
+
+def _isolated_atoms(config: Config, named: Sequence[Frame]) -> list[Frame]:
+    """One of each element that data.isolated_atoms or frames called so have; says which."""
+    data = config.data
+    keys: LabelKeys = {"energy_key": data.energy_key, "forces_key": "", "stress_key": ""}
+    file = read_frames(data.isolated_atoms, **keys) if data.isolated_atoms else []
+    isolated, sentence = chosen_atoms(named, file, data.reference_energies)
+    if sentence:
+        warnings.warn(sentence, stacklevel=4)
+    return isolated
+
+
+def _point_at_free_atoms(frames: GraphDataset) -> None:
+    """A warning for frames of one atom without neighbours that are not called isolated atoms."""
+    alone = np.flatnonzero((frames.atom_counts() == 1) & (frames.edge_counts() == 0))
+    if len(alone):
+        warnings.warn(
+            f"{len(alone)} training frame{'s' if len(alone) > 1 else ''} of one free atom (first "
+            f"{frames.source(int(alone[0]))}): a network learns nothing from it; move it to a file "
+            "named in data.isolated_atoms, or give it config_type=IsolatedAtom, and its energy is "
+            "the reference energy.",
+            stacklevel=4,
         )
 
 
@@ -265,11 +317,11 @@ def prepare(config: Config) -> Prepared:
     source = read_source(config.fine_tune.model) if config.fine_tune.model else None
     if source:
         config = adopt(config, source)
-    train, val, pressure = load_frames(config)
+    train, val, pressure, named = load_frames(config)
     _check_names(config, train, val)
+    _check_stresses(config, [train, *val.values()])
     all_val = Joined([*val.values()])
-    path, given = config.data.isolated_atoms, config.data.reference_energies
-    isolated = read_frames(path, **_keys(config, pressure)) if path else []
+    isolated, given = _isolated_atoms(config, named), config.data.reference_energies
     if source:
         given = known_energies(source, isolated) | given
     cohesive = _cohesive(config, train, given, isolated)
@@ -286,6 +338,7 @@ def prepare(config: Config) -> Prepared:
         warnings.warn(sentence, stacklevel=3)
 
     train_set = dataset(train, sorted(elements), config)
+    _point_at_free_atoms(train_set)
     if source:
         free = unfixed_elements(config, source, train, isolated)
         free = [z for z in free if chemical_symbols[z] not in cohesive]
