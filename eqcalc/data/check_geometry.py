@@ -141,7 +141,10 @@ def overlaps(frames: Sequence[Frame], shapes: Sequence[Geometry]) -> list[Findin
 
 
 def lone_atoms(frames: Sequence[Frame], shapes: Sequence[Geometry], cutoff: float) -> list[Finding]:
-    """Atoms that see no other; frames of one free atom are pointed at: reference energies."""
+    """Atoms that see no other; frames of one free atom are pointed at: reference energies.
+
+    A file of nothing else is that of data.isolated_atoms: a note.
+    """
     single = [f for f, s in zip(frames, shapes, strict=True) if s.free_atom]
     lost = [
         (f, int(np.flatnonzero(s.neighbors == 0)[0]))
@@ -152,7 +155,7 @@ def lone_atoms(frames: Sequence[Frame], shapes: Sequence[Geometry], cutoff: floa
     if single:
         findings.append(
             Finding(
-                "warning",
+                "note" if len(single) == len(frames) else "warning",
                 "lone_atoms",
                 f"{count(len(single), 'frame')} of one free atom ({such_as(sources(single))}): "
                 "its energy belongs into data.isolated_atoms, since no network learns from it; or "
