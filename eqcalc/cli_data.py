@@ -43,9 +43,10 @@ def data_check(
     pulay_pressure: PulayPressure = 0.0,
 ) -> None:
     """Units, signs, outliers, copies, leaks into test frames, overlaps; exit status 1 on errors."""
-    from eqcalc.checks.report import write_bytes, write_json
+    from eqcalc.checks.report import write_json
     from eqcalc.data.check import check
     from eqcalc.data.check_plot import draw
+    from eqcalc.files import write_bytes
 
     survey = check(
         frames,

@@ -27,6 +27,7 @@ from torch import Tensor
 from eqcalc import derivatives
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure, network_tensors, set_precision
 from eqcalc.errors import InputError
+from eqcalc.files import replacing, user_path
 from eqcalc.runtime import choose_device, memory_errors, out_of_memory, own_torch
 from eqcalc.structure import as_array
 
@@ -192,7 +193,7 @@ def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, An
         path: where to write.
         metadata: training summary and hyperparameters; what the model itself knows is added.
     """
-    path = Path(path)
+    path = user_path(path)
     dtype = network_tensors(model)[0].dtype
     document = {
         "format": "eqcalc-potential",
@@ -215,26 +216,25 @@ def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, An
         "torch_version": torch.__version__,
         **metadata,
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with quiet_torchscript():
-            scripted = torch.jit.script(model.eval())
-            extra = {METADATA_FILE: json.dumps(document, indent=1)}
-            content = io.BytesIO()
-            torch.jit.save(scripted, content, _extra_files=extra)
-        with zipfile.ZipFile(content) as made, zipfile.ZipFile(partial, "w") as kept:
-            for item in made.infolist():
-                if not item.filename.endswith(".debug_pkl"):  # names files of this machine
-                    kept.writestr(item, made.read(item))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with quiet_torchscript():
+        scripted = torch.jit.script(model.eval())
+        extra = {METADATA_FILE: json.dumps(document, indent=1)}
+        content = io.BytesIO()
+        torch.jit.save(scripted, content, _extra_files=extra)
+    with (
+        replacing(path) as partial,
+        zipfile.ZipFile(content) as made,
+        zipfile.ZipFile(partial, "w") as kept,
+    ):
+        for item in made.infolist():
+            if not item.filename.endswith(".debug_pkl"):  # names files of this machine
+                kept.writestr(item, made.read(item))
     return path
 
 
 def resolve(model: str | os.PathLike) -> Path:
     """The file behind a path or the name of a bundled model."""
-    path = Path(model)
+    path = user_path(model)
     if path.is_file():
         return path
     bundled = {p.stem: p for p in PRETRAINED.glob("*.pth")}
@@ -301,6 +301,8 @@ def load(
     dtype: torch.dtype | str | None = None,
 ) -> PotentialFile:
     """Opens a potential file and checks it against its own reference structure.
+
+    A TorchScript file is a program: open files only from people you trust.
 
     Args:
         model: a path, or the name of a bundled model ("si").

@@ -68,7 +68,7 @@ def tiny(train: str, *, data=None, fine_tune=None, model=None, **training) -> Co
 
 
 def checkpoint(out: Path, name: str = "last.ckpt") -> dict:
-    return torch.load(Path(out) / name, weights_only=False)
+    return torch.load(Path(out) / name, weights_only=True)
 
 
 def weights(out: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:

@@ -102,7 +102,7 @@ def test_page_escapes_what_it_is_given(tmp_path):
 def test_nothing_half_written(tmp_path, monkeypatch):
     path = tmp_path / "r.html"
     path.write_text("old")
-    monkeypatch.setattr("eqcalc.checks.report.os.replace", lambda *_: 1 / 0)
+    monkeypatch.setattr("eqcalc.files.Path.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(Suite({"file": "m"}, "x", []), path)
     assert path.read_text() == "old"

@@ -63,7 +63,7 @@ def run(tmp_path_factory):
 
 
 def final_weights(out: Path) -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(out / "last.ckpt", weights_only=False)
+    checkpoint = torch.load(out / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 5
     return checkpoint["current_model_state"]
 
@@ -123,7 +123,7 @@ def killed_in_the_third_epoch(command, out):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    return alive and torch.load(out / "last.ckpt", weights_only=False)["epoch"] < 5
+    return alive and torch.load(out / "last.ckpt", weights_only=True)["epoch"] < 5
 
 
 def test_resume_after_kill_gives_the_same_numbers(run, tmp_path):

@@ -6,9 +6,10 @@ import base64
 from html import escape
 from pathlib import Path
 
-from eqcalc.checks.report import Table, png, write_bytes, write_json
+from eqcalc.checks.report import Table, png, write_json
 from eqcalc.checks.suite import Outcome, Suite
 from eqcalc.errors import InputError
+from eqcalc.files import write_bytes
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; max-width: 1080px; margin: 2em auto;

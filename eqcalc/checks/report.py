@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from eqcalc import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +83,7 @@ class Report(ABC):
         written = [write_json(folder / f"{self.name}.json", self.to_dict())]
         figure = self.draw()
         if figure is not None:
-            written.append(write_bytes(folder / f"{self.name}.png", png(figure)))
+            written.append(files.write_bytes(folder / f"{self.name}.png", png(figure)))
         return written
 
 
@@ -100,18 +101,6 @@ def png(figure: Figure, dpi: int = 110, colours: int = 96) -> bytes:
     return small.getvalue()
 
 
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Written aside first, so that a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
 def write_json(path: Path, document: dict[str, Any]) -> Path:
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    return write_bytes(path, (text + "\n").encode())
+    """Figures that are not finite are an error."""
+    return files.write_json(path, document, allow_nan=False)

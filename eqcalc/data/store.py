@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Unpack
@@ -33,6 +32,7 @@ from eqcalc.data.dataset import frame_to_batch
 from eqcalc.data.frames import Frame, FrameHash, iter_frames
 from eqcalc.data.labels import DEFAULT_KEYS, LabelKeys, key_of
 from eqcalc.errors import InputError
+from eqcalc.files import replacing, user_path
 
 FORMAT = "eqcalc data store"
 VERSION = 1
@@ -94,26 +94,20 @@ def pack(
         InputError: as for `read_frames`; a bad name or cutoff; stresses that cannot be in eV/Å^3;
             no room on the disk.
     """
-    output = Path(output)
+    output = user_path(output)
     if output.suffix != ".eqdata":
         raise InputError(f"The store '{output}' must be called NAME.eqdata.")
     if not cutoff > 0.0:
         raise InputError(f"The cutoff is {cutoff} Å: it must be positive.")
     if output.exists() and not (output / "header.json").is_file():
         raise InputError(f"'{output}' is there and is no store: remove it or choose another name.")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        header = _write(iter_frames(paths, **keys), partial, cutoff, keys)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(output) as partial:
+            partial.mkdir()
+            return _write(iter_frames(paths, **keys), partial, cutoff, keys)
     except OSError as error:
         raise InputError(f"The store '{output}' cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return header
 
 
 def _write(frames: Iterator[Frame], folder: Path, cutoff: float, keys: LabelKeys) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
-from pathlib import Path
 
 import numpy as np
 from ase import Atoms, units
@@ -22,6 +21,7 @@ from ase.io import write
 from ase.md.langevin import Langevin
 
 from eqcalc.errors import InputError, Interrupted
+from eqcalc.files import replacing, user_path
 from eqcalc.sampling.teachers import FAILURES, Teacher
 
 #: fs, with and without hydrogen: sampling needs no conserved energy
@@ -200,27 +200,28 @@ def write_sample(
         InputError: as in `sample`; another name than *.xyz.
         Interrupted: ctrl-c.
     """
-    output = Path(output)
+    output = user_path(output)
     if output.suffix not in (".xyz", ".extxyz"):
         raise InputError(f"'{output}': frames are written as extended XYZ; name the file NAME.xyz.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
     tally, written = Tally(), 0
+    end: BaseException | None = None
     try:
-        try:
-            with partial.open("w", encoding="utf-8") as file:
+        with replacing(output) as partial, partial.open("w", encoding="utf-8") as file:
+            try:
                 for frame in sample(teacher, starts, sampling, tally):
                     text = io.StringIO()
                     write(text, frame, format="extxyz")
                     file.write(text.getvalue())  # whole frames, whatever interrupts
                     written += 1
                     progress()
-        finally:
-            if written:
-                os.replace(partial, output)
+            except BaseException as error:
+                if not written:
+                    raise
+                end = error
+        if end:
+            raise end
     except KeyboardInterrupt:
         kept = f"{written} of {sampling.frames} frames are in {output}" if written else "no frame"
         raise Interrupted(f"Interrupted: {kept}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return tally

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import math
-import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from eqcalc.errors import InputError
+from eqcalc.files import replacing, write_bytes
 from eqcalc.training.optimizers import LearningRate
 from eqcalc.training.options import Stage, TrainingConfig
 from eqcalc.training.task import PotentialTask
@@ -80,12 +82,11 @@ class History(Callback):
 
     def _write(self) -> None:
         names = list(dict.fromkeys(name for r in self.rows for name in r))
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(partial, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, names)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_bytes(self.path, text.getvalue().encode())
 
 
 class LearningRateControl(Callback):
@@ -126,10 +127,10 @@ class Checkpoints(Callback):
         *earlier, newest = self.history.stage_losses(self.config.stage(trainer.current_epoch))
         improved = newest < min(earlier, default=math.inf)
         for name in ("best", "last") if improved or not earlier else ("last",):
-            partial = self.out / f"{name}.ckpt.partial"
-            trainer.save_checkpoint(partial)
-            if trainer.is_global_zero:
-                os.replace(partial, self.out / f"{name}.ckpt")
+            path = self.out / f"{name}.ckpt"
+            # all processes take part, the first one writes
+            with replacing(path) if trainer.is_global_zero else nullcontext(path) as partial:
+                trainer.save_checkpoint(partial)
 
 
 class EarlyStop(Callback):

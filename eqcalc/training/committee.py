@@ -11,9 +11,10 @@ import torch
 
 from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError
+from eqcalc.files import write_json
 from eqcalc.models.base import Potential
 from eqcalc.training.distributed import World
-from eqcalc.training.folder import load_run, write_json
+from eqcalc.training.folder import load_run
 from eqcalc.training.loss import UNITS, Prediction, residuals
 from eqcalc.training.options import Config
 from eqcalc.training.prepare import prepare

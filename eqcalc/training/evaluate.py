@@ -19,6 +19,7 @@ from eqcalc.data.frames import Frame
 from eqcalc.data.labels import Labels, stress_matrix
 from eqcalc.data.packed import PackedDataset
 from eqcalc.export import load
+from eqcalc.files import replacing
 from eqcalc.training.loss import UNITS
 from eqcalc.training.metrics import QUANTITIES, Evaluation, compare
 from eqcalc.training.parity import plot_parity
@@ -128,12 +129,8 @@ def write_predictions(
                 rmse = math.sqrt(float(np.square(value - known).mean()))
                 atoms.info[f"eqcalc_{name}_rmse"] = rmse
         written.append(atoms)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         write(partial, written, format="extxyz")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def format_table(summary: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,6 @@ def build_model(config: Config, constants: Constants) -> NequIP:
     return model
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Written aside first, so that a kill leaves the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -143,6 +136,14 @@ def is_finished(out: Path, config: Config) -> bool:
     return _fixed(from_dict(read_json(out / "config.json"))) == _fixed(config)
 
 
+def not_a_checkpoint(path: Path) -> InputError:
+    """Of a file that holds other objects than tensors and numbers, or is no checkpoint at all."""
+    return InputError(
+        f"{path} is no checkpoint of eqcalc, which holds tensors and numbers alone: it was not "
+        "opened, since it could run code; restore the file, or train again."
+    )
+
+
 def load_run(
     out: str | Path, checkpoint: str = "best.ckpt"
 ) -> tuple[Config, NequIP, dict[str, Any]]:
@@ -156,7 +157,10 @@ def load_run(
     config = from_dict(read_json(out / "config.json"))
     setup = read_json(out / "setup.json")
     model = build_model(config, Constants.from_setup(setup))
-    saved = torch.load(out / checkpoint, map_location="cpu", weights_only=False)
+    try:
+        saved = torch.load(out / checkpoint, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise not_a_checkpoint(out / checkpoint) from None
     # weights in the precision they were trained in; constants stay in float64, so that the export
     # is exactly equivariant in either precision
     for name, parameter in model.named_parameters():

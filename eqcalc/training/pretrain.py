@@ -12,7 +12,6 @@ Files appear whole, so that a run that was killed goes on with the first one tha
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,10 +23,11 @@ from tqdm import tqdm
 
 from eqcalc.data.store import is_store
 from eqcalc.errors import InputError, Interrupted
+from eqcalc.files import replacing, write_json
 from eqcalc.sampling.dynamics import Sampling, Tally, sample
 from eqcalc.sampling.teachers import Teacher, open_teacher
 from eqcalc.training.distributed import World
-from eqcalc.training.folder import read_json, write_json
+from eqcalc.training.folder import read_json
 from eqcalc.training.options import (
     Config,
     DataConfig,
@@ -85,12 +85,10 @@ def chunks(config: Config) -> list[Sampling]:
 
 def _write_whole(frames: Iterable[Atoms], path: Path, progress: Callable[[], object]) -> None:
     """All frames or, whatever happens, none; `progress` is called after each."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         for frame in frames:
             write(file, frame, format="extxyz")
             progress()
-    os.replace(partial, path)
 
 
 def start_structures(prepared: Prepared) -> list[Atoms]:

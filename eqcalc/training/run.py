@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -23,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from eqcalc import export
 from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError, Interrupted
+from eqcalc.files import write_json
 from eqcalc.runtime import choose_device
 from eqcalc.training.callbacks import (
     Checkpoints,
@@ -39,8 +41,8 @@ from eqcalc.training.folder import (
     check_same_run,
     is_finished,
     load_run,
+    not_a_checkpoint,
     read_json,
-    write_json,
 )
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import UNNAMED, Prepared, dataset, load_frames, prepare, ready
@@ -142,8 +144,10 @@ def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
             train_loader,
             val_loaders,
             ckpt_path=last if last.is_file() else None,
-            weights_only=False,
+            weights_only=True,
         )
+    except pickle.UnpicklingError:
+        raise not_a_checkpoint(last) from None
     except DivergenceError as error:
         sources = "; ".join(prepared.train.source(n) for n in error.frames)
         raise InputError(
