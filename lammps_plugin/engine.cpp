@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 #include "engine.h"
+
+#include "devices.h"
 #include "reference.h"
 
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/jit/runtime/profiling_graph_executor_impl.h>
 #include <torch/cuda.h>
 #include <torch/script.h>
+#include <torch/version.h>
 
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -48,6 +53,77 @@ std::string message_of(const std::exception &error)
   return first_line(error.what());
 }
 
+// CUDA that torch was built for, such as 13000; 0 without. A macro of the build: torch's own headers
+// say it only where a CUDA toolkit is installed.
+#ifndef EQCALC_CUDA_OF_TORCH
+#define EQCALC_CUDA_OF_TORCH 0
+#endif
+constexpr int CUDA_OF_TORCH = EQCALC_CUDA_OF_TORCH;
+
+// Products in float32 without rounding to TensorFloat-32 or bfloat16, which would make the energy
+// surface rough. torch has an old and a new name for the same setting; the old one can be read only
+// where the new one does not contradict it.
+class ExactProducts {
+ public:
+  ExactProducts()
+  {
+    auto &context = at::globalContext();
+    for (size_t k = 0; k < BACKENDS.size(); k++) {
+      before_[k] = context.float32Precision(BACKENDS[k], at::Float32Op::MATMUL);
+      rounded_ |= before_[k] == at::Float32Precision::TF32 ||
+          before_[k] == at::Float32Precision::BF16;
+    }
+    if (!rounded_) return;
+    try {
+      old_ = context.float32MatmulPrecision();
+    } catch (const std::exception &) {     // set by the new name only
+    }
+    context.setFloat32MatmulPrecision("highest");
+  }
+  ~ExactProducts()
+  {
+    if (!rounded_) return;
+    auto &context = at::globalContext();
+    if (old_ != at::Float32MatmulPrecision::HIGHEST)
+      context.setFloat32MatmulPrecision(old_ == at::Float32MatmulPrecision::HIGH ? "high"
+                                                                                 : "medium");
+    for (size_t k = 0; k < BACKENDS.size(); k++)
+      context.setFloat32Precision(BACKENDS[k], at::Float32Op::MATMUL, before_[k]);
+  }
+  ExactProducts(const ExactProducts &) = delete;
+  ExactProducts &operator=(const ExactProducts &) = delete;
+
+ private:
+  static constexpr std::array<at::Float32Backend, 2> BACKENDS = {at::Float32Backend::CUDA,
+                                                                 at::Float32Backend::MKLDNN};
+  std::array<at::Float32Precision, 2> before_;
+  at::Float32MatmulPrecision old_ = at::Float32MatmulPrecision::HIGHEST;
+  bool rounded_ = false;
+};
+
+// Numbers in the precision that the code names, also inside of somebody's autocast.
+class NoAutocast {
+ public:
+  NoAutocast()
+  {
+    for (size_t k = 0; k < DEVICES.size(); k++) {
+      before_[k] = at::autocast::is_autocast_enabled(DEVICES[k]);
+      if (before_[k]) at::autocast::set_autocast_enabled(DEVICES[k], false);
+    }
+  }
+  ~NoAutocast()
+  {
+    for (size_t k = 0; k < DEVICES.size(); k++)
+      if (before_[k]) at::autocast::set_autocast_enabled(DEVICES[k], true);
+  }
+  NoAutocast(const NoAutocast &) = delete;
+  NoAutocast &operator=(const NoAutocast &) = delete;
+
+ private:
+  static constexpr std::array<at::DeviceType, 2> DEVICES = {at::kCPU, at::kCUDA};
+  std::array<bool, 2> before_;
+};
+
 // What evaluate() needs of torch's global state, put back afterwards.
 class TorchState {
  public:
@@ -69,6 +145,9 @@ class TorchState {
  private:
   torch::jit::FusionStrategy strategy_before_;
   int threads_before_, threads_;
+  c10::InferenceMode ordinary_tensors_{false};
+  NoAutocast no_autocast_;
+  ExactProducts exact_products_;
   torch::AutoGradMode grad_mode_{true};
 };
 
@@ -159,8 +238,8 @@ class TorchEngine final : public Engine {
   explicit TorchEngine(const EngineOptions &options) : options_(options)
   {
     choose_device();
-    load();
     TorchState state(options_.threads);
+    load();
     check_reference();
   }
 
@@ -186,6 +265,8 @@ class TorchEngine final : public Engine {
                 double *gradient) override
   {
     TorchState state(options_.threads);
+    num_atoms_ = graph.num_nodes;
+    num_edges_ = graph.num_edges;
     if (graph.num_local == 0)
       idle(graph, exchange);
     else if (exchange)
@@ -206,6 +287,7 @@ class TorchEngine final : public Engine {
   torch::jit::Module module_;
   std::vector<torch::jit::Module> layers_;
   double cutoff_ = 0.0, deviation_ = 0.0;
+  int64_t num_atoms_ = 0, num_edges_ = 0;     // of this call
   std::vector<int> atomic_numbers_, exchange_widths_;
   std::string training_domain_;
   std::vector<double> reference_energies_;
@@ -222,8 +304,13 @@ class TorchEngine final : public Engine {
     } catch (const std::bad_alloc &) {
       throw;
     } catch (const std::exception &error) {
+      if (says_out_of_memory(error.what())) {
+        if (device_.is_cpu()) throw std::bad_alloc();
+        throw EngineError("the GPU (" + device_.str() + ") has too little memory for " +
+                          std::to_string(num_atoms_) + " atoms with " + std::to_string(num_edges_) +
+                          " pairs of one process: use more GPUs, fewer atoms or precision single");
+      }
       const std::string message = message_of(error);
-      if (message.find("allocate memory") != std::string::npos) throw std::bad_alloc();
       throw EngineError(options_.path + ": torch failed in " + what + ": " + message);
     }
   }
@@ -232,22 +319,32 @@ class TorchEngine final : public Engine {
   {
     const std::string &name = options_.device;
     if (name == "cpu") return;
-    const bool available = torch::cuda::is_available();
-    if (name == "auto" && !available) return;
-    const bool numbered = name.rfind("cuda:", 0) == 0 && name.size() > 5 && name.size() < 9 &&
-        std::all_of(name.begin() + 5, name.end(), [](char c) { return c >= '0' && c <= '9'; });
-    if (name != "auto" && name != "cuda" && !numbered)
-      throw EngineError("device '" + name + "' is none of cpu, cuda, cuda:N, auto");
-    if (!available)
-      throw EngineError("device " + name +
-                        " was asked for, but torch sees no CUDA GPU here: use device cpu, or a "
-                        "CUDA build of torch on a machine with a GPU");
+    const std::string asked = "device '" + name + "' was asked for, but ";
+    if (!torch::cuda::is_available()) {
+      const bool cuda_build = at::hasCUDA();
+      const Driver driver;
+      if (cuda_build && driver.gpus > 0 && driver.version < CUDA_OF_TORCH)
+        throw EngineError("the NVIDIA driver, which reaches CUDA " + dotted(driver.version) +
+                          ", is too old for torch " TORCH_VERSION ", which was built for CUDA " +
+                          dotted(CUDA_OF_TORCH) +
+                          ": update the driver, or install a torch for an older CUDA (or use "
+                          "device cpu)");
+      throw EngineError(asked + "torch " TORCH_VERSION " sees no CUDA GPU here: use device cpu, or " +
+                        (cuda_build ? "look with nvidia-smi and CUDA_VISIBLE_DEVICES why"
+                                    : "install a CUDA build of torch on a machine with a GPU"));
+    }
     const int count = static_cast<int>(torch::cuda::device_count());
-    const int index = numbered ? std::stoi(name.substr(5)) : options_.rank_on_machine % count;
+    const int index = name == "cuda" ? options_.rank_on_machine % count : std::stoi(name.substr(5));
     if (index >= count)
-      throw EngineError("device " + name + " was asked for, but there are only " +
-                        std::to_string(count) + " GPUs, numbered from 0");
+      throw EngineError(asked + "there is only " +
+                        (count == 1 ? "cuda:0" : "cuda:0 to cuda:" + std::to_string(count - 1)) +
+                        " here");
     device_ = torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(index));
+  }
+
+  static std::string dotted(int version)
+  {
+    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
   }
 
   void load()
@@ -261,7 +358,9 @@ class TorchEngine final : public Engine {
                                                           {DOMAIN_FILE, ""}};
     try {
       module_ = torch::jit::load(path, device_, extra);
-    } catch (const std::exception &) {
+    } catch (const std::exception &error) {
+      if (says_out_of_memory(error.what()))
+        throw EngineError(device_.str() + " has too little memory to open " + path);
       throw EngineError(foreign);
     }
     if (extra[METADATA_FILE].empty() || !module_.hasattr("format_version"))
@@ -514,6 +613,11 @@ class TorchEngine final : public Engine {
 };
 
 }    // namespace
+
+extern "C" EQCALC_PUBLIC int eqcalc_gpu_count()
+{
+  return torch::cuda::is_available() ? static_cast<int>(torch::cuda::device_count()) : 0;
+}
 
 extern "C" EQCALC_PUBLIC Engine *eqcalc_create_engine(const EngineOptions &options)
 {

@@ -28,7 +28,7 @@ class EQCALC_PUBLIC EngineError : public std::runtime_error {
 struct EngineOptions {
   std::string path;               // the potential file
   std::string precision;          // "single", "double"; empty takes the file's own
-  std::string device = "cpu";     // "cpu", "cuda", "cuda:N", "auto"
+  std::string device = "cpu";     // "cpu", "cuda", "cuda:N"
   int threads = 0;                // of torch, during calls only; 0 leaves them alone
   int rank_on_machine = 0;        // picks the GPU where "cuda" names none
   bool with_exchange = false;     // evaluate() will be given a RowExchange
@@ -80,10 +80,14 @@ class Engine {
                         double *gradient) = 0;
 };
 
-// The one symbol of the engine's library. Opens the file and evaluates the reference structure
+// The two symbols of the engine's library. The first opens the file and evaluates the reference structure
 // that it carries; throws EngineError where that fails.
 using EngineFactory = Engine *(const EngineOptions &);
 constexpr const char *ENGINE_FACTORY_NAME = "eqcalc_create_engine";
+
+// GPUs that torch can use
+using GpuCount = int();
+constexpr const char *GPU_COUNT_NAME = "eqcalc_gpu_count";
 
 }    // namespace eqcalc
 

@@ -6,6 +6,7 @@
 
 #include "pair_equivariant.h"
 
+#include "devices.h"
 #include "engine.h"
 #include "fused.h"
 
@@ -19,6 +20,7 @@
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "platform.h"
+#include "universe.h"
 #include "update.h"
 #include "utils.h"
 
@@ -72,18 +74,23 @@ static std::string from_first(std::string text, int process, MPI_Comm comm)
   return text;
 }
 
-static std::unique_ptr<eqcalc::Engine> open_torch(const eqcalc::EngineOptions &options)
+template <typename Function> static Function *find_in_engine(const char *name)
 {
   Dl_info plugin;
-  dladdr(reinterpret_cast<const void *>(&open_torch), &plugin);
+  dladdr(reinterpret_cast<const void *>(&from_first), &plugin);
   std::string path = plugin.dli_fname;
   path = path.substr(0, path.rfind('/') + 1) + "equivariantengine.so";
   void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);     // stays open
-  void *symbol = library ? dlsym(library, eqcalc::ENGINE_FACTORY_NAME) : nullptr;
+  void *symbol = library ? dlsym(library, name) : nullptr;
   if (!symbol)
     throw eqcalc::EngineError(std::string("the engine cannot be loaded (") + dlerror() +
                               "): run 'eqcalc lammps doctor'");
-  const auto factory = reinterpret_cast<eqcalc::EngineFactory *>(symbol);
+  return reinterpret_cast<Function *>(symbol);
+}
+
+static std::unique_ptr<eqcalc::Engine> open_torch(const eqcalc::EngineOptions &options)
+{
+  const auto factory = find_in_engine<eqcalc::EngineFactory>(eqcalc::ENGINE_FACTORY_NAME);
   return std::unique_ptr<eqcalc::Engine>(factory(options));
 }
 
@@ -210,7 +217,9 @@ void PairEquivariant::settings(int narg, char **arg)
     }
   }
 
-  if (device != "cpu" && (engine_name == "fused" || engine_name == "exact"))
+  const std::string unknown = eqcalc::device_problem(device);
+  if (!unknown.empty()) error->all(FLERR, "Pair style equivariant: {}", unknown);
+  if (device.rfind("cuda", 0) == 0 && (engine_name == "fused" || engine_name == "exact"))
     error->all(FLERR, "Pair style equivariant: engine {} runs on device cpu, not {}", engine_name,
                device);
 
@@ -238,9 +247,9 @@ void PairEquivariant::coeff(int narg, char **arg)
   eqcalc::EngineOptions options;
   options.path = arg[2];
   options.precision = precision;
-  options.device = device;
+  options.device = choose_device();
   options.threads = threads;
-  options.rank_on_machine = (device == "cpu") ? 0 : rank_on_machine();
+  options.rank_on_machine = (options.device == "cuda") ? rank_on_machine() : 0;
   options.with_exchange = comm->nprocs > 1;
   open_engine(options);
   const auto &model = *engine;
@@ -301,7 +310,7 @@ void PairEquivariant::open_engine(eqcalc::EngineOptions &options)
   problem.clear();
   engine.reset();
   std::string reason;     // why not the generated kernels
-  if (engine_name != "torch" && device == "cpu") {
+  if (engine_name != "torch" && options.device == "cpu") {
     reason = open_fused(options, engine_name == "exact" ? "network" : "table");
     if (reason.empty()) return;
     if (!engine_name.empty()) {
@@ -373,12 +382,39 @@ void PairEquivariant::stop_together()
 
 int PairEquivariant::rank_on_machine() const
 {
+  const int launched = eqcalc::rank_of_launcher();
+  if (launched >= 0) return launched;
+
+  // within this world, after the processes of the worlds before it, which others may wait for
+
   MPI_Comm machine;
   int rank;
   MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, comm->me, MPI_INFO_NULL, &machine);
   MPI_Comm_rank(machine, &rank);
   MPI_Comm_free(&machine);
-  return rank;
+  return rank + universe->root_proc[universe->iworld];
+}
+
+/* ----------------------------------------------------------------------
+   'auto' is a GPU where every process has one that torch can use, else the CPU, with its kernels
+------------------------------------------------------------------------- */
+
+std::string PairEquivariant::choose_device() const
+{
+  if (device != "auto") return device;
+  const auto everywhere = [this](bool here) {
+    int mine = here, all;
+    MPI_Allreduce(&mine, &all, 1, MPI_INT, MPI_MIN, world);
+    return all != 0;
+  };
+  if (engine_name == "fused" || engine_name == "exact") return "cpu";
+  if (!everywhere(eqcalc::Driver().gpus > 0)) return "cpu";     // before torch is loaded
+  bool usable = false;
+  try {
+    usable = find_in_engine<eqcalc::GpuCount>(eqcalc::GPU_COUNT_NAME)() > 0;
+  } catch (const std::exception &) {     // said where torch is really needed
+  }
+  return everywhere(usable) ? "cuda" : "cpu";
 }
 
 /* ---------------------------------------------------------------------- */

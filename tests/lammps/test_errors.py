@@ -48,7 +48,6 @@ def stops(path, ranks=1):
         ("precision half", "O Si", "precision must be single or double, not 'half'"),
         ("precision", "O Si", "'precision' needs a value"),
         ("threads 0", "O Si", "threads must be at least 1, not 0"),
-        ("device gpu", "O Si", "device 'gpu' is none of cpu, cuda, cuda:N, auto"),
         ("", "O", "names 1 elements, but there are 2 atom types"),
         ("", "O Si Si", "names 3 elements, but there are 2 atom types"),
         ("", "O Ge", "knows Si, O, but pair_coeff names Ge for atom type 2"),
@@ -58,12 +57,6 @@ def stops(path, ranks=1):
 def test_pair_commands(style, coefficients, sentence, model, tmp_path):
     path = script(silica_like(1), tmp_path, pair(model, style, coefficients))
     assert sentence in stops(path)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu(model, tmp_path):
-    path = script(silica_like(1), tmp_path, pair(model, "device cuda"))
-    assert "torch sees no CUDA GPU here: use device cpu" in stops(path)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
