@@ -257,10 +257,11 @@ class EquivariantCalculator(Calculator):
                     f"{structure.pbc.tolist()} and the cell vectors are {structure.cell.tolist()}."
                 )
             gradient = not ENERGIES.issuperset(properties)
-            pairs = self.neighbors.pairs(atoms)
+            pairs = self.neighbors.pairs(structure)
             outcomes = self._run(structure.numbers, structure.positions, pairs, gradient=gradient)
             # only now: what failed leaves no structure behind that older results do not belong to
-            super().calculate(atoms, properties, system_changes)
+            self.atoms = atoms
+            super().calculate(None, properties, system_changes)
             self.results = _consensus(outcomes, volume)
             _seal(self.results)
             if gradient:

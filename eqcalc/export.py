@@ -95,11 +95,11 @@ class PotentialFile:
     def species_of(self, numbers: np.ndarray) -> np.ndarray:
         """Species [N] of atomic numbers [N]; InputError names an element the model lacks."""
         numbers = as_array(numbers, (None,), "atomic numbers", np.int64)
-        table = np.full(len(chemical_symbols), -1, dtype=np.int64)
-        table[self.atomic_numbers] = np.arange(len(self.atomic_numbers))
-        in_table = (numbers >= 0) & (numbers < len(table))
-        species = np.where(in_table, table[np.where(in_table, numbers, 0)], -1)
-        if (species < 0).any():
+        # species of -1, 0, 1, ..., number of elements + 1; the ends stand for all that lie beyond
+        table = np.full(len(chemical_symbols) + 2, -1, dtype=np.int64)
+        table[np.add(self.atomic_numbers, 1)] = np.arange(len(self.atomic_numbers))
+        species = table.take(numbers + 1, mode="clip")
+        if species.min(initial=0) < 0:
             unknown = sorted({_named(int(z)) for z in numbers[species < 0]})
             raise InputError(
                 f"{self.path.name} knows {', '.join(self.symbols)}, but the structure contains "

@@ -216,7 +216,7 @@ class VerletList:
         largest = np.sqrt(np.einsum("ij,ij->i", beyond, beyond).max(initial=0.0))
         return bool((self.cutoff + self.skin) * smallest - 2.0 * largest >= self.cutoff)
 
-    def candidates(self, atoms: Atoms) -> NeighborList:
+    def candidates(self, atoms: Atoms | Structure) -> NeighborList:
         """All pairs within the cutoff now, and some beyond it; the same object while it lasts."""
         _, positions, cell, pbc = Structure.of(atoms)
         if not self._complete(positions, cell, pbc):
@@ -226,16 +226,17 @@ class VerletList:
             self.num_builds += 1
         return self._list
 
-    def pairs(self, atoms: Atoms) -> Pairs:
+    def pairs(self, atoms: Atoms | Structure) -> Pairs:
         """`candidates` with their shifts in Å; the same object while list and cell last."""
-        candidates, cell = self.candidates(atoms), Structure.of(atoms).cell
+        structure = Structure.of(atoms)
+        candidates, cell = self.candidates(structure), structure.cell
         made_of, of_cell, pairs = self._pairs
         if made_of is not candidates or not np.array_equal(of_cell, cell):
             pairs = candidates.in_space(cell)
             self._pairs = candidates, cell.copy(), pairs
         return pairs
 
-    def update(self, atoms: Atoms) -> tuple[NeighborList, np.ndarray]:
+    def update(self, atoms: Atoms | Structure) -> tuple[NeighborList, np.ndarray]:
         """The pairs within the cutoff now, and their vectors [E, 3] Å."""
         structure = Structure.of(atoms)
-        return self.candidates(atoms).within(self.cutoff, structure.positions, structure.cell)
+        return self.candidates(structure).within(self.cutoff, structure.positions, structure.cell)

@@ -6,7 +6,7 @@ and compiled extensions read the memory as that.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from ase import Atoms
@@ -31,6 +31,23 @@ def as_array(
     Raises:
         InputError: another shape, or values that are not real numbers.
     """
+    if type(values) is np.ndarray and values.dtype == dtype and values.flags.c_contiguous:
+        array = converted = values
+    else:
+        array, converted = _converted(values, name, dtype)
+    if len(array.shape) != len(shape) or any(
+        n not in (None, m) for n, m in zip(shape, array.shape, strict=True)
+    ):
+        expected = " x ".join("N" if n is None else str(n) for n in shape)
+        raise InputError(
+            f"The {name} have shape {' x '.join(map(str, array.shape)) or 'of one number'}: "
+            f"it must be {expected}."
+        )
+    return converted
+
+
+def _converted(values: Any, name: str, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """As they came, and contiguous in `dtype`."""
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -42,29 +59,36 @@ def as_array(
         )
     if np.ma.is_masked(values):
         raise InputError(f"The {name} are a masked array with entries left out: fill them in.")
-    fits = array.ndim == len(shape) and all(
-        n in (None, m) for n, m in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        expected = " x ".join("N" if n is None else str(n) for n in shape)
-        raise InputError(
-            f"The {name} have shape {' x '.join(map(str, array.shape)) or 'of one number'}: "
-            f"it must be {expected}."
-        )
     with np.errstate(invalid="ignore", over="ignore"):
         converted = np.ascontiguousarray(array, dtype=dtype)
     if converted.dtype.kind == "i" and not np.array_equal(converted, array):
         raise InputError(f"The {name} must be integers of at most 64 bits.")
-    return converted
+    return array, converted
 
 
 def _directions(pbc: Any) -> np.ndarray:
     """[3] bool of three flags, or of one for all directions."""
     flags = np.asarray(pbc)
+    if flags.dtype == bool and flags.shape == (3,):
+        return flags
     known = flags.dtype.kind in "biuf" and flags.shape in ((), (3,))
     if not known or not np.isin(flags, (False, True)).all():
         raise InputError(f"pbc = {pbc}: it must be true or false, or three of these.")
     return np.broadcast_to(flags.astype(bool), 3)
+
+
+def _refuse_positions(positions: np.ndarray) -> NoReturn:
+    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"The position of atom {bad[0]} is {positions[bad[0]]}: not a finite number "
+            f"({len(bad)} atoms in all); the structure is broken before eqcalc sees it."
+        )
+    worst = int(np.abs(positions).max(axis=1).argmax())
+    raise InputError(
+        f"The position of atom {worst} is {positions[worst]}: beyond {FARTHEST:.0e} Å from the "
+        "origin no bond can be resolved; move or wrap the atoms to near the cell."
+    )
 
 
 def check_structure(
@@ -78,20 +102,10 @@ def check_structure(
     positions = as_array(positions, (None, 3), "positions")
     cell = as_array(cell, (3, 3), "cell vectors")
     pbc = _directions(pbc)
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-    if len(bad):
-        raise InputError(
-            f"The position of atom {bad[0]} is {positions[bad[0]]}: not a finite number "
-            f"({len(bad)} atoms in all); the structure is broken before eqcalc sees it."
-        )
+    if not np.abs(positions).max(initial=0.0) <= FARTHEST:
+        _refuse_positions(positions)
     if not np.isfinite(cell).all():
         raise InputError(f"The cell has entries that are not finite numbers: {cell.tolist()}.")
-    if np.abs(positions).max(initial=0.0) > FARTHEST:
-        worst = int(np.abs(positions).max(axis=1).argmax())
-        raise InputError(
-            f"The position of atom {worst} is {positions[worst]}: beyond {FARTHEST:.0e} Å from the "
-            "origin no bond can be resolved; move or wrap the atoms to near the cell."
-        )
     if np.abs(cell).max() > FARTHEST:
         raise InputError(
             f"The cell has vectors longer than {FARTHEST:.0e} Å ({cell.tolist()}): "
@@ -118,8 +132,10 @@ class Structure(NamedTuple):
     pbc: np.ndarray
 
     @classmethod
-    def of(cls, atoms: Atoms) -> Structure:
+    def of(cls, atoms: Atoms | Structure) -> Structure:
         """InputError for atoms of which no neighbour list can be made."""
+        if isinstance(atoms, Structure):
+            return atoms
         if not isinstance(atoms, Atoms):
             raise InputError(f"ase.Atoms are needed here, not {type(atoms).__name__}.")
         numbers = as_array(atoms.numbers, (None,), "atomic numbers", np.int64)

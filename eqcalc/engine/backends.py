@@ -76,9 +76,8 @@ def _enough_memory(
     return memory_errors(
         device,
         f"{num_atoms} atoms with {num_pairs} pairs at once",
-        "take fewer atoms at once (evaluate: a smaller batch_atoms), dtype='float32', or a device "
-        "with more memory"
-        + ("" if device.type == "cpu" else "; the fused engine of device='cpu' needs little"),
+        "take fewer atoms at once (evaluate: a smaller batch_atoms), dtype='float32', or "
+        + ("another machine" if device.type == "cpu" else "device='cpu', whose engine needs less"),
     )
 
 
@@ -122,15 +121,16 @@ class FusedBackend:
     def compute(
         self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, *, gradient: bool = True
     ) -> Outcome:
-        edges, nearest = self.potential.select(
-            (pairs.edge_dst, pairs.edge_src), pairs.shift, np.ascontiguousarray(positions)
-        )
-        refuse_overlap(edges.dst, edges.src, edges.vec, nearest)
-        threads = threads_here(self._threads) or torch.get_num_threads()
-        energies, slopes = self.potential.run(species, edges, threads, gradient=gradient)
-        if slopes is None:
-            return Outcome(energies)
-        return Outcome(energies, *self.potential.forces(len(species), edges, slopes))
+        with _enough_memory(self.potential.device, len(species), len(pairs.edge_dst)):
+            edges, nearest = self.potential.select(
+                (pairs.edge_dst, pairs.edge_src), pairs.shift, np.ascontiguousarray(positions)
+            )
+            refuse_overlap(edges.dst, edges.src, edges.vec, nearest)
+            threads = threads_here(self._threads) or torch.get_num_threads()
+            energies, slopes = self.potential.run(species, edges, threads, gradient=gradient)
+            if slopes is None:
+                return Outcome(energies)
+            return Outcome(energies, *self.potential.forces(len(species), edges, slopes))
 
 
 def open_backend(
