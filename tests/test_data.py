@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from eqcalc.data.dataset import EpochShuffle, FrameDataset, split_indices
-from eqcalc.data.frames import FrameHash, iter_frames, read_frames, read_structure, to_frame
+from eqcalc.data.frames import Frame, FrameHash, iter_frames, read_frames, read_structure, to_frame
 from eqcalc.data.spellings import label_of
 from eqcalc.data.statistics import gather, suspicious
 from eqcalc.derivatives import stress_volume
@@ -462,3 +463,25 @@ def test_the_hash_of_frames_knows_periodicity():
     molecule = slab("FFF")
     molecule.cell = None
     assert digest(molecule) == "6a26c80a7463dbd4"
+
+
+def test_arrays_of_other_types_make_the_same_graph():
+    """float32 and columns first, as some readers and programs leave them."""
+    atoms = read(DATA / "lithium_strained.xyz", 0)
+    atoms.positions = np.round(atoms.positions, 2).astype(np.float32)
+    odd = atoms.copy()
+    odd.arrays["positions"] = np.asfortranarray(atoms.positions.astype(np.float32))
+    for made in (odd, atoms):
+        made.info["energy"] = -1.0
+        made.arrays["forces"] = np.asfortranarray(np.ones((len(atoms), 3), dtype=np.float32))
+    frame = to_frame(odd, "here")
+    assert frame.atoms.positions.dtype == np.float64
+    straight = Frame(odd, -1.0, odd.arrays["forces"], None, "all", "here")
+    expected, *others = (
+        FrameDataset([f], [3], 4.0)[0] for f in (to_frame(atoms, "a"), frame, straight)
+    )
+    for batch in others:
+        assert torch.equal(batch.graph.edge_vec, expected.graph.edge_vec)
+        for tensor in (batch.graph.edge_vec, batch.forces, batch.graph.volume):
+            assert tensor.dtype == torch.float64
+            assert tensor.is_contiguous()

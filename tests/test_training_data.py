@@ -2,19 +2,27 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import fcc100
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from runs import MODEL, write_frames
+from runs import MODEL, tiny, write_frames
 from typer.testing import CliRunner
 
+from eqcalc.calculator import EquivariantCalculator
 from eqcalc.cli import app
 from eqcalc.data.check import check
+from eqcalc.data.frames import read_frames
 from eqcalc.data.store import pack
 from eqcalc.errors import InputError
 from eqcalc.training.config import from_dict
+from eqcalc.training.evaluate import evaluate_results, evaluate_store
 from eqcalc.training.prepare import prepare
+from eqcalc.training.run import train
 
 
 def prepared(*files, **data):
@@ -68,8 +76,10 @@ def test_labels_that_are_not_read_are_named(tmp_path):
     path = renamed(
         write_frames(tmp_path / "a.xyz", 4), tmp_path / "b.xyz", energy="energy", forces="force"
     )
-    with pytest.warns(UserWarning, match=r"but 'force', which is not read: .* --forces-key force"):
+    sentence = r"but 'force', which is not read: .* --forces-key force"
+    with pytest.warns(UserWarning, match=sentence) as told:
         prepared(path)
+    assert any(str(w.message).startswith("No training frame has forces") for w in told)
     with pytest.raises(InputError, match=r"No frame has stress under the key 'dft_stress'"):
         prepared(path, stress_key="dft_stress", forces_key="force")
 
@@ -165,3 +175,49 @@ def test_the_file_of_isolated_atoms_needs_no_forces(tmp_path):
     keys = {f"{label}_key": name for label, name in names.items()}
     made = prepared(path, isolated_atoms=str(tmp_path / "i.xyz"), **keys)
     assert made.setup["reference_energies"] == [-12.25, -0.5]
+
+
+def slabs(number: int, seed: int) -> list[Atoms]:
+    """Two layers of aluminium, hot and strained in plane, labelled by ASE's EMT."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for _ in range(number):
+        atoms = fcc100("Al", size=(1, 1, 2), vacuum=5.0)
+        atoms.info.clear()
+        strain = np.eye(3)
+        strain[:2, :2] += rng.normal(scale=0.02, size=(2, 2))
+        atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+        atoms.rattle(0.05, rng=rng)
+        atoms.calc = EMT()
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.pbc = True  # for EMT; it is too far to the next image
+        atoms.calc = EMT()
+        stress = atoms.get_stress()
+        atoms.pbc = [True, True, False]
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces, stress=stress)
+        images.append(atoms)
+    return images
+
+
+def test_stress_of_slabs_in_training_checks_and_ase(tmp_path):
+    """One meaning everywhere: dE/d(strain) over the volume of the cell, vacuum included."""
+    write(tmp_path / "a.xyz", slabs(20, seed=1))
+    result = check([tmp_path / "a.xyz"])
+    assert result.passed
+    assert len(result.tests["stress"].work) >= 6
+    assert result.tests["stress"].slope == pytest.approx(1.0, abs=0.05)
+    summary = train(tiny(str(tmp_path / "a.xyz"), epochs=1), tmp_path / "run", quiet=True)
+    trained = summary["errors"]["validation"]["all"]["stress"]
+    assert trained["count"] == 5 * 6
+    pack(tmp_path / "a.xyz", tmp_path / "a.eqdata", 4.0)
+    model = tmp_path / "run" / "model.pth"
+    packed = evaluate_store(model, tmp_path / "a.eqdata").summary()["all"]["stress"]
+    frames = read_frames(tmp_path / "a.xyz")
+    calculator = EquivariantCalculator(model, engine="torch")
+    results = calculator.evaluate(f.atoms for f in frames)
+    ase = evaluate_results(frames, results).summary()["all"]["stress"]
+    assert ase["count"] == packed["count"] == 20 * 6
+    assert ase["rmse"] == pytest.approx(packed["rmse"], rel=1e-5)
+    every = [summary["errors"][part]["all"]["stress"] for part in ("train", "validation")]
+    together = sum(part["rmse"] ** 2 * part["count"] for part in every) / (20 * 6)
+    assert ase["rmse"] == pytest.approx(np.sqrt(together), rel=1e-5)

@@ -67,8 +67,11 @@ def frame_to_graph(frame: Frame, atomic_numbers: Sequence[int], cutoff: float) -
             "has."
         ) from None
     atoms = frame.atoms
-    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
-    vectors = pairs.vectors(atoms.positions, atoms.cell.array)
+    # whatever type a reader or a program gave the arrays
+    positions = np.ascontiguousarray(atoms.positions, dtype=np.float64)
+    cell = np.ascontiguousarray(atoms.cell.array, dtype=np.float64)
+    pairs = neighbor_list(positions, cell, atoms.pbc, cutoff)
+    vectors = pairs.vectors(positions, cell)
     if len(vectors) and np.square(vectors).sum(axis=1).min() < 0.01:
         raise InputError(f"{frame.source} has two atoms less than 0.1 Å apart.")
     return Graph(
@@ -77,9 +80,7 @@ def frame_to_graph(frame: Frame, atomic_numbers: Sequence[int], cutoff: float) -
         edge_src=torch.from_numpy(pairs.edge_src),
         edge_dst=torch.from_numpy(pairs.edge_dst),
         batch=torch.zeros(len(atoms), dtype=torch.int64),
-        volume=torch.tensor(
-            [stress_volume(atoms.cell.array, atoms.pbc) or 0.0], dtype=torch.float64
-        ),
+        volume=torch.tensor([stress_volume(cell, atoms.pbc) or 0.0], dtype=torch.float64),
         pair=torch.from_numpy(pairs.pair_numbers()),
     )
 
@@ -92,8 +93,8 @@ def frame_to_batch(frame: Frame, atomic_numbers: Sequence[int], cutoff: float, i
     return Batch(
         graph=frame_to_graph(frame, atomic_numbers, cutoff),
         energy=torch.tensor([frame.energy], dtype=torch.float64),
-        forces=torch.from_numpy(np.array(forces, dtype=np.float64)),
-        stress=torch.from_numpy(np.array(stress, dtype=np.float64)).unsqueeze(0),
+        forces=torch.from_numpy(np.array(forces, dtype=np.float64, order="C")),
+        stress=torch.from_numpy(np.array(stress, dtype=np.float64, order="C")).unsqueeze(0),
         num_atoms=torch.tensor([size]),
         index=torch.tensor([index]),
         weight=torch.tensor([frame.weight], dtype=torch.float64),

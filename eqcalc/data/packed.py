@@ -154,6 +154,11 @@ class PackedDataset(GraphDataset):
     def periodic(self, index: int) -> bool:
         return bool(self._value("periodic", index))
 
+    def lacks_slab_stress(self) -> bool:
+        """Whether an older version packed it, which left out the stress of slabs, and has some."""
+        slabs = np.asarray(self._columns["periodic"]) & (np.asarray(self._columns["volume"]) == 0.0)
+        return "labels" not in self.header and bool(slabs.any())
+
     def _counts(self, first: str) -> np.ndarray:
         """Atoms or edges of each frame."""
         column = self._columns[first]

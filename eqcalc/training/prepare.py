@@ -96,6 +96,12 @@ def _store(path: str, option: str, config: Config) -> PackedDataset:
             f"{option}: the store '{path}' was packed with a pulay_pressure of {packed:g} GPa, "
             f"data.pulay_pressure is {asked:g}: change that or pack again."
         )
+    if store.lacks_slab_stress():
+        warnings.warn(
+            f"{option}: the store '{path}' was packed by an older eqcalc, which left out the "
+            "stress of slabs: pack again to train on it.",
+            stacklevel=2,
+        )
     named = asked_by_name(_keys(config, 0.0))
     packed_as = store.header.get("labels")
     for label, key in named.items():
@@ -241,8 +247,14 @@ def _isolated_atoms(config: Config, named: Sequence[Frame]) -> list[Frame]:
     return isolated
 
 
-def _point_at_free_atoms(frames: GraphDataset) -> None:
-    """A warning for frames of one atom without neighbours that are not called isolated atoms."""
+def _point_at_oddities(frames: GraphDataset) -> None:
+    """Warnings: no forces at all; frames of one free atom that are not called isolated atoms."""
+    if next(frames.known_forces(), None) is None:
+        warnings.warn(
+            "No training frame has forces: energies alone make a poor potential; name the right "
+            "key with data.forces_key or --forces-key if there are any.",
+            stacklevel=4,
+        )
     alone = np.flatnonzero((frames.atom_counts() == 1) & (frames.edge_counts() == 0))
     if len(alone):
         warnings.warn(
@@ -338,7 +350,7 @@ def prepare(config: Config) -> Prepared:
         warnings.warn(sentence, stacklevel=3)
 
     train_set = dataset(train, sorted(elements), config)
-    _point_at_free_atoms(train_set)
+    _point_at_oddities(train_set)
     if source:
         free = unfixed_elements(config, source, train, isolated)
         free = [z for z in free if chemical_symbols[z] not in cohesive]
