@@ -21,10 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from eqcalc.engine.arrays import require_shape, tensor_address
 from eqcalc.engine.build import compile_library, header, load_library
+from eqcalc.errors import InputError
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import SpeciesLinear, block_offsets
 from eqcalc.nn.radial import RadialNetwork
+
+
+#: what the kernels' return codes mean (csrc/threads.h)
+FAILURES = {
+    1: "A species is not one of the model's.",
+    2: "Out of memory in training: use smaller batches.",
+}
 
 
 class Passes:
@@ -43,20 +52,36 @@ class Passes:
 
 
 class Library:
-    """Functions of a compiled library; copies and pickles open it again."""
+    """Functions of a compiled library; copies and pickles open it again.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        scalar: what it was compiled for, "float" or "double".
+    """
+
+    def __init__(self, path: Path, scalar: str) -> None:
+        self._path, self._scalar = path, scalar
+        self._dtype = {"float": torch.float32, "double": torch.float64}[scalar]
         self._library = load_library(path)
 
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return type(self), (self._path,)
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self._path, self._scalar)
 
-    def run(self, name: str, count: int, *arrays: Tensor) -> None:
-        """Calls a function of a number, of islands or atoms, and of pointers to arrays."""
-        function = getattr(self._library, name)
-        function.restype = None
-        function(ctypes.c_int64(count), *[ctypes.c_void_p(t.data_ptr()) for t in arrays])
+    def address(self, tensor: Tensor) -> int:
+        """Of numbers in the library's precision."""
+        return tensor_address(tensor, self._dtype).value or 0
+
+    def run(self, name: str, count: int, *arrays: Tensor | ctypes.Array) -> None:
+        """Calls a function of a number, of islands or atoms, and of arrays.
+
+        Raises:
+            InputError: out of memory, or an index out of range.
+        """
+        addresses = [
+            a if isinstance(a, ctypes.Array) else tensor_address(a, self._dtype) for a in arrays
+        ]
+        failed = getattr(self._library, name)(ctypes.c_int64(count), *addresses)
+        if failed:
+            raise InputError(FAILURES[failed])
 
 
 def open_library(scalar: str) -> Library:
@@ -65,8 +90,8 @@ def open_library(scalar: str) -> Library:
     Raises:
         InputError: there is no C++ compiler, or it fails.
     """
-    parts = [f"using T = {scalar};\n", *map(header, ("simd.h", "dense.h", "muon.h"))]
-    return Library(compile_library("".join(parts)))
+    parts = [f"using T = {scalar};\n", *map(header, ("threads.h", "simd.h", "dense.h", "muon.h"))]
+    return Library(compile_library("".join(parts)), scalar)
 
 
 class LinearKernels:
@@ -96,6 +121,13 @@ class LinearKernels:
         self.complete = sum(b[1] * b[2] for b in blocks) == width_in
         sizes = [len(blocks), width_in, width_out, num_weights, num_species]
         self.constants = torch.tensor(sizes), torch.tensor(blocks, dtype=torch.int64)
+
+    def check(self, x: Tensor, w: Tensor, species: Tensor) -> None:
+        """Shapes of what `apply` takes; autograd sees to those of gradients."""
+        require_shape(x, None, self.width_in)
+        require_shape(w, *self.shape)
+        if self.shape[0] > 1:
+            require_shape(species, len(x))
 
     def apply(self, x: Tensor, w: Tensor, species: Tensor) -> Tensor:
         y = x.new_empty(len(x), self.width_out)
@@ -188,7 +220,7 @@ class GateKernels:
         width_out: int,
     ) -> None:
         self.library = library
-        self.width_out = width_out
+        self.width_in, self.width_out = width_in, width_out
         self.constants = (
             torch.tensor([len(blocks), width_in, width_out]),
             torch.tensor(blocks, dtype=torch.int64),
@@ -252,7 +284,8 @@ class FusedLinear(SpeciesLinear):
         )  # fmt: skip
 
     def forward(self, x: Tensor, species: Tensor) -> Tensor:
-        return _Apply.apply(x, self.weight, species, self._kernels)
+        self._kernels.check(x, self.weight, species)
+        return _Apply.apply(x, self.weight, species.contiguous(), self._kernels)
 
 
 class FusedGate(Gate):
@@ -265,6 +298,7 @@ class FusedGate(Gate):
         self._kernels = GateKernels(library, blocks, plain.irreps_in.dim, plain.irreps_out.dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        require_shape(x, None, self._kernels.width_in)
         return _Gate.apply(x, self._kernels)
 
 
@@ -282,7 +316,9 @@ class FusedRadial(RadialNetwork):
 
     def forward(self, x: Tensor) -> Tensor:
         for i, (weight, linear) in enumerate(zip(self.weights, self._linear, strict=True)):
-            x = _Apply.apply(x, weight.view(1, -1), self._one_species, linear)
+            weights = weight.reshape(1, -1)
+            linear.check(x, weights, self._one_species)
+            x = _Apply.apply(x, weights, self._one_species, linear)
             if i + 1 < self.num_layers:
                 x = _Gate.apply(x, self._silu[i])
         return x

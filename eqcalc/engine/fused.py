@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eqcalc import export
 from eqcalc.engine import plan as plans
+from eqcalc.engine.arrays import address, converted
 from eqcalc.engine.build import EngineUnavailable, compile_library, load_library
 from eqcalc.engine.kernels import LAYOUT_VERSION, compiler_flags, library_source
 from eqcalc.errors import InputError
@@ -133,16 +134,18 @@ class _Graph(ctypes.Structure):
     )
 
 
-def _pointer(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
-
-
 class EdgeArrays(NamedTuple):
     """Contiguous: src, dst [E] int64, vec [E, 3] Å float64; see eqcalc.graph."""
 
     src: np.ndarray
     dst: np.ndarray
     vec: np.ndarray
+
+    def converted(self) -> EdgeArrays:
+        """As C reads them."""
+        dst = converted(self.dst, np.int64, None)
+        src = converted(self.src, np.int64, len(dst))
+        return EdgeArrays(src, dst, converted(self.vec, np.float64, len(dst), 3))
 
 
 class Library:
@@ -151,7 +154,6 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._library = load_library(path)
-        self._library.eqcalc_forces.restype = None
         self._library.eqcalc_close.restype = None
         self._library.eqcalc_select.restype = ctypes.c_int64
         self._library.eqcalc_memory.restype = ctypes.c_int64
@@ -206,6 +208,7 @@ class FusedPotential:
         self, species: np.ndarray, edges: EdgeArrays, threads: int, *, gradient: bool = True
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Energies [N] eV, and the gradient [E, 3] eV/Å if it is wanted. Threads take turns."""
+        species, edges = converted(species, np.int64, None), edges.converted()
         graph = _Graph(len(species), len(species), len(species), len(edges.src))
         graph.species, graph.edge_src = species.ctypes.data, edges.src.ctypes.data
         graph.edge_dst, graph.edge_vec = edges.dst.ctypes.data, edges.vec.ctypes.data
@@ -218,8 +221,8 @@ class FusedPotential:
                 ctypes.byref(graph),
                 None,
                 ctypes.c_int(threads),
-                _pointer(energies),
-                _pointer(slopes) if gradient else None,
+                address(energies),
+                address(slopes) if gradient else None,
             )
         return energies, slopes
 
@@ -231,16 +234,20 @@ class FusedPotential:
         shifts: [P, 3] Å, what periodicity adds to r_src - r_dst. The second result is the place of
         the shortest of them, -1 if there is none.
         """
-        dst, src = pairs
-        arrays = EdgeArrays(np.empty_like(src), np.empty_like(dst), np.empty((len(src), 3)))
+        all_pairs = EdgeArrays(pairs[1], pairs[0], shifts).converted()
+        positions = converted(positions, np.float64, None, 3)
+        arrays = EdgeArrays(*map(np.empty_like, all_pairs))
         nearest = ctypes.c_int64()
         count = self.library.eqcalc_select(
-            ctypes.c_int64(len(src)),
-            *map(_pointer, (src, dst, shifts, positions)),
+            ctypes.c_int64(len(positions)),
+            ctypes.c_int64(len(all_pairs.src)),
+            *map(address, (*all_pairs, positions)),
             ctypes.c_double(self.cutoff),
-            *map(_pointer, arrays),
+            *map(address, arrays),
             ctypes.byref(nearest),
         )
+        if count < 0:
+            raise ValueError(f"Pairs refer to atoms that are not among the {len(positions)}.")
         return EdgeArrays(*(array[:count] for array in arrays)), nearest.value
 
     def forces(
@@ -248,21 +255,22 @@ class FusedPotential:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Forces [N, 3] eV/Å and atomic virials [N, 3, 3] eV, as in eqcalc.derivatives."""
         forces, virials = np.empty((num_atoms, 3)), np.empty((num_atoms, 3, 3))
-        self.library.eqcalc_forces(
+        edges = edges.converted()
+        gradient = converted(gradient, np.float64, len(edges.src), 3)
+        if self.library.eqcalc_forces(
             ctypes.c_int64(num_atoms),
             ctypes.c_int64(len(edges.src)),
-            *map(_pointer, (edges.src, edges.dst, edges.vec, gradient, forces, virials)),
-        )
+            *map(address, (*edges, gradient, forces, virials)),
+        ):
+            raise ValueError(f"Edges refer to atoms that are not among the {num_atoms}.")
         return forces, virials
 
     def evaluate(
         self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
     ) -> export.Evaluation:
         """As `export.PotentialFile.evaluate`, on as many threads as torch has."""
-        indices = [np.ascontiguousarray(t.numpy()) for t in (species, edge_src, edge_dst)]
-        vectors = np.ascontiguousarray(edge_vec.detach().numpy(), dtype=np.float64)
-        edges = EdgeArrays(*indices[1:], vectors)
-        energies, gradient = self.run(indices[0], edges, torch.get_num_threads())
+        edges = EdgeArrays(edge_src.numpy(), edge_dst.numpy(), edge_vec.detach().numpy())
+        energies, gradient = self.run(species.numpy(), edges, torch.get_num_threads())
         return export.Evaluation(torch.from_numpy(energies), torch.from_numpy(gradient))
 
 

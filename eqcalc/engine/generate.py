@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from e3nn import o3
 
+from eqcalc.engine.build import header
 from eqcalc.engine.generate_product import product_source
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import block_offsets
@@ -183,23 +184,19 @@ def _loop(path: KernelPath, before: str, body: list[str], after: list[str]) -> s
   }}"""
 
 
-_HEAD = """#include <cstdint>
-using T = {scalar};
-using I = std::int64_t;
-"""
 
 _KERNEL = """
 // Edges are sorted by centre. No edge leaves its island (a structure), so islands run in parallel
 // without conflicts, and each sum always has the same order.
-extern "C" void {name}_{tag}(I islands, const I *first, const I *src, const I *dst,
+extern "C" int {name}_{tag}(I islands, const I *first, const I *src, const I *dst,
     const I *pair, {arguments})
 {{
-#pragma omp parallel for schedule(dynamic, 1)
-  for (I k = 0; k < islands; ++k)
+  return guarded([&] {{ in_parallel(islands, most_threads(), [=](I k) {{
     for (I e = first[k]; e < first[k + 1]; ++e) {{
 {rows}
 {paths}
     }}
+  }}); }});
 }}
 """
 
@@ -261,7 +258,7 @@ def library_source(
     convolutions: list[Convolution], products: list[ChannelProduct], scalar: str
 ) -> str:
     """One translation unit for a whole model: kernels `forward_0`, ..., `product_forward_0`, ..."""
-    parts = [_HEAD.format(scalar=scalar)]
+    parts = [f"using T = {scalar};\n", header("threads.h")]
     parts += [source(c, str(k)) for k, c in enumerate(convolutions)]
     parts += [product_source(p, str(k)) for k, p in enumerate(products)]
     return "".join(parts)

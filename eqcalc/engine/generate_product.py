@@ -95,13 +95,14 @@ def _second(path: list[_Row], channels: int) -> list[str]:
 
 
 _KERNEL = """
-extern "C" void product_{name}_{tag}(I atoms, {arguments})
+extern "C" int product_{name}_{tag}(I atoms, {arguments})
 {{
-#pragma omp parallel for schedule(static)
-  for (I n = 0; n < atoms; ++n) {{
+  return guarded([&] {{ in_ranges(atoms, most_threads(), [=](I begin, I end) {{
+  for (I n = begin; n < end; ++n) {{
 {rows}
 {loops}
   }}
+  }}); }});
 }}
 """
 

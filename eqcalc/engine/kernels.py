@@ -306,10 +306,11 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]
         for (convolution, features), n in different.items()
     ]
     table = ", ".join(f"{{forward_{n}, backward_{n}}}" for n in different.values())
-    most = max(p.dim for layer in plan.layers for p in (*layer.up, *layer.own, *layer.mix))
+    most = max(p.dim for layer in plan.layers for p in layer.products)
     parts = [
         f"using T = {plan.scalar};\n",
         header("interface.h"),
+        header("threads.h"),
         header("simd.h"),
         f"namespace {{\nconstexpr int NUM_Y = {num_y}, DEGREE = {degree}, MOST_ROWS = {most};\n"
         f"constexpr I LAYOUT_VERSION = {LAYOUT_VERSION};\n" + _harmonics(plan) + "}\n",

@@ -172,6 +172,12 @@ class LayerPlan:
     radial_network: list[np.ndarray]
     table: np.ndarray | None = None  # [intervals, degree + 1, padded weights]
 
+    @property
+    def products(self) -> list[Product]:
+        """All linear maps."""
+        of_messages = [] if self.product is None else [*self.product.into, *self.product.out]
+        return [*self.up, *self.own, *self.mix, *of_messages]
+
 
 @dataclass
 class PairPlan:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from eqcalc.contract import network_tensors
+from eqcalc.engine.arrays import require_shape
 from eqcalc.engine.build import compile_library
 from eqcalc.engine.dense import FusedRadial, Library, Passes, fuse_dense, open_library
 from eqcalc.engine.generate import library_source
@@ -189,7 +190,12 @@ class FusedConvolution(Convolution):
         islands = self._pairing.islands
         if islands is None:
             islands = islands_of(edge_src, edge_dst)
-        edges = _Edges(islands, edge_src, edge_dst, pair)
+        require_shape(node_feats, None, self.irreps_in.dim)
+        require_shape(edge_attrs, len(edge_src), (self.l_max + 1) ** 2)
+        require_shape(weights, None, self.num_weights)
+        for indices in (edge_dst, pair):
+            require_shape(indices, len(edge_src))
+        edges = _Edges(*(t.contiguous() for t in (islands, edge_src, edge_dst, pair)))
         shape = (num_local, self.irreps_out.dim)
         return _Forward.apply(node_feats, edge_attrs, weights, self._kernels, edges, shape)
 
@@ -204,6 +210,7 @@ class FusedProduct(ChannelProduct):
         self._kernels = _Kernels(library, number, "product_")
 
     def forward(self, a: Tensor) -> Tensor:
+        require_shape(a, None, self.irreps_in.dim)
         return _Product.apply(a, self._kernels, self.irreps_out.dim)
 
 
@@ -250,7 +257,7 @@ def fuse(model: nn.Module) -> nn.Module:
     source = library_source(
         [m.convolution for m in places], [m.channel_product for m in products], scalar
     )
-    kernels = Library(compile_library(source))
+    kernels = Library(compile_library(source), scalar)
     pairing, passes, library = Pairing(), Passes(), open_library(scalar)
     for layer, module in enumerate(places):
         module.convolution = FusedConvolution(module.convolution, kernels, layer, pairing)

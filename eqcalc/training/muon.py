@@ -15,6 +15,7 @@ With the library of a fused network, the matrices' steps are taken in C++ (engin
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -159,16 +160,15 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             tensors = p, self.state[p]["momentum"], p.grad.contiguous()
             kept.append(tensors)
-            bases = [t.data_ptr() for t in tensors]
+            bases = [self._library.address(t) for t in tensors]
             offset = 0
             for rows, columns in self._shapes[p]:
                 shapes.append((rows, columns))
                 addresses.append([base + offset for base in bases])
                 offset += rows * columns * p.element_size()
-        settings = torch.tensor([lr, weight_decay, momentum, ITERATIONS], dtype=torch.float64)
-        self._library.run(
-            "muon_step", len(shapes), torch.tensor(shapes), torch.tensor(addresses), settings
-        )
+        places = [torch.tensor(table, dtype=torch.int64) for table in (shapes, addresses)]
+        settings = (ctypes.c_double * 4)(lr, weight_decay, momentum, ITERATIONS)
+        self._library.run("muon_step", len(shapes), *places, settings)
 
     def _adamw_step(
         self,

@@ -146,7 +146,10 @@ struct Groups {
       start[1] = atoms;
       return;
     }
-    for (I n = 0; n < atoms; n++) start[species[n] + 1]++;
+    for (I n = 0; n < atoms; n++) {
+      if (species[n] < 0 || species[n] >= map.species) throw std::invalid_argument("species");
+      start[species[n] + 1]++;
+    }
     for (I s = 0; s < map.species; s++) start[s + 1] += start[s];
     std::vector<I> next(start.begin(), start.end() - 1);
     for (I n = 0; n < atoms; n++) order[next[species[n]]++] = n;
@@ -167,6 +170,8 @@ std::vector<U> rows_of(const Groups &groups, I s, U data, I width, I column, I r
 
 constexpr I WORTH = 1 << 20;    // products for which threads are woken
 
+inline int threads_for(I products) { return products > WORTH ? most_threads() : 1; }
+
 inline I products_of(const LinearMap &map, I atoms)
 {
   I products = 0;
@@ -182,69 +187,75 @@ void apply_map(const LinearMap &map, I atoms, const I *species, const T *from, c
                bool transpose)
 {
   const Groups groups(map, atoms, species);
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) if (products_of(map, atoms) > WORTH)
-  for (I n = 0; n < map.blocks; n++)
-    for (I s = 0; s < map.species; s++) {
-      const Block b(map, n);
-      const I taken = transpose ? b.outputs : b.inputs, made = transpose ? b.inputs : b.outputs;
-      const I width_from = transpose ? map.width_out : map.width_in;
-      const I width_to = transpose ? map.width_in : map.width_out;
-      const I at_from = transpose ? b.out : b.in, at_to = transpose ? b.in : b.out;
-      const auto x = rows_of(groups, s, from, width_from, at_from, b.rows, taken);
-      const auto y = rows_of(groups, s, to, width_to, at_to, b.rows, made);
-      if (x.empty()) continue;
-      if (b.inputs == 0) {
-        if (!transpose)
-          for (T *row : y) std::fill_n(row, made, T(0));
-        continue;
-      }
-      const T *matrix = w + s * map.weights + b.weight;
-      static thread_local Buffer<T> memory;
-      int width = made;
-      if (transpose || made % L) {
-        width = padded(made);
-        T *packed = memory.get(taken * width);
-        if (transpose) {
-          for (I k = 0; k < taken; k += L)      // tiles that stay in the cache
-            for (I o = 0; o < made; o++)
-              for (I i = k; i < std::min<I>(k + L, taken); i++)
-                packed[i * width + o] = matrix[o * taken + i];
-          for (I i = 0; i < taken; i++)
-            std::fill(packed + i * width + made, packed + (i + 1) * width, T(0));
-        } else {
-          for (I i = 0; i < taken; i++) {
-            std::copy_n(matrix + i * made, made, packed + i * width);
-            std::fill(packed + i * width + made, packed + (i + 1) * width, T(0));
-          }
-        }
-        matrix = packed;
-      }
-      apply_rows(x.size(), taken, x.data(), matrix, width, made, b.alpha(), y.data());
+  const auto one = [&](I item) {
+    const I n = item / map.species, s = item % map.species;
+    const Block b(map, n);
+    const I taken = transpose ? b.outputs : b.inputs, made = transpose ? b.inputs : b.outputs;
+    const I width_from = transpose ? map.width_out : map.width_in;
+    const I width_to = transpose ? map.width_in : map.width_out;
+    const I at_from = transpose ? b.out : b.in, at_to = transpose ? b.in : b.out;
+    const auto x = rows_of(groups, s, from, width_from, at_from, b.rows, taken);
+    const auto y = rows_of(groups, s, to, width_to, at_to, b.rows, made);
+    if (x.empty()) return;
+    if (b.inputs == 0) {
+      if (!transpose)
+        for (T *row : y) std::fill_n(row, made, T(0));
+      return;
     }
+    const T *matrix = w + s * map.weights + b.weight;
+    static thread_local Buffer<T> memory;
+    int width = made;
+    if (transpose || made % L) {
+      width = padded(made);
+      T *packed = memory.get(taken * width);
+      if (transpose) {
+        for (I k = 0; k < taken; k += L)      // tiles that stay in the cache
+          for (I o = 0; o < made; o++)
+            for (I i = k; i < std::min<I>(k + L, taken); i++)
+              packed[i * width + o] = matrix[o * taken + i];
+        for (I i = 0; i < taken; i++)
+          std::fill(packed + i * width + made, packed + (i + 1) * width, T(0));
+      } else {
+        for (I i = 0; i < taken; i++) {
+          std::copy_n(matrix + i * made, made, packed + i * width);
+          std::fill(packed + i * width + made, packed + (i + 1) * width, T(0));
+        }
+      }
+      matrix = packed;
+    }
+    apply_rows(x.size(), taken, x.data(), matrix, width, made, b.alpha(), y.data());
+  };
+  in_parallel(map.blocks * map.species, threads_for(products_of(map, atoms)), one);
+}
+
+// sizes: what LinearMap holds beside the blocks
+inline LinearMap map_of(const I *sizes, const I *block)
+{
+  return {sizes[0], block, sizes[1], sizes[2], sizes[3], sizes[4]};
 }
 
 }    // namespace
 
-extern "C" void linear_apply(I atoms, const I *map, const I *block, const I *species, const T *x,
-                             const T *w, T *y)
+extern "C" int linear_apply(I atoms, const I *sizes, const I *block, const I *species, const T *x,
+                            const T *w, T *y)
 {
-  apply_map({map[0], block, map[1], map[2], map[3], map[4]}, atoms, species, x, w, y, false);
+  return guarded([&] { apply_map(map_of(sizes, block), atoms, species, x, w, y, false); });
 }
 
-extern "C" void linear_transposed(I atoms, const I *map, const I *block, const I *species,
-                                  const T *g, const T *w, T *dx)
+extern "C" int linear_transposed(I atoms, const I *sizes, const I *block, const I *species,
+                                 const T *g, const T *w, T *dx)
 {
-  apply_map({map[0], block, map[1], map[2], map[3], map[4]}, atoms, species, g, w, dx, true);
+  return guarded([&] { apply_map(map_of(sizes, block), atoms, species, g, w, dx, true); });
 }
 
-extern "C" void linear_outer(I atoms, const I *sizes, const I *block, const I *species, const T *x,
-                             const T *g, T *dw)
+extern "C" int linear_outer(I atoms, const I *sizes, const I *block, const I *species, const T *x,
+                            const T *g, T *dw)
 {
-  const LinearMap map{sizes[0], block, sizes[1], sizes[2], sizes[3], sizes[4]};
-  const Groups groups(map, atoms, species);
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) if (products_of(map, atoms) > WORTH)
-  for (I n = 0; n < map.blocks; n++)
-    for (I s = 0; s < map.species; s++) {
+  return guarded([&] {
+    const LinearMap map = map_of(sizes, block);
+    const Groups groups(map, atoms, species);
+    in_parallel(map.blocks * map.species, threads_for(products_of(map, atoms)), [&](I item) {
+      const I n = item / map.species, s = item % map.species;
       const Block b(map, n);
       const auto xs = rows_of(groups, s, x, map.width_in, b.in, b.rows, b.inputs);
       const auto gs = rows_of(groups, s, g, map.width_out, b.out, b.rows, b.outputs);
@@ -252,7 +263,8 @@ extern "C" void linear_outer(I atoms, const I *sizes, const I *block, const I *s
       for (I i = 0; i < b.inputs; i += GEMM_ROWS)
         outer_rows(xs.size(), xs.data(), gs.data(), i, std::min<I>(GEMM_ROWS, b.inputs - i),
                    b.outputs, b.alpha(), out);
-    }
+    });
+  });
 }
 
 // ---- gates
@@ -285,6 +297,16 @@ struct GateBlock {    // first column in, rows, channels, first gate, kind, firs
   I in, rows, channels, gate, kind, out;
 };
 
+// calls f(atom) for all atoms
+template <class F> inline int over_atoms(I atoms, I width, const F &f)
+{
+  return guarded([&] {
+    in_ranges(atoms, threads_for(16 * atoms * width), [&](I begin, I end) {
+      for (I n = begin; n < end; n++) f(n);
+    });
+  });
+}
+
 // calls f(block, first channel, lanes) for all blocks
 template <class F> inline void over_gate(I blocks, const I *block, const F &f)
 {
@@ -297,10 +319,9 @@ template <class F> inline void over_gate(I blocks, const I *block, const F &f)
 
 }    // namespace
 
-extern "C" void gate_forward(I atoms, const I *sizes, const I *block, const T *x, T *y)
+extern "C" int gate_forward(I atoms, const I *sizes, const I *block, const T *x, T *y)
 {
-#pragma omp parallel for schedule(static) if (atoms * sizes[1] > WORTH / 16)
-  for (I n = 0; n < atoms; n++) {
+  return over_atoms(atoms, sizes[1], [=](I n) {
     const T *xn = x + n * sizes[1];
     T *yn = y + n * sizes[2];
     over_gate(sizes[0], block, [&](const GateBlock &b, I c, int lanes) {
@@ -315,15 +336,14 @@ extern "C" void gate_forward(I atoms, const I *sizes, const I *block, const T *x
         store_part(yn + b.out + at, h * load_part(xn + b.in + at, lanes), lanes);
       }
     });
-  }
+  });
 }
 
 // dx = (dy/dx)^T g
-extern "C" void gate_backward(I atoms, const I *sizes, const I *block, const T *x, const T *g,
+extern "C" int gate_backward(I atoms, const I *sizes, const I *block, const T *x, const T *g,
                               T *dx)
 {
-#pragma omp parallel for schedule(static) if (atoms * sizes[1] > WORTH / 16)
-  for (I n = 0; n < atoms; n++) {
+  return over_atoms(atoms, sizes[1], [=](I n) {
     const T *xn = x + n * sizes[1], *gn = g + n * sizes[2];
     T *dxn = dx + n * sizes[1];
     over_gate(sizes[0], block, [&](const GateBlock &b, I c, int lanes) {
@@ -342,15 +362,14 @@ extern "C" void gate_backward(I atoms, const I *sizes, const I *block, const T *
       }
       store_part(dxn + b.gate + c, h.slope * sum, lanes);
     });
-  }
+  });
 }
 
 // the gradient of <u, dx> with respect to g and x
-extern "C" void gate_second(I atoms, const I *sizes, const I *block, const T *x, const T *g,
+extern "C" int gate_second(I atoms, const I *sizes, const I *block, const T *x, const T *g,
                             const T *u, T *dg, T *dx)
 {
-#pragma omp parallel for schedule(static) if (atoms * sizes[1] > WORTH / 16)
-  for (I n = 0; n < atoms; n++) {
+  return over_atoms(atoms, sizes[1], [=](I n) {
     const T *xn = x + n * sizes[1], *gn = g + n * sizes[2], *un = u + n * sizes[1];
     T *dxn = dx + n * sizes[1], *dgn = dg + n * sizes[2];
     over_gate(sizes[0], block, [&](const GateBlock &b, I c, int lanes) {
@@ -375,5 +394,5 @@ extern "C" void gate_second(I atoms, const I *sizes, const I *block, const T *x,
       }
       store_part(dxn + b.gate + c, first * h.slope + q * second * h.curvature, lanes);
     });
-  }
+  });
 }

@@ -76,11 +76,10 @@ class Edges {
   {
     const I slots = num_slots();
     T *dy = dy_.data(), *dr = dr_.data();
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (I slot = 0; slot < slots; slot += L) {
-      std::fill_n(dy + slot * NUM_Y, NUM_Y * L, T(0));
-      std::fill_n(dr + slot, L, T(0));
-    }
+    in_ranges(slots, threads, [&](I begin, I end) {
+      std::fill_n(dy + begin * NUM_Y, (end - begin) * NUM_Y, T(0));
+      std::fill_n(dr + begin, end - begin, T(0));
+    });
   }
 
   // adds dE/dr_ij of the edges of centre i; `slope` turns the radial gradients into dE/dr

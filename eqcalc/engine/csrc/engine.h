@@ -8,7 +8,8 @@
 //
 // Kept for the way back: x~, a and p of each layer. Atoms are worked on in blocks, from messages to
 // the next layer's x~ while they are in the cache. Sums over neighbours are made in the order of the
-// edges, those of gradients over the threads' shares in the order of the threads.
+// edges, those of gradients over the shares of the work in the order of the shares, of which there
+// are as many as threads are asked for (see threads.h).
 
 namespace {
 
@@ -384,12 +385,12 @@ class Network {
   }
 
  private:
-  // of one thread
+  // of one share of the work
   struct Scratch {
     Buffer<T> messages, features, gradients, hidden;     // rows of a block
     Buffer<T> factors, products;
     Buffer<T> dx;                                // [rows, width]: gradients of neighbours' x
-    I first_row = 0, end_row = 0;                // that this thread's centres refer to
+    I first_row = 0, end_row = 0;                // that this share's centres refer to
 
     // before threads start: running out of memory can be reported only there
     void reserve(const Layer &layer)
@@ -419,16 +420,32 @@ class Network {
   CoreRepulsion core_;
   PairEnergy pair_;
   Buffer<T> first_pre_;            // [species, width_pre of layer 0]
-  int threads_ = 1;
+  int threads_ = 1;                // asked for, and shares
   Edges edges_;
   std::vector<I> first_edge_;      // [own + 1]
   std::vector<int> node_species_;
-  std::vector<I> share_;           // first centre of each thread
+  std::vector<I> share_;           // first centre of each share
   std::vector<Scratch> scratch_;
   Buffer<T> dx_, dx_next_;         // gradients of x of the layer in work, and of the one above
 
+  // what would be read or written out of bounds
+  void check(const eqcalc_graph &graph) const
+  {
+    bool right = 0 <= graph.num_local && graph.num_local <= graph.num_nodes &&
+        graph.num_nodes <= graph.num_rows && 0 <= graph.num_edges;
+    for (I n = 0; right && n < graph.num_nodes; n++)
+      right = 0 <= graph.species[n] && graph.species[n] < num_species_;
+    I last = 0;
+    for (I e = 0; right && e < graph.num_edges; last = graph.edge_dst[e++])
+      right = last <= graph.edge_dst[e] && graph.edge_dst[e] < graph.num_local &&
+          0 <= graph.edge_src[e] && graph.edge_src[e] < graph.num_nodes;
+    if (!right)
+      throw std::runtime_error("species or edges are out of range, or edges not sorted by centre");
+  }
+
   void place_edges(const eqcalc_graph &graph)
   {
+    check(graph);
     first_edge_.assign(graph.num_local + 1, 0);
     for (I e = 0; e < graph.num_edges; e++) first_edge_[graph.edge_dst[e] + 1]++;
     for (I i = 0; i < graph.num_local; i++) first_edge_[i + 1] += first_edge_[i];
@@ -436,9 +453,7 @@ class Network {
     edges_.begin(graph.num_local, first_edge_.data());
     share_ = shares(threads_, graph.num_local, first_edge_.back() + 8 * graph.num_local,
                     [&](I i) { return first_edge_[i + 1] + 8 * (i + 1); });
-#pragma omp parallel num_threads(threads_)
-    {
-      const int t = omp_get_thread_num();
+    in_parallel(threads_, threads_, [&](I t) {
       I lowest = graph.num_nodes, highest = -1;
       for (I i = share_[t]; i < share_[t + 1]; i++) {
         edges_.place(i, first_edge_[i], graph.edge_src, graph.edge_vec, node_species_.data());
@@ -449,27 +464,28 @@ class Network {
       }
       scratch_[t].first_row = lowest;
       scratch_[t].end_row = highest + 1;
-    }
+    });
   }
 
   // shift, core repulsion, pairs; the gradient, if wanted, begins with that of the latter two
   void add_references(const eqcalc_graph &graph, double *energies, double *gradient) const
   {
-#pragma omp parallel for num_threads(threads_) schedule(static)
-    for (I i = 0; i < graph.num_local; i++) {
-      const int a = node_species_[i];
-      energies[i] = shift_[a];
-      for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
-        const double *v = graph.edge_vec + 3 * e;
-        const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
-        const int b = node_species_[graph.edge_src[e]];
-        double slope = 0.0;
-        core_.add(a, b, r, energies[i], slope);
-        pair_.add(a, b, r, energies[i], slope);
-        if (!gradient) continue;
-        for (int d = 0; d < 3; d++) gradient[3 * e + d] = slope * v[d] / r;
+    in_ranges(graph.num_local, threads_, [&](I begin, I end) {
+      for (I i = begin; i < end; i++) {
+        const int a = node_species_[i];
+        energies[i] = shift_[a];
+        for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
+          const double *v = graph.edge_vec + 3 * e;
+          const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+          const int b = node_species_[graph.edge_src[e]];
+          double slope = 0.0;
+          core_.add(a, b, r, energies[i], slope);
+          pair_.add(a, b, r, energies[i], slope);
+          if (!gradient) continue;
+          for (int d = 0; d < 3; d++) gradient[3 * e + d] = slope * v[d] / r;
+        }
       }
-    }
+    });
   }
 
   static void rows_of(T *data, I width, I first, int count, T **rows)
@@ -488,9 +504,7 @@ class Network {
     for (Scratch &scratch : scratch_) scratch.reserve(layer);
     const Radial radial = layer.radial.weights(basis_, edges_, threads_, false);
     const int *rows = edges_.rows(k == 0);
-#pragma omp parallel num_threads(threads_)
-    {
-      const int t = omp_get_thread_num();
+    in_parallel(threads_, threads_, [&](I t) {
       Scratch &mine = scratch_[t];
       T *m[BLOCK], *p[BLOCK], *x[BLOCK], *to_x[BLOCK], *to_pre[BLOCK];
       rows_of(mine.messages.data(), layer.width_message, 0, BLOCK, m);
@@ -532,7 +546,7 @@ class Network {
           for (Product &product : next->own) product.forward(count, species, x, to_pre);
         }
       }
-    }
+    });
   }
 
   // p += out (a (x) a), a = into m
@@ -608,9 +622,7 @@ class Network {
     }
     const Radial radial = layer.radial.weights(basis_, edges_, threads_, true);
     const int *rows = edges_.rows(k == 0);
-#pragma omp parallel num_threads(threads_)
-    {
-      const int t = omp_get_thread_num();
+    in_parallel(threads_, threads_, [&](I t) {
       Scratch &mine = scratch_[t];
       T *to = k == 0 ? nullptr : (t == 0 ? dx : mine.dx.data());
       if (k > 0 && t == 0)
@@ -645,28 +657,30 @@ class Network {
           layer.kernels->backward(radial, edges_.of(first + b), rows, layer.x.data(), dm[b], to,
                                   edges_.gradient());
       }
-#pragma omp barrier
-      if (k > 0 && threads_ > 1) {
-        const I begin = num_rows * t / threads_, end = num_rows * (t + 1) / threads_;
-        for (int other = 1; other < threads_; other++) {
-          const Scratch &theirs = scratch_[other];
-          const I low = std::max(begin, theirs.first_row) * layer.width_in;
-          const I high = std::min(end, theirs.end_row) * layer.width_in;
-          const T *from = scratch_[other].dx.data();
-          for (I c = low; c < high; c += L) store(dx + c, load(dx + c) + load(from + c));
-        }
+    });
+    if (k == 0 || threads_ == 1) return;
+    in_ranges(num_rows, threads_, [&](I begin, I end) {
+      for (int t = 1; t < threads_; t++) {
+        const Scratch &theirs = scratch_[t];
+        const I low = std::max(begin, theirs.first_row) * layer.width_in;
+        const I high = std::min(end, theirs.end_row) * layer.width_in;
+        const T *from = theirs.dx.get();
+        for (I c = low; c < high; c += L) store(dx + c, load(dx + c) + load(from + c));
       }
-    }
+    });
   }
 
   void add_edge_gradients(const eqcalc_graph &graph, double *gradient)
   {
     const double slope = basis_.slope_scale();
-#pragma omp parallel for num_threads(threads_) schedule(static)
-    for (I i = 0; i < graph.num_local; i++)
-      edges_.add_gradient(i, slope, gradient + 3 * first_edge_[i]);
+    in_ranges(graph.num_local, threads_, [&](I begin, I end) {
+      for (I i = begin; i < end; i++)
+        edges_.add_gradient(i, slope, gradient + 3 * first_edge_[i]);
+    });
   }
 };
+
+inline bool within(I count, I index) { return 0 <= index && index < count; }
 
 int failed(const std::exception &error, char *text, I size)
 {
@@ -718,12 +732,13 @@ int eqcalc_exchange_widths(void *engine, int *widths, int count)
 
 I eqcalc_memory(void *engine) { return static_cast<Network *>(engine)->bytes(); }
 
-void eqcalc_forces(I num_atoms, I num_edges, const I *edge_src, const I *edge_dst,
-                   const double *edge_vec, const double *gradient, double *forces, double *virials)
+int eqcalc_forces(I num_atoms, I num_edges, const I *edge_src, const I *edge_dst,
+                  const double *edge_vec, const double *gradient, double *forces, double *virials)
 {
   std::fill_n(forces, 3 * num_atoms, 0.0);
   if (virials) std::fill_n(virials, 9 * num_atoms, 0.0);
   for (I e = 0; e < num_edges; e++) {
+    if (!within(num_atoms, edge_src[e]) || !within(num_atoms, edge_dst[e])) return 1;
     const double *g = gradient + 3 * e, *v = edge_vec + 3 * e;
     double *fi = forces + 3 * edge_dst[e], *fj = forces + 3 * edge_src[e];
     for (int a = 0; a < 3; a++) {
@@ -735,9 +750,10 @@ void eqcalc_forces(I num_atoms, I num_edges, const I *edge_src, const I *edge_ds
     for (int a = 0; a < 3; a++)
       for (int b = 0; b < 3; b++) w[3 * a + b] -= v[a] * g[b];
   }
+  return 0;
 }
 
-I eqcalc_select(I num_pairs, const I *src, const I *dst, const double *shifts,
+I eqcalc_select(I num_atoms, I num_pairs, const I *src, const I *dst, const double *shifts,
                 const double *positions, double cutoff, I *edge_src, I *edge_dst, double *edge_vec,
                 I *nearest)
 {
@@ -746,6 +762,7 @@ I eqcalc_select(I num_pairs, const I *src, const I *dst, const double *shifts,
   I count = 0;
   *nearest = -1;
   for (I p = 0; p < num_pairs; p++) {
+    if (!within(num_atoms, src[p]) || !within(num_atoms, dst[p])) return -1;
     const double *a = positions + 3 * dst[p], *b = positions + 3 * src[p], *s = shifts + 3 * p;
     const double x = b[0] - a[0] + s[0], y = b[1] - a[1] + s[1], z = b[2] - a[2] + s[2];
     const double r_sq = x * x + y * y + z * z;

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#define EQCALC_INTERFACE_VERSION 1
+#define EQCALC_INTERFACE_VERSION 2
 #define EQCALC_OUT_OF_MEMORY 2
 
 extern "C" {
@@ -41,13 +41,15 @@ int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchan
 int eqcalc_exchange_widths(void *engine, int *widths, int count);
 int64_t eqcalc_memory(void *engine);     /* bytes held */
 
-/* forces [num_atoms, 3] and, unless null, virials [num_atoms, 3, 3] of the neighbours */
-void eqcalc_forces(int64_t num_atoms, int64_t num_edges, const int64_t *edge_src,
-                   const int64_t *edge_dst, const double *edge_vec, const double *gradient,
-                   double *forces, double *virials);
-/* pairs of a list that are within the cutoff now; shifts [num_pairs, 3] Å; returns how many, and in
-   nearest the place of the shortest among them, or -1 */
-int64_t eqcalc_select(int64_t num_pairs, const int64_t *src, const int64_t *dst,
+/* forces [num_atoms, 3] and, unless null, virials [num_atoms, 3, 3] of the neighbours; returns 1
+   where an edge refers to no atom, else 0 */
+int eqcalc_forces(int64_t num_atoms, int64_t num_edges, const int64_t *edge_src,
+                  const int64_t *edge_dst, const double *edge_vec, const double *gradient,
+                  double *forces, double *virials);
+/* pairs of a list that are within the cutoff now; shifts [num_pairs, 3] Å; positions
+   [num_atoms, 3] Å; returns how many, or -1 where a pair refers to no atom, and in nearest the place
+   of the shortest among them, or -1 */
+int64_t eqcalc_select(int64_t num_atoms, int64_t num_pairs, const int64_t *src, const int64_t *dst,
                       const double *shifts, const double *positions, double cutoff,
                       int64_t *edge_src, int64_t *edge_dst, double *edge_vec, int64_t *nearest);
 }

@@ -109,16 +109,14 @@ void step(const Matrix &a, Orthogonalizer &work, double rate, double decay, doub
 
 // shapes [count, 2]: rows, columns; addresses [count, 3]: weights, momentum, gradient;
 // settings: learning rate, weight decay, momentum, iterations
-extern "C" void muon_step(I count, const I *shapes, const I *addresses, const double *settings)
+extern "C" int muon_step(I count, const I *shapes, const I *addresses, const double *settings)
 {
-#pragma omp parallel
-  {
-    Orthogonalizer work;
-#pragma omp for schedule(dynamic, 1)
-    for (I k = 0; k < count; k++) {
+  return guarded([&] {
+    in_parallel(count, most_threads(), [&](I k) {
+      static thread_local Orthogonalizer work;
       const auto pointer = [&](I n) { return reinterpret_cast<T *>(addresses[3 * k + n]); };
       step({shapes[2 * k], shapes[2 * k + 1], pointer(0), pointer(1), pointer(2)}, work,
            settings[0], settings[1], settings[2], static_cast<int>(settings[3]));
-    }
-  }
+    });
+  });
 }

@@ -38,24 +38,25 @@ class RadialBasis {
   {
     find_pairs(edges);
     T *values = values_.get(num_pairs() * width_), *slopes = slopes_.get(num_pairs() * width_);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (I p = 0; p < num_pairs(); p++) {
-      const double r = distance_[p], x = r / cutoff_, n = power_;
-      const double power = std::pow(x, n - 1.0);
-      const double a = (n + 1.0) * (n + 2.0) / 2.0, b = n * (n + 2.0), c = n * (n + 1.0) / 2.0;
-      const bool inside = x < 1.0;
-      const double u = inside ? 1.0 + power * x * (-a + x * (b - c * x)) : 0.0;
-      const double du =
-          inside ? power * (-a * n + x * (b * (n + 1.0) - c * (n + 2.0) * x)) / cutoff_ : 0.0;
-      std::fill_n(values + p * width_, width_, T(0));
-      std::fill_n(slopes + p * width_, width_, T(0));
-      for (std::size_t k = 0; k < orders_.size(); k++) {
-        const double s = prefactor_ * std::sin(orders_[k] * r) / r;
-        const double ds = prefactor_ * orders_[k] * std::cos(orders_[k] * r) / r - s / r;
-        values[p * width_ + k] = static_cast<T>(s * u);
-        slopes[p * width_ + k] = static_cast<T>(ds * u + s * du);
+    in_ranges(num_pairs(), threads, [&](I begin, I end) {
+      for (I p = begin; p < end; p++) {
+        const double r = distance_[p], x = r / cutoff_, n = power_;
+        const double power = std::pow(x, n - 1.0);
+        const double a = (n + 1.0) * (n + 2.0) / 2.0, b = n * (n + 2.0), c = n * (n + 1.0) / 2.0;
+        const bool inside = x < 1.0;
+        const double u = inside ? 1.0 + power * x * (-a + x * (b - c * x)) : 0.0;
+        const double du =
+            inside ? power * (-a * n + x * (b * (n + 1.0) - c * (n + 2.0) * x)) / cutoff_ : 0.0;
+        std::fill_n(values + p * width_, width_, T(0));
+        std::fill_n(slopes + p * width_, width_, T(0));
+        for (std::size_t k = 0; k < orders_.size(); k++) {
+          const double s = prefactor_ * std::sin(orders_[k] * r) / r;
+          const double ds = prefactor_ * orders_[k] * std::cos(orders_[k] * r) / r - s / r;
+          values[p * width_ + k] = static_cast<T>(s * u);
+          slopes[p * width_ + k] = static_cast<T>(ds * u + s * du);
+        }
       }
-    }
+    });
   }
 
   double slope_scale() const { return 1.0; }
@@ -143,16 +144,16 @@ class RadialFunctions {
     for (const Matrix &m : matrices_) widest = std::max(widest, std::max(m.inputs, m.outputs));
     if (static_cast<int>(scratch_.size()) < threads) scratch_.resize(threads);
     for (int t = 0; t < threads; t++) scratch_[t].get(4 * PAIRS * widest);
-#pragma omp parallel num_threads(threads)
-    {
-      T *memory = scratch_[omp_get_thread_num()].data();
-#pragma omp for schedule(static)
-      for (I first = 0; first < pairs; first += PAIRS) {
+    const I blocks = (pairs + PAIRS - 1) / PAIRS;
+    in_parallel(threads, threads, [&](I share) {
+      T *memory = scratch_[share].data();
+      const I end = std::min(pairs, blocks * (share + 1) / threads * PAIRS);
+      for (I first = blocks * share / threads * PAIRS; first < end; first += PAIRS) {
         const int count = static_cast<int>(std::min<I>(PAIRS, pairs - first));
         block(basis, first, count, with_slopes, memory, widest, values + first * num_weights_,
               slopes + first * num_weights_);
       }
-    }
+    });
     return {values, slopes, num_weights_, basis.pair()};
   }
 

@@ -51,13 +51,14 @@ class RadialBasis {
     const double *r = edges.distances();
     int *interval = interval_.get(slots);
     T *t = t_.get(slots);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (I slot = 0; slot < slots; slot++) {
-      const double x = r[slot] * per_length_;
-      // in this order a distance that is not a number gets an interval that exists, and a t of NaN
-      interval[slot] = static_cast<int>(std::min<double>(intervals_ - 1, x));
-      t[slot] = static_cast<T>(x - interval[slot]);
-    }
+    in_ranges(slots, threads, [&](I begin, I end) {
+      for (I slot = begin; slot < end; slot++) {
+        const double x = r[slot] * per_length_;
+        // in this order a distance that is not a number gets an interval that exists, and a t of NaN
+        interval[slot] = static_cast<int>(std::min<double>(intervals_ - 1, x));
+        t[slot] = static_cast<T>(x - interval[slot]);
+      }
+    });
   }
 
   // dE/dr for a gradient in t

@@ -16,11 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include <omp.h>
-
 namespace {
-
-using I = std::int64_t;
 
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, GEMM_ROWS = 8, GEMM_VECTORS = 3;
@@ -45,7 +41,11 @@ inline V all(T x) { return V{} + x; }
 // neighbouring lanes added: sums of pairs of a, then of b
 template <int... N> inline V pair_sums(V a, V b, std::integer_sequence<int, N...>)
 {
+#if defined(__clang__) || __GNUC__ >= 12
   return __builtin_shufflevector(a, b, (2 * N)...) + __builtin_shufflevector(a, b, (2 * N + 1)...);
+#else
+  return __builtin_shuffle(a, b, VI{(2 * N)...}) + __builtin_shuffle(a, b, VI{(2 * N + 1)...});
+#endif
 }
 
 // lane n of the result is the sum of the lanes of row n
@@ -56,7 +56,7 @@ inline V row_sums(const T *rows)
 #pragma GCC unroll 8
   for (int count = L; count > 1; count /= 2)
 #pragma GCC unroll 16
-    for (int n = 0; n < count / 2; n++) 
+    for (int n = 0; n < count / 2; n++)
       sums[n] = pair_sums(sums[2 * n], sums[2 * n + 1], std::make_integer_sequence<int, L>());
   return sums[0];
 }
@@ -67,11 +67,12 @@ template <class U> class Buffer {
   U *get(I count)
   {
     if (count > capacity_) {
-      capacity_ = count + count / 8 + 64;
-      const std::size_t bytes = (capacity_ * sizeof(U) + 63) / 64 * 64;
-      void *memory = std::aligned_alloc(64, bytes);
+      if (count > MOST) throw std::bad_alloc();
+      const I capacity = count + SPARE * (count / 8 + 64);
+      void *memory = std::aligned_alloc(64, (capacity * sizeof(U) + 63) / 64 * 64);
       if (!memory) throw std::bad_alloc();
       data_.reset(static_cast<U *>(memory));
+      capacity_ = capacity;
     }
     return data_.get();
   }
@@ -80,6 +81,12 @@ template <class U> class Buffer {
   I bytes() const { return capacity_ * sizeof(U); }
 
  private:
+#ifdef EQCALC_EXACT_BUFFERS     // no room in which an overrun would go unnoticed
+  static constexpr I SPARE = 0;
+#else
+  static constexpr I SPARE = 1;
+#endif
+  static constexpr I MOST = (I(1) << 62) / static_cast<I>(sizeof(U));
   struct Free {
     void operator()(U *p) const { std::free(p); }
   };
@@ -177,16 +184,16 @@ inline V exponential(V x)
 
 inline V sigmoid(V x) { return T(1) / (T(1) + exponential(-x)); }
 
-// ---- one unit of work for each thread
+// ---- one share of work for each thread
 
-// First index of each thread's share of `count` items, weights of which end at `ends`.
-template <class Ends> std::vector<I> shares(int threads, I count, I total, const Ends &end_of)
+// First index of each share of `count` items, weights of which end at `ends`.
+template <class Ends> std::vector<I> shares(int number, I count, I total, const Ends &end_of)
 {
-  std::vector<I> first(threads + 1, count);
+  std::vector<I> first(number + 1, count);
   first[0] = 0;
   I k = 0;
-  for (int t = 1; t < threads; t++) {
-    while (k < count && end_of(k) * threads <= total * t) k++;
+  for (int t = 1; t < number; t++) {
+    while (k < count && end_of(k) * number <= total * t) k++;
     first[t] = k;
   }
   return first;
