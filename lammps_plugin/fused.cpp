@@ -55,7 +55,7 @@ std::string prepare_fused(const std::string &path, const std::string &precision,
   }
   close(ends[0]);
   answer = answer.substr(0, answer.find('\n'));
-  for (const char *known : {"ready ", "unavailable ", "error "})
+  for (const char *known : {"ready ", "unavailable ", "error ", "fault "})
     if (answer.rfind(known, 0) == 0) return answer;
   return std::string("unavailable ") + EQCALC_PYTHON +
       " could not prepare the kernels: run 'eqcalc lammps doctor'";

@@ -10,8 +10,8 @@
 
 namespace eqcalc {
 
-// Runs Python; one process per machine does so. The answer is "ready FOLDER", "unavailable ..." or
-// "error ...". radial: "table" or "network".
+// Runs Python; one process per machine does so. The answer is "ready FOLDER", "unavailable ...",
+// "error ..." or, for a bug of ours, "fault ...". radial: "table" or "network".
 std::string prepare_fused(const std::string &path, const std::string &precision,
                           const std::string &radial);
 

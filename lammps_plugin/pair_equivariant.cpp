@@ -333,7 +333,8 @@ void PairEquivariant::open_engine(eqcalc::EngineOptions &options)
 
 /* ----------------------------------------------------------------------
    One process of each machine has Python prepare the file. Empty, or on all processes the sentence
-   of the first that has not got the kernels.
+   of the first that has not got the kernels. What goes wrong with kernels that there are is an
+   error.
 ------------------------------------------------------------------------- */
 
 std::string PairEquivariant::open_fused(eqcalc::EngineOptions options, const std::string &radial)
@@ -349,13 +350,22 @@ std::string PairEquivariant::open_fused(eqcalc::EngineOptions options, const std
 
   std::string reason;
   if (options.threads == 0) options.threads = comm->nthreads;
-  try {
-    const auto space = answer.find(' ');
-    if (answer.substr(0, space) != "ready") throw eqcalc::EngineError(answer.substr(space + 1));
-    engine = eqcalc::open_fused(answer.substr(space + 1), options, radial);
-  } catch (const std::exception &e) {
-    reason = e.what();
+  const auto space = answer.find(' ');
+  const std::string state = answer.substr(0, space), rest = answer.substr(space + 1);
+  if (state == "fault") {
+    problem = rest;
+  } else if (state != "ready") {
+    reason = rest;
+  } else {
+    try {
+      engine = eqcalc::open_fused(rest, options, radial);
+    } catch (const std::bad_alloc &) {
+      problem = "out of memory while opening " + options.path;
+    } catch (const std::exception &e) {
+      problem = e.what();
+    }
   }
+  stop_together();
   int mine = reason.empty() ? comm->nprocs : comm->me, first;
   MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world);
   if (first == comm->nprocs) return "";

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from eqcalc.contract import set_precision
 from eqcalc.engine.dense import FusedGate, FusedLinear, FusedRadial, Passes, open_library
+from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import SpeciesLinear
@@ -156,6 +157,46 @@ def test_threads_do_not_change_the_numbers(kernels):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_tensors_that_c_cannot_read_are_refused(kernels):
+    dtype, library = kernels
+    other = torch.float64 if dtype == torch.float32 else torch.float32
+    irreps = o3.Irreps("3x0e+2x1o")
+    linear = FusedLinear(SpeciesLinear(irreps, irreps, 2).to(dtype), library, Passes())
+    gate = FusedGate(Gate(o3.Irreps("4x0e")), library)
+    x, species = torch.randn(5, irreps.dim, dtype=dtype), torch.arange(5) % 2
+    with pytest.raises(ValueError, match=f"{other} came where {dtype} or int64"):
+        linear(x.to(other), species)
+    with pytest.raises(ValueError, match="int32 came where"):
+        linear(x, species.int())
+    for wrong in (lambda: linear(x[:, 1:], species), lambda: linear(x, species[1:])):
+        with pytest.raises(ValueError, match=r"came where .* is needed"):
+            wrong()
+    with pytest.raises(ValueError, match=r"came where .* is needed"):
+        gate(torch.zeros(2, 3, dtype=dtype))
+    with pytest.raises(InputError, match="not one of the model's"):
+        linear(x, species + 1)
+    strided = x.repeat_interleave(2, dim=1)[:, ::2]
+    assert torch.equal(
+        linear(strided, torch.repeat_interleave(species, 2)[::2]), linear(x, species)
+    )
+
+
+def test_out_of_memory_in_a_thread_is_said(kernels):
+    """More rows than any machine has memory for, found out by one of several threads."""
+    dtype, library = kernels
+    irreps = o3.Irreps("3x0e+2x1o")
+    linear = FusedLinear(SpeciesLinear(irreps, irreps).to(dtype), library, Passes())
+    x = torch.randn(5, irreps.dim, dtype=dtype)
+    linear._kernels.constants[1][1, 1] = 2**50
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(InputError, match="Out of memory in training: use smaller batches"):
+            linear(x, torch.empty(0, dtype=torch.int64))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_compiled_muon_takes_the_plain_steps(kernels):

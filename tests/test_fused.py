@@ -1,5 +1,6 @@
 """The fused engine against the TorchScript that it is made from."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -255,8 +256,86 @@ def test_wrong_numbers_are_noticed(potential_path, monkeypatch):
         return errors
 
     monkeypatch.setattr(plan, "tabulate", wrong)
-    with pytest.raises(build.EngineUnavailable, match="does not reproduce the reference structure"):
-        fused.fuse(potential_path, dtype="float64")
+    with pytest.raises(InputError, match="does not reproduce the reference structure"):
+        EquivariantCalculator(potential_path, dtype="float64")  # not torch instead
+
+
+def test_bugs_of_the_reader_are_not_covered_up(potential_path, monkeypatch):
+    def broken(*_):
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr(plan, "READERS", {"NequIP": broken})
+    with pytest.raises(AttributeError, match="a bug"):
+        EquivariantCalculator(potential_path)
+
+
+def test_reference_structure_is_evaluated_on_the_threads_asked_for(potential_path, monkeypatch):
+    run, counts = fused.FusedPotential.run, []
+
+    def spy(self, species, edges, threads, **options):
+        counts.append(threads)
+        return run(self, species, edges, threads, **options)
+
+    monkeypatch.setattr(fused.FusedPotential, "run", spy)
+    EquivariantCalculator(potential_path, threads=3)
+    assert counts == [3]
+
+
+@pytest.mark.parametrize("kind", ["float32", "strided", "int32 indices"])
+def test_arrays_are_converted_where_they_cross_into_c(potential_path, crystal, kind):
+    engine = fused.fuse(potential_path, dtype="float64")
+    species, vec, src, dst = (a.numpy() for a in graph(engine, crystal))
+    vec = vec.astype(np.float32).astype(np.float64)  # the same numbers in either precision
+    expected = engine.run(species, fused.EdgeArrays(src, dst, vec), 1)
+    given = {
+        "float32": fused.EdgeArrays(src, dst, vec.astype(np.float32)),
+        "strided": fused.EdgeArrays(np.repeat(src, 2)[::2], dst, np.asfortranarray(vec)),
+        "int32 indices": fused.EdgeArrays(src.astype(np.int32), dst.astype(np.int32), vec),
+    }[kind]
+    got = engine.run(species.astype(np.int32), given, 1)
+    assert all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True))
+    forces = [
+        engine.forces(len(species), edges, expected[1].astype(given.vec.dtype))
+        for edges in (given, fused.EdgeArrays(src, dst, vec))
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(*forces, strict=True))
+
+
+def test_arrays_that_cannot_be_meant_are_refused(potential_path, crystal):
+    engine = fused.fuse(potential_path, dtype="float64")
+    species, vec, src, dst = (a.numpy() for a in graph(engine, crystal))
+    for bad in (vec[:-1], vec[:, :2], vec.astype(complex)):
+        with pytest.raises(ValueError, match=r"came where .* is needed"):
+            engine.run(species, fused.EdgeArrays(src, dst, bad), 1)
+    for wrong in (len(species), -1):
+        other = src.copy()
+        other[3] = wrong
+        with pytest.raises(InputError, match="edges are out of range"):
+            engine.run(species, fused.EdgeArrays(other, dst, vec), 1)
+        with pytest.raises(ValueError, match="atoms that are not among the 8"):
+            engine.forces(8, fused.EdgeArrays(other, dst, vec), vec)
+        with pytest.raises(ValueError, match="atoms that are not among the 8"):
+            engine.select((dst, other), np.zeros_like(vec), crystal.positions)
+        with pytest.raises(InputError, match=r"species .* out of range"):
+            engine.run(np.full(8, wrong), fused.EdgeArrays(src, dst, vec), 1)
+    with pytest.raises(InputError, match="not sorted by centre"):
+        engine.run(species, fused.EdgeArrays(src, dst[::-1], vec), 1)
+
+
+def test_out_of_memory_is_said_and_leaves_the_engine_usable(potential_path, crystal):
+    engine = fused.fuse(potential_path, dtype="float64")
+    species, vec, src, dst = (a.numpy() for a in graph(engine, crystal))
+    edges = fused.EdgeArrays(src, dst, vec)
+    expected = engine.run(species, edges, 2)
+    rows = fused._Graph(8, 8, 2**45, len(src), *(a.ctypes.data for a in (species, *edges)))
+    arrays = np.empty(8), np.empty_like(vec)
+    with pytest.raises(InputError, match="out of memory: use fewer atoms"):
+        engine.library.checked(
+            "eqcalc_evaluate", engine._handle, ctypes.byref(rows), None, 2,
+            *(ctypes.c_void_p(a.ctypes.data) for a in arrays),
+        )  # fmt: skip
+    got = engine.run(species, edges, 2)
+    assert all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
 @pytest.mark.parametrize(

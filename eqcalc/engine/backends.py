@@ -160,7 +160,10 @@ def open_backend(
             name = "fused" if engine == "auto" else engine
             try:
                 potential = fuse(
-                    model, dtype=dtype, radial="table" if name == "fused" else "network"
+                    model,
+                    dtype=dtype,
+                    radial="table" if name == "fused" else "network",
+                    threads=threads_here(threads),
                 )
                 return FusedBackend(name, potential, threads)
             except EngineUnavailable as reason:

@@ -28,7 +28,6 @@ from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import SpeciesLinear, block_offsets
 from eqcalc.nn.radial import RadialNetwork
 
-
 #: what the kernels' return codes mean (csrc/threads.h)
 FAILURES = {
     1: "A species is not one of the model's.",

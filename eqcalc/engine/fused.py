@@ -11,6 +11,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from eqcalc import export
 from eqcalc.engine import plan as plans
 from eqcalc.engine.arrays import address, converted
-from eqcalc.engine.build import EngineUnavailable, compile_library, load_library
+from eqcalc.engine.build import compile_library, load_library
 from eqcalc.engine.kernels import LAYOUT_VERSION, compiler_flags, library_source
 from eqcalc.errors import InputError
 from eqcalc.runtime import TurnLock, own_torch
@@ -266,16 +267,26 @@ class FusedPotential:
         return forces, virials
 
     def evaluate(
-        self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
+        self,
+        species: Tensor,
+        edge_vec: Tensor,
+        edge_src: Tensor,
+        edge_dst: Tensor,
+        *,
+        threads: int | None = None,
     ) -> export.Evaluation:
-        """As `export.PotentialFile.evaluate`, on as many threads as torch has."""
+        """As `export.PotentialFile.evaluate`, by default on as many threads as torch has."""
         edges = EdgeArrays(edge_src.numpy(), edge_dst.numpy(), edge_vec.detach().numpy())
-        energies, gradient = self.run(species.numpy(), edges, torch.get_num_threads())
+        energies, gradient = self.run(species.numpy(), edges, threads or torch.get_num_threads())
         return export.Evaluation(torch.from_numpy(energies), torch.from_numpy(gradient))
 
 
 def fuse(
-    model: str | os.PathLike, *, dtype: str | torch.dtype | None = None, radial: str = "table"
+    model: str | os.PathLike,
+    *,
+    dtype: str | torch.dtype | None = None,
+    radial: str = "table",
+    threads: int | None = None,
 ) -> FusedPotential:
     """Opens a potential file on the fused engine and checks it against its reference structure.
 
@@ -283,21 +294,22 @@ def fuse(
         model: a path, or the name of a bundled model.
         dtype: float32 or float64; None takes the file's own.
         radial: "table" (splines through the radial functions) or "network" (exact).
+        threads: that it will run on, and on which the reference structure is evaluated; None
+            takes as many as torch has.
 
     Raises:
-        EngineUnavailable: an architecture that the engine does not know; no compiler; numbers that
-            differ from those in the file.
-        InputError: a bad file.
+        EngineUnavailable: an architecture that the engine does not know; no compiler.
+        InputError: a bad file; numbers that differ from those in the file.
     """
     with own_torch():
         potential = export.load(model, dtype=torch.float64)
         chosen = export.precision(dtype, potential.metadata)
         library, network = prepare(potential, chosen, radial)
         fused = FusedPotential(potential, library, network, chosen)
-        difference = export.deviation(potential.module, fused.evaluate)
+        difference = export.deviation(potential.module, partial(fused.evaluate, threads=threads))
     if not max(difference.values()) <= export.TOLERANCE[chosen]:
         figures = ", ".join(f"{k} {v:.1e}" for k, v in difference.items())
-        raise EngineUnavailable(
+        raise InputError(
             f"The fused engine does not reproduce the reference structure of {fused.path.name} "
             f"(deviations {figures} in eV and Å): use engine='torch', and please report it."
         )

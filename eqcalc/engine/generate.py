@@ -184,7 +184,6 @@ def _loop(path: KernelPath, before: str, body: list[str], after: list[str]) -> s
   }}"""
 
 
-
 _KERNEL = """
 // Edges are sorted by centre. No edge leaves its island (a structure), so islands run in parallel
 // without conflicts, and each sum always has the same order.

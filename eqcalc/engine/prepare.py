@@ -2,8 +2,8 @@
 
     MODEL  single|double|file  table|network
 
-prints `ready FOLDER`, `unavailable SENTENCE` or `error SENTENCE`. The folder, in the user's cache,
-holds
+prints `ready FOLDER`, `unavailable SENTENCE`, `error SENTENCE` or, for a bug of ours,
+`fault SENTENCE`. The folder, in the user's cache, holds
 
     kernel.so      the library
     engine.txt     library (kernel.so), cutoff (Å), single (0 or 1), numbers (Z of each species),
@@ -22,6 +22,7 @@ import hashlib
 import os
 import shutil
 import sys
+import traceback
 import warnings
 import zipfile
 from pathlib import Path
@@ -110,6 +111,12 @@ def main(arguments: list[str]) -> None:
         answer = f"error {reason}"
     except OSError as reason:
         answer = f"error {reason.filename}: {reason.strerror}"
+    except Exception as fault:
+        traceback.print_exc()
+        answer = (
+            f"fault eqcalc could not read {model} for its generated kernels ({fault!r}); please "
+            "report it, and use engine torch until it is mended"
+        )
     print(" ".join(answer.split()))
 
 

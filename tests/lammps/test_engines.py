@@ -40,6 +40,23 @@ def test_threads(model, tmp_path):
     assert_equal(got, by_python(model, atoms))
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_threads_that_are_not_granted_change_nothing(limit, products, tmp_path, monkeypatch):
+    atoms = silica_like()
+    found = [by_lammps(script(atoms, tmp_path, pair(products, "precision double")))[0]]
+    monkeypatch.setenv("OMP_THREAD_LIMIT", str(limit))
+    for threads in (1, 2, 4):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+        got, _, output = by_lammps(script(atoms, tmp_path, pair(products, "precision double")))
+        assert f"engine fused, {threads} thread" in output
+        found.append(got)
+    path = script(atoms, tmp_path, pair(products, "precision double"), before=("package omp 4",))
+    got, _, output = by_lammps(path)
+    assert "engine fused, 4 threads" in output
+    for other in (*found, got):
+        assert_equal(other, found[0], 1e-12)
+
+
 def test_energy_forces_and_stress_are_consistent(model, tmp_path):
     """Finite differences of LAMMPS's own energy on the tables of the fused engine."""
     atoms = silica_like()
@@ -70,6 +87,16 @@ def test_architectures_unknown_to_it_run_on_torch(model, tmp_path):
     assert_equal(got, by_python(model, atoms))
     with pytest.raises(InputError, match="does not know the architecture Unheard"):
         run_lmp(script(atoms, tmp_path, pair(other, "engine fused")))
+
+
+def test_bugs_of_the_reader_are_not_covered_up(model, tmp_path):
+    """A file whose reading ends in something else than what the engine does not cover."""
+    other = tmp_path / "other.pth"
+    document = {**export.load(model).metadata, "architecture": ["a list is a key of nothing"]}
+    _copy_with_metadata(model, other, document)
+    path = script(silica_like(), tmp_path, pair(other))
+    with pytest.raises(InputError, match=r"could not read .* for its generated kernels"):
+        run_lmp(path)
 
 
 def test_without_a_working_python_it_runs_on_torch(model, tmp_path):
