@@ -118,9 +118,11 @@ def tensor(columns: np.ndarray) -> np.ndarray:
     return columns[..., pick].reshape(*columns.shape[:-1], 3, 3)
 
 
-def by_lammps(path: Path, ranks: int = 1) -> tuple[Result, dict[str, np.ndarray], str]:
+def by_lammps(
+    path: Path, ranks: int = 1, threads: int = 1
+) -> tuple[Result, dict[str, np.ndarray], str]:
     """Result, thermo table and output; stress/atom is -virial in bar Å^3."""
-    output = run_lmp(path, ranks=ranks, timeout=300)
+    output = run_lmp(path, ranks=ranks, threads=threads, timeout=300)
     thermo = read_thermo(output)
     dump = read_dump(path.parent / "dump.out")
     pressure = np.array([thermo[c][-1] for c in ("Pxx", "Pyy", "Pzz", "Pxy", "Pxz", "Pyz")])
