@@ -341,6 +341,7 @@ def sample(
     from tqdm import tqdm
 
     from eqcalc.data.frames import iter_images
+    from eqcalc.data.labels import config_type, is_isolated_atom
     from eqcalc.sampling.dynamics import Sampling, write_sample
     from eqcalc.sampling.teachers import open_teacher
 
@@ -355,7 +356,8 @@ def sample(
         **chosen,
     )
     source = open_teacher(teacher)
-    starts = [atoms for atoms, _ in iter_images(start)]
+    images = [atoms for atoms, _ in iter_images(start)]
+    starts = [atoms for atoms in images if not is_isolated_atom(config_type(atoms))]
     with tqdm(total=frames, desc="frames") as bar:
         tally = write_sample(source, starts, output, sampling, bar.update)
     typer.echo(f"{output}: {tally}.")

@@ -406,6 +406,8 @@ def test_a_stress_without_volume_is_refused_or_told_of(tmp_path):
         ("eqcalc_forces", None),
         ("force_mask", None),
         ("kinetic_energy", None),
+        ("vdw_energy", None),
+        ("energy_hartree", None),
         ("positions", None),
     ],
 )

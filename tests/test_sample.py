@@ -223,7 +223,8 @@ def test_semi_empirical_crystals_have_stresses():
 def test_command(paths, starts, tmp_path):
     from eqcalc.cli import app
 
-    write(tmp_path / "starts.xyz", starts)
+    lone = Atoms("Xe", info={"config_type": "IsolatedAtom"})  # no structure to start from
+    write(tmp_path / "starts.xyz", [lone, *starts])
     out = tmp_path / "new" / "frames.xyz"
     arguments = ["sample", *map(str, paths), "--start", str(tmp_path / "starts.xyz")]
     arguments += ["-o", str(out), "--frames", "3", "--interval", "4", "--temperature", "200"]

@@ -94,7 +94,8 @@ def is_isolated_atom(group: str) -> bool:
 
     Its energy is the reference energy of its element.
     """
-    return group.lower().replace("_", "").replace(" ", "") in {"isolatedatom", "isolatedatoms"}
+    name = "".join(letter for letter in group.lower() if letter.isalnum())
+    return name in {"isolatedatom", "isolatedatoms"}
 
 
 def add_pressure(stress: np.ndarray | None, pressure: float) -> np.ndarray | None:

@@ -37,7 +37,8 @@ _OTHER_THINGS = """
 eqcalc mask weight weights sigma std error errors rmse mae uncertainty variance constraint
 constraints max min mean norm rms scale unit units key atomic local per free kinetic formation
 binding adsorption cohesive cohesion reaction interaction correction dispersion zero point one body
-electronic nuclear core surface strain elastic cutoff hull gap fermi
+electronic nuclear core surface strain elastic cutoff hull gap bandgap fermi vdw d3 d4 disp ewald
+coulomb electrostatic solvation external field entropy smearing repulsion hartree rydberg kcal kj
 """
 
 #: eV, eV/Å and eV/Å^3 by which two labels differ that are not the same
