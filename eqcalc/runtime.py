@@ -62,8 +62,9 @@ class _ProcessSettings:
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                before = torch.jit.set_fusion_strategy([("STATIC", 0)])
-                self._undo = [lambda: torch.jit.set_fusion_strategy(before)]
+                fusion = torch._C._jit_set_fusion_strategy  # without torch.jit's warning each time
+                before = fusion([("STATIC", 0)])
+                self._undo = [lambda: fusion(before)]
                 self._exact_products()
             self._inside += 1
 

@@ -5,6 +5,7 @@ import copy
 import os
 import pickle
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -43,6 +44,14 @@ def default_device(name):
     return setting(lambda: torch.set_default_device(name), lambda: torch.set_default_device(None))
 
 
+@contextlib.contextmanager
+def strict():
+    """Warnings are errors, and so is every rounding to zero, infinity or NaN in NumPy."""
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        yield
+
+
 #: what a program around us may have set
 WORLDS = {
     "inference_mode": torch.inference_mode,
@@ -51,6 +60,7 @@ WORLDS = {
     "float16": lambda: default_dtype(torch.float16),
     "float64": lambda: default_dtype(torch.float64),
     "meta": lambda: default_device("meta"),
+    "strict": strict,
 }
 
 
@@ -150,15 +160,15 @@ def test_products_are_not_rounded_to_fewer_digits(potential_path, crystal, name)
 
 def test_fusion_is_off_inside_and_as_before_outside(potential_path, crystal):
     mine = [("DYNAMIC", 3)]
-    before = torch.jit.set_fusion_strategy(mine)
+    before = torch._C._jit_set_fusion_strategy(mine)
     try:
         with own_torch(), own_torch():
-            inside = torch.jit.set_fusion_strategy([("STATIC", 0)])
+            inside = torch._C._jit_set_fusion_strategy([("STATIC", 0)])
         crystal.calc = EquivariantCalculator(potential_path, engine="torch")
         crystal.get_forces()
-        after = torch.jit.set_fusion_strategy(mine)
+        after = torch._C._jit_set_fusion_strategy(mine)
     finally:
-        torch.jit.set_fusion_strategy(before)
+        torch._C._jit_set_fusion_strategy(before)
     assert inside == [("STATIC", 0)]
     assert after == mine
 
@@ -167,7 +177,7 @@ def test_settings_stay_until_the_last_thread_is_done():
     """The first to come notes them; who leaves first does not bring them back."""
     first_inside, first_may_go, second_inside = (threading.Event() for _ in range(3))
     mine, seen = [("DYNAMIC", 3)], []
-    before = torch.jit.set_fusion_strategy(mine)
+    before = torch._C._jit_set_fusion_strategy(mine)
 
     def first():
         with own_torch():
@@ -179,7 +189,7 @@ def test_settings_stay_until_the_last_thread_is_done():
         with own_torch():
             second_inside.set()
             one.join(60)
-            seen.append(torch.jit.set_fusion_strategy([("STATIC", 0)]))
+            seen.append(torch._C._jit_set_fusion_strategy([("STATIC", 0)]))
 
     one, two = threading.Thread(target=first), threading.Thread(target=second)
     try:
@@ -188,9 +198,9 @@ def test_settings_stay_until_the_last_thread_is_done():
         second_inside.wait(60)
         first_may_go.set()
         two.join(60)
-        after = torch.jit.set_fusion_strategy(mine)
+        after = torch._C._jit_set_fusion_strategy(mine)
     finally:
-        torch.jit.set_fusion_strategy(before)
+        torch._C._jit_set_fusion_strategy(before)
     assert seen == [[("STATIC", 0)]]
     assert after == mine
 
