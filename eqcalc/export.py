@@ -8,6 +8,8 @@ file proves self-sufficient. The C++ pair style reads the same attributes (`form
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 import io
 import json
 import os
@@ -28,6 +30,7 @@ from eqcalc import derivatives
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure, network_tensors, set_precision
 from eqcalc.errors import InputError
 from eqcalc.files import replacing, user_path
+from eqcalc.reuse import Reused
 from eqcalc.runtime import choose_device, memory_errors, out_of_memory, own_torch
 from eqcalc.structure import as_array
 
@@ -46,6 +49,14 @@ def _named(number: int) -> str:
     if 0 < number < len(chemical_symbols):
         return chemical_symbols[number]
     return f"atomic number {number} (no element)"
+
+
+def _module_bytes(module: torch.jit.ScriptModule) -> int:
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+
+
+#: checked modules of files by content, device and precision; users get copies
+MODULES = Reused(64 * 2**20, _module_bytes)
 
 
 @dataclass(frozen=True)
@@ -283,10 +294,19 @@ def precision(dtype: torch.dtype | str | None, metadata: dict[str, Any]) -> torc
     return getattr(torch, name)
 
 
-def _open_module(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+def content(path: Path) -> tuple[bytes, str]:
+    """The bytes of a potential file, and their hash."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _open_module(data: bytes, path: Path, device: torch.device) -> torch.jit.ScriptModule:
     with quiet_torchscript():
         try:
-            return torch.jit.load(str(path), map_location=device)
+            return torch.jit.load(io.BytesIO(data), map_location=device)
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
@@ -317,8 +337,17 @@ def load(
     metadata = read_metadata(path)
     device = choose_device(device)
     dtype = precision(dtype, metadata)
+    data, key = content(path)
+    module = MODULES.get((key, device, dtype), lambda: _checked(data, path, device, dtype))
+    return PotentialFile(path, copy.deepcopy(module), metadata)
+
+
+def _checked(
+    data: bytes, path: Path, device: torch.device, dtype: torch.dtype
+) -> torch.jit.ScriptModule:
+    """The module of a file, which reproduces its reference structure."""
     with own_torch(), memory_errors(device, path.name, "free some, or use another device"):
-        module = _open_module(path, device)
+        module = _open_module(data, path, device)
         module.eval()
         for parameter in module.parameters():
             parameter.requires_grad_(False)
@@ -332,4 +361,4 @@ def load(
             f"(deviations {figures} in eV and Å; allowed {TOLERANCE[dtype]:.0e}): the file, torch "
             f"{torch.__version__} or the device is faulty; export again or use another torch."
         )
-    return PotentialFile(path, module, metadata)
+    return module

@@ -11,7 +11,17 @@ from ase import Atoms
 from ase.build import bulk
 from potentials import untrained
 
+from eqcalc.engine.fused import NETWORKS
+from eqcalc.export import MODULES
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_opened():
+    """Files are opened anew in every test, as in a new process."""
+    MODULES.forget()
+    NETWORKS.forget()
 
 
 @pytest.fixture(scope="session")

@@ -329,9 +329,12 @@ def test_out_of_memory_is_said_and_leaves_the_engine_usable(potential_path, crys
     expected = engine.run(species, edges, 2)
     rows = fused._Graph(8, 8, 2**45, len(src), *(a.ctypes.data for a in (species, *edges)))
     arrays = np.empty(8), np.empty_like(vec)
-    with pytest.raises(InputError, match="out of memory: use fewer atoms"):
+    with (
+        engine._networks.one() as handle,
+        pytest.raises(InputError, match="out of memory: use fewer atoms"),
+    ):
         engine.library.checked(
-            "eqcalc_evaluate", engine._handle, ctypes.byref(rows), None, 2,
+            "eqcalc_evaluate", handle, ctypes.byref(rows), None, 2,
             *(ctypes.c_void_p(a.ctypes.data) for a in arrays),
         )  # fmt: skip
     got = engine.run(species, edges, 2)

@@ -23,13 +23,14 @@ ALLOWED = {
     "toolchain": {"errors"},
     "structure": {"errors"},
     "runtime": {"errors"},
+    "reuse": {"runtime"},
     "neighbors": {"structure"},
     "nn": {"errors"},
     "models": {"contract", "errors", "nn"},
-    "export": {"contract", "derivatives", "errors", "runtime", "structure"},
+    "export": {"contract", "derivatives", "errors", "reuse", "runtime", "structure"},
     "engine": {
         *("contract", "derivatives", "errors", "export", "graph", "neighbors", "nn", "runtime"),
-        *("cache", "files", "toolchain"),
+        *("cache", "files", "reuse", "toolchain"),
     },
     "data": {"derivatives", "errors", "graph", "neighbors"},
     "training": {

@@ -10,13 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ase.data import atomic_numbers
 from torch import Tensor
 
 from eqcalc import export
@@ -25,6 +27,7 @@ from eqcalc.engine.arrays import address, converted
 from eqcalc.engine.build import compile_library, load_library
 from eqcalc.engine.kernels import LAYOUT_VERSION, compiler_flags, library_source
 from eqcalc.errors import InputError
+from eqcalc.reuse import Reused
 from eqcalc.runtime import TurnLock, own_torch
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
@@ -169,6 +172,54 @@ class Library:
         return getattr(self._library, name)
 
 
+class Networks:
+    """Opened networks of one file, as many as were in use at the same time.
+
+    Args:
+        network: the description, opened now.
+        again: gives it once more, for the next one.
+    """
+
+    def __init__(self, library: Library, network: bytes, again: Callable[[], bytes]) -> None:
+        self.library, self._again = library, again
+        self._idle: list[tuple[ctypes.c_void_p, int]] = []  # and the bytes that each holds
+        self._give_back(self._open(network))
+
+    def _open(self, network: bytes) -> ctypes.c_void_p:
+        handle = ctypes.c_void_p()
+        length = ctypes.c_int64(len(network))
+        self.library.checked("eqcalc_open", network, length, ctypes.byref(handle))
+        return handle
+
+    def _give_back(self, handle: ctypes.c_void_p) -> None:
+        self._idle.append((handle, self.library.eqcalc_memory(handle)))
+
+    def __del__(self) -> None:
+        for handle, _ in self._idle:
+            self.library.eqcalc_close(handle)
+
+    @contextmanager
+    def one(self) -> Iterator[ctypes.c_void_p]:
+        """A network for one evaluation, which has its buffers for itself."""
+        try:
+            handle, _ = self._idle.pop()
+        except IndexError:  # all are in use
+            handle = self._open(self._again())
+        try:
+            yield handle
+        finally:
+            self._give_back(handle)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that those hold which are not in use."""
+        return sum(size for _, size in list(self._idle))
+
+
+#: checked networks by a file's content, precision, kind of radial functions and threads
+NETWORKS = Reused(256 * 2**20, lambda networks: networks.memory)
+
+
 class FusedPotential:
     """A potential file on the fused engine; used like `export.PotentialFile`.
 
@@ -179,31 +230,27 @@ class FusedPotential:
     device = torch.device("cpu")
 
     def __init__(
-        self, potential: export.PotentialFile, library: Library, network: bytes, dtype: torch.dtype
+        self, path: Path, metadata: dict[str, Any], networks: Networks, dtype: torch.dtype
     ) -> None:
-        self.path = potential.path
-        self.metadata = potential.metadata
-        self.cutoff = potential.cutoff
-        self.atomic_numbers = potential.atomic_numbers
-        self.symbols = potential.symbols
+        self.path = path
+        self.metadata = metadata
+        self.cutoff: float = metadata["cutoff"]
+        self.symbols: list[str] = list(metadata["species"])
+        self.atomic_numbers = [atomic_numbers[symbol] for symbol in self.symbols]
         self.dtype = dtype
-        self.library = library
-        self._one_at_a_time = TurnLock()  # the engine's buffers serve one evaluation
-        self._handle = ctypes.c_void_p()
-        library.checked(
-            "eqcalc_open", network, ctypes.c_int64(len(network)), ctypes.byref(self._handle)
-        )
+        self.library = networks.library
+        self._networks = networks
+        self._one_at_a_time = TurnLock()  # else every thread would open a network of its own
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self.library.eqcalc_close(self._handle)
+        NETWORKS.trim()  # buffers for many atoms are not kept
 
     species_of = export.PotentialFile.species_of
 
     @property
     def memory(self) -> int:
         """Bytes that the engine holds now."""
-        return self.library.eqcalc_memory(self._handle)
+        return self._networks.memory
 
     def run(
         self, species: np.ndarray, edges: EdgeArrays, threads: int, *, gradient: bool = True
@@ -215,10 +262,10 @@ class FusedPotential:
         graph.edge_dst, graph.edge_vec = edges.dst.ctypes.data, edges.vec.ctypes.data
         energies = np.empty(len(species))
         slopes = np.empty((len(edges.src), 3)) if gradient else None
-        with self._one_at_a_time:
+        with self._one_at_a_time, self._networks.one() as handle:
             self.library.checked(
                 "eqcalc_evaluate",
-                self._handle,
+                handle,
                 ctypes.byref(graph),
                 None,
                 ctypes.c_int(threads),
@@ -301,19 +348,39 @@ def fuse(
         EngineUnavailable: an architecture that the engine does not know; no compiler.
         InputError: a bad file; numbers that differ from those in the file.
     """
+    path = export.resolve(model)
+    metadata = export.read_metadata(path)
+    chosen = export.precision(dtype, metadata)
+    content = export.content(path)[1]
+    threads = threads or torch.get_num_threads()
+    networks = NETWORKS.get(
+        (content, chosen, radial, threads),
+        lambda: _checked(path, content, chosen, radial, threads),
+    )
+    return FusedPotential(path, metadata, networks, chosen)
+
+
+def _checked(path: Path, content: str, dtype: torch.dtype, radial: str, threads: int) -> Networks:
+    """The network of a file of that hash, which reproduces its reference structure."""
+    potential = export.load(path, dtype=torch.float64)
+    if export.content(path)[1] != content:
+        raise InputError(f"{path} was changed while it was read: open it again.")
+
+    def again() -> bytes:
+        with own_torch():
+            return prepare(potential, dtype, radial)[1]
+
     with own_torch():
-        potential = export.load(model, dtype=torch.float64)
-        chosen = export.precision(dtype, potential.metadata)
-        library, network = prepare(potential, chosen, radial)
-        fused = FusedPotential(potential, library, network, chosen)
+        networks = Networks(*prepare(potential, dtype, radial), again)
+        fused = FusedPotential(path, potential.metadata, networks, dtype)
         difference = export.deviation(potential.module, partial(fused.evaluate, threads=threads))
-    if not max(difference.values()) <= export.TOLERANCE[chosen]:
+    if not max(difference.values()) <= export.TOLERANCE[dtype]:
         figures = ", ".join(f"{k} {v:.1e}" for k, v in difference.items())
         raise InputError(
             f"The fused engine does not reproduce the reference structure of {fused.path.name} "
             f"(deviations {figures} in eV and Å): use engine='torch', and please report it."
         )
-    return fused
+    return networks
 
 
 def prepare(
