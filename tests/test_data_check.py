@@ -205,6 +205,22 @@ def test_stresses_in_one_cell(tmp_path, one_cell, unit, pbc, forces):
     assert not result.passed
 
 
+def test_small_stresses_of_many_atoms(tmp_path):
+    """Cool crystals near zero pressure, where only their forces tell how small stresses are."""
+    images = []
+    for n in range(4):
+        atoms = bulk("Cu", cubic=True, a=3.59) * 4
+        atoms.rattle(0.03, seed=n)
+        images.append(labelled(atoms, "snapshots"))
+    mean = np.mean([atoms.calc.results["stress"] for atoms in images], axis=0)
+    for atoms in images:
+        atoms.calc.results["stress"] -= mean
+    assert not found(survey(tmp_path, images), "error", "magnitude")
+    (finding,) = found(survey(tmp_path, scaled(images, "stress", 1 / GPa)), "error", "magnitude")
+    assert "in cells that are alike they differ" in finding.sentence
+    assert "They look like GPa" in finding.sentence
+
+
 @pytest.mark.parametrize(
     ("name", "structure", "lattice", "pressure"),
     [

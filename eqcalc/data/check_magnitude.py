@@ -13,10 +13,11 @@ three bounds notice. The first two are on the virial per atom, the eigenvalues o
    be no more than `ONE` eV per atom in any frame, and
 2. `HALF` eV per atom in half of all frames, which is the whole cohesion of most solids.
 3. Two frames of the same atoms whose cells differ by a small strain have stresses that differ by
-   the stiffness of matter times the strain and by what moves with the forces F on atoms, as each
-   bond of length l adds l F / V: less than `STIFFNESS` * strain + F v^(-2/3), v the volume per
-   atom. Half of all frames may exceed that no more than `PAIRS` times. In real data the median is
-   0.1 to 0.4, in GPa above 12.
+   the stiffness of matter times the strain and by what moves with the forces F on atoms: each bond
+   of length l adds l F / V, at random, in all F v^(-2/3) / sqrt(N), v the volume per atom. Half of
+   all frames may exceed `STIFFNESS` * strain + F v^(-2/3) / sqrt(N) no more than `PAIRS` times. In
+   real data the median is 0.1 to 4, in GPa 20 to 600. N counts no further than `RANDOM`, as a
+   crystal and its melt differ everywhere alike.
 """
 
 from __future__ import annotations
@@ -39,10 +40,13 @@ ONE, HALF = 25.0, 5.0
 #: what the stresses of two frames may differ by: eV/Å^3 per strain (diamond has 7), at strains up
 #: to the second number; the force (eV/Å) that is allowed for at least, for relaxed structures, and
 #: where forces are not known, as in a melt; the factor
-STIFFNESS, STRAIN, FORCE, HOT, PAIRS = 8.0, 0.05, 0.3, 2.0, 3.0
+STIFFNESS, STRAIN, FORCE, HOT, PAIRS = 8.0, 0.05, 0.3, 2.0, 20.0
+
+#: atoms whose forces add at random
+RANDOM = 500
 
 #: the ratio of differences to their bound that is typical for stresses in eV/Å^3
-TYPICAL = 0.15
+TYPICAL = 1.0
 
 #: frames of the same atoms that are compared
 MOST = 1000
@@ -180,7 +184,8 @@ def _ratios(rows: list[StressRow]) -> np.ndarray:
             if strains[other] > STRAIN:
                 continue
             force = max(row.force, group[other].force, FORCE)
-            bound = STIFFNESS * strains[other] + force * (row.volume / row.size) ** (-2 / 3)
+            moved = force * (row.volume / row.size) ** (-2 / 3) / np.sqrt(min(row.size, RANDOM))
+            bound = STIFFNESS * strains[other] + moved
             ratios.append(np.linalg.norm(row.stress - group[other].stress) / bound)
     return np.array(ratios)
 
