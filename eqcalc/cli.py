@@ -23,6 +23,7 @@ from eqcalc.cli_data import (
     data_app,
 )
 from eqcalc.errors import InputError, Interrupted
+from eqcalc.files import user_path
 
 if TYPE_CHECKING:
     from eqcalc.training.options import Config
@@ -429,11 +430,20 @@ def lammps_input(
     typer.echo(f"Run it with: cd {script.parent} && lmp -in {script.name}")
 
 
+def _at_home(argument: str) -> str:
+    """`~` at the start of an argument, or of the value in --option=value, which shells leave."""
+    option, equals, value = argument.partition("=")
+    if argument.startswith("--") and equals:
+        return f"{option}={user_path(value)}" if value.startswith("~") else argument
+    return str(user_path(argument)) if argument.startswith("~") else argument
+
+
 def main() -> None:
     """Entry point: user errors become one sentence and exit status 2."""
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"Warning: {message}\n"
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
     try:
         app()
     except InputError as error:

@@ -14,6 +14,7 @@ import numpy as np
 
 from eqcalc.calculator import EquivariantCalculator
 from eqcalc.errors import InputError
+from eqcalc.files import user_path
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -27,7 +28,7 @@ def member_files(paths: Sequence[Path]) -> list[Path]:
         InputError: a folder without committee.json.
     """
     files: list[Path] = []
-    for path in paths:
+    for path in map(user_path, paths):
         if not path.is_dir():
             files.append(path)
         elif (path / "committee.json").is_file():

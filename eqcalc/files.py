@@ -75,7 +75,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     one; what it replaces is removed after that. After an exception nothing is left of it. The mode
     of a file that is replaced is kept, links stay links, and devices are written to directly.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(user_path(path)))
     if path.exists() and not (path.is_file() or path.is_dir()):
         yield path
         return
@@ -110,7 +110,7 @@ def _swap(new: Path, old: Path) -> None:
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     """A whole file, in a folder that is made if need be."""
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_bytes(content)

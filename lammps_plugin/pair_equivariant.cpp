@@ -26,6 +26,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -246,6 +247,8 @@ void PairEquivariant::coeff(int narg, char **arg)
 
   eqcalc::EngineOptions options;
   options.path = arg[2];
+  const char *home = getenv("HOME");
+  if (home && options.path.rfind("~/", 0) == 0) options.path.replace(0, 1, home);
   options.precision = precision;
   options.device = choose_device();
   options.threads = threads;

@@ -1,6 +1,7 @@
 """Files that appear complete or not at all."""
 
 import os
+import shutil
 import stat
 import threading
 import time
@@ -10,9 +11,11 @@ import pytest
 import torch
 from runs import tiny, write_frames
 
-from eqcalc import files
+from eqcalc import cli, export, files
 from eqcalc.data import store
+from eqcalc.data.frames import read_frames
 from eqcalc.errors import InputError
+from eqcalc.training.config import read_config
 from eqcalc.training.folder import load_run
 from eqcalc.training.run import train
 
@@ -136,3 +139,29 @@ def test_checkpoints_run_no_code(tmp_path):
     with pytest.raises(InputError, match=r"last\.ckpt is no checkpoint of eqcalc"):
         train(config, out, quiet=True)
     assert not (tmp_path / "made").exists()
+
+
+def test_home_folders_are_found_wherever_a_path_is_given(tmp_path, monkeypatch, potential_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_frames(tmp_path / "a.xyz", 3)
+    shutil.copy(potential_path, tmp_path / "model.pth")
+    assert len(read_frames("~/a.xyz")) == 3
+    store.pack("~/a.xyz", "~/a.eqdata", 3.0)
+    assert store.is_store("~/a.eqdata")
+    assert store.read_header("~/a.eqdata")["frames"] == 3
+    assert export.load("~/model.pth").path == tmp_path / "model.pth"
+    (tmp_path / "c.toml").write_text(
+        '[data]\ntrain = ["~/a.xyz"]\nisolated_atoms = "~/a.xyz"\n'
+        '[fine_tune]\nmodel = "~/model.pth"'
+    )
+    config = read_config("~/c.toml")
+    assert config.data.train == [config.data.isolated_atoms] == [str(tmp_path / "a.xyz")]
+    assert config.fine_tune.model == str(tmp_path / "model.pth")
+    files.write_json("~/new/b.json", {})
+    assert (tmp_path / "new" / "b.json").is_file()
+    assert files.user_path("~nobody-of-this-name.xyz") == Path("~nobody-of-this-name.xyz")
+    arguments = ["info", "~/model.pth"], ["evaluate", "~/model.pth", "~/a.xyz", "--output=~/e.json"]
+    for words in arguments:
+        assert [cli._at_home(w) for w in words] == [w.replace("~", str(tmp_path)) for w in words]
+    assert not (tmp_path / "~").exists()

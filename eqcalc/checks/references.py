@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eqcalc.errors import InputError, did_you_mean
+from eqcalc.files import user_path
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _number(name: str, value: object, path: Path) -> float:
 
 def read_references(path: str | os.PathLike) -> References:
     """A TOML or JSON file of numbers, or of {value, tolerance}, and optionally their `source`."""
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
     try:

@@ -79,7 +79,7 @@ class Report(ABC):
 
     def write(self, folder: str | os.PathLike) -> list[Path]:
         """NAME.json and, if it can be drawn, NAME.png; returns what was written."""
-        folder = Path(folder)
+        folder = files.user_path(folder)
         written = [write_json(folder / f"{self.name}.json", self.to_dict())]
         figure = self.draw()
         if figure is not None:

@@ -31,6 +31,7 @@ from eqcalc.data.labels import (
 )
 from eqcalc.data.spellings import LabelSurvey
 from eqcalc.errors import InputError
+from eqcalc.files import user_path
 from eqcalc.neighbors import check_structure
 
 
@@ -155,7 +156,7 @@ def _iread(path: Path, index: str | int = ":") -> Iterator[Atoms]:
 
 def read_structure(path: str | os.PathLike) -> Atoms:
     """The last structure of a file, labels or not."""
-    path = _existing(Path(path))
+    path = _existing(user_path(path))
     try:
         *_, last = _iread(path, -1)
     except Exception as error:  # ASE's readers raise whatever their parsers raise
@@ -172,7 +173,7 @@ def iter_images(
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
-    paths = [_existing(Path(path)) for path in paths]
+    paths = [_existing(user_path(path)) for path in paths]
     names = Counter(path.name for path in paths)
     for path in paths:
         images = _iread(path)

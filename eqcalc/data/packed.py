@@ -6,7 +6,6 @@ import copy
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from eqcalc.data.frames import Frame
 from eqcalc.data.statistics import Statistics, gather
 from eqcalc.data.store import COLUMNS, lengths, read_header
 from eqcalc.errors import InputError
+from eqcalc.files import user_path
 from eqcalc.graph import Graph
 
 #: frames whose elements are counted at a time
@@ -49,7 +49,7 @@ class PackedDataset(GraphDataset):
         indices: Sequence[int] | None = None,
         factors: Mapping[str, float] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.header = read_header(path)
         if cutoff is not None and cutoff != self.header["cutoff"]:
             raise InputError(

@@ -71,7 +71,7 @@ def lengths(header: dict[str, Any]) -> dict[str, int]:
 
 def is_store(path: str | os.PathLike) -> bool:
     """Whether a path names a store (a folder), rather than a file of frames."""
-    return Path(path).is_dir() or Path(path).suffix == ".eqdata"
+    return user_path(path).is_dir() or user_path(path).suffix == ".eqdata"
 
 
 def pack(
@@ -186,7 +186,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         InputError: there is no store, or one of another version.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         header = json.loads((path / "header.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -30,6 +30,7 @@ from pathlib import Path
 from eqcalc import cache
 from eqcalc.engine.build import LIBRARY, EngineUnavailable, machine
 from eqcalc.errors import InputError
+from eqcalc.files import user_path
 
 
 def _key(model: Path, precision: str, radial: str) -> str:
@@ -104,7 +105,7 @@ def main(arguments: list[str]) -> None:
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"eqcalc: {message}\n"
     model, precision, radial = arguments
     try:
-        answer = f"ready {prepared(Path(model), precision, radial)}"
+        answer = f"ready {prepared(user_path(model), precision, radial)}"
     except (EngineUnavailable, cache.CacheError) as reason:
         answer = f"unavailable {reason}"
     except InputError as reason:

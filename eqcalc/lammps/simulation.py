@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from eqcalc.errors import InputError, did_you_mean
+from eqcalc.files import user_path
 from eqcalc.lammps.plugin import INSTALL_LAMMPS, find_tool
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def write_input(
             f"{', '.join(sorted(present - set(species)))}: use a model trained on these elements."
         )
     elements = [symbol for symbol in species if symbol in present]
-    folder = Path(folder)
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_data(atoms, elements, folder / DATA_FILE)
 
@@ -264,7 +265,7 @@ def run_lmp(
     Raises:
         InputError: no LAMMPS, or LAMMPS stopped with an error: its own sentence.
     """
-    script = Path(script).resolve()
+    script = user_path(script).resolve()
     lmp, mpirun = find_tool("lmp"), find_tool("mpirun")
     if lmp is None or (ranks > 1 and mpirun is None):
         missing = "LAMMPS" if lmp is None else "mpirun"

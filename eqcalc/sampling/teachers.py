@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ase import Atoms
@@ -21,6 +20,7 @@ from ase.calculators.calculator import Calculator, CalculatorError
 from eqcalc.calculator import EquivariantCalculator
 from eqcalc.committee import member_files
 from eqcalc.errors import InputError
+from eqcalc.files import user_path
 
 #: semi-empirical methods by the names they have here (Bannwarth, Ehlert and Grimme, J. Chem. Theory
 #: Comput. 15, 1652 (2019); Grimme, Bannwarth and Shushkov, ibid. 13, 1989 (2017))
@@ -95,9 +95,9 @@ def open_teacher(names: Sequence[str | os.PathLike]) -> Teacher:
     Raises:
         InputError: no such file, or a method beside something else.
     """
-    methods = [name for name in names if str(name) in METHODS and not Path(name).exists()]
+    methods = [name for name in names if str(name) in METHODS and not user_path(name).exists()]
     if not methods:
-        return Networks(member_files([Path(name) for name in names]))
+        return Networks(member_files([user_path(name) for name in names]))
     if len(names) > 1:
         raise InputError(f"{methods[0]} teaches alone: name no other teacher beside it.")
     return SemiEmpirical(str(methods[0]))

@@ -11,7 +11,7 @@ import torch
 
 from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError
-from eqcalc.files import write_json
+from eqcalc.files import user_path, write_json
 from eqcalc.models.base import Potential
 from eqcalc.training.distributed import World
 from eqcalc.training.folder import load_run
@@ -52,7 +52,7 @@ def train_committee(
     Raises:
         InputError, Interrupted: as in `train`.
     """
-    out = Path(out)
+    out = user_path(out)
     configs = members_of(config, size, resplit=resplit)
     folders = [out / str(k + 1) for k in range(size)]
     for member, folder in zip(configs, folders, strict=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eqcalc.errors import InputError, did_you_mean
+from eqcalc.files import user_path
 from eqcalc.models.nequip import NequIPConfig
 from eqcalc.training.options import Config
 
@@ -78,7 +79,7 @@ def model_config(document: dict[str, Any]) -> NequIPConfig:
 
 def read_config(path: str | Path) -> Config:
     """A TOML file; its data paths are made absolute, relative to the file."""
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
     try:
@@ -90,19 +91,20 @@ def read_config(path: str | Path) -> Config:
     data = config.data
 
     def absolute(paths: list[str]) -> list[str]:
-        return [str(here / p) for p in paths]
+        return [str(here / user_path(p)) for p in paths]
 
     val = data.val
     data = dataclasses.replace(
         data,
         train=absolute(data.train),
         val={k: absolute(v) for k, v in val.items()} if isinstance(val, dict) else absolute(val),
-        isolated_atoms=str(here / data.isolated_atoms) if data.isolated_atoms else "",
+        isolated_atoms=str(here / user_path(data.isolated_atoms)) if data.isolated_atoms else "",
     )
 
     def existing(name: str) -> str:
         """Made absolute; else it may be the name of a bundled model or of a method."""
-        return str(here / name) if name and (here / name).exists() else name
+        path = here / user_path(name)
+        return str(path) if name and path.exists() else name
 
     fine_tune = dataclasses.replace(config.fine_tune, model=existing(config.fine_tune.model))
     pretrain = dataclasses.replace(config.pretrain, teacher=existing(config.pretrain.teacher))

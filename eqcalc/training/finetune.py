@@ -12,7 +12,6 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from eqcalc.data.frames import Frame
 from eqcalc.data.statistics import Statistics
 from eqcalc.data.tables import FrameTable
 from eqcalc.errors import InputError
+from eqcalc.files import user_path
 from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.nn.reference import PairConstants, no_pairs
 from eqcalc.training.config import model_config
@@ -51,7 +51,7 @@ def read_source(name: str) -> Source:
     Raises:
         InputError: there is no such thing, or it does not say how it was made.
     """
-    path = Path(name)
+    path = user_path(name)
     if path.is_dir() or path.suffix == ".ckpt":
         folder = (path, "best.ckpt") if path.is_dir() else (path.parent, path.name)
         config, model, setup = load_run(*folder)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from eqcalc.errors import InputError
+from eqcalc.files import user_path
 from eqcalc.models.nequip import NequIP
 from eqcalc.nn.reference import PairConstants
 from eqcalc.training.config import from_dict
@@ -148,7 +149,7 @@ def load_run(
     out: str | Path, checkpoint: str = "best.ckpt"
 ) -> tuple[Config, NequIP, dict[str, Any]]:
     """Config, model of a checkpoint (averaged weights, where there are) and set-up of a run."""
-    out = Path(out)
+    out = user_path(out)
     for name in ("config.json", "setup.json", checkpoint):
         if not (out / name).is_file():
             raise InputError(

@@ -24,7 +24,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from eqcalc import export
 from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError, Interrupted
-from eqcalc.files import write_json
+from eqcalc.files import user_path, write_json
 from eqcalc.runtime import choose_device
 from eqcalc.training.callbacks import (
     Checkpoints,
@@ -76,7 +76,7 @@ def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, 
             that is not finite any more.
         Interrupted: ctrl-c.
     """
-    out = Path(out)
+    out = user_path(out)
     world = World.from_environment()
     quiet = quiet or world.rank > 0
     with surroundings(config.training):
@@ -253,7 +253,7 @@ def export_run(
 
     The reference structure is the smallest validation frame.
     """
-    out = Path(out)
+    out = user_path(out)
     config, model, setup = load_run(out)
     if val is None:
         numbers = setup["atomic_numbers"]

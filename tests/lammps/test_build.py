@@ -284,6 +284,16 @@ lmp.file({path.name!r})
         np.testing.assert_allclose(dump[:, 6:9], expected.forces, rtol=0, atol=1e-9)
 
 
+def test_models_in_the_home_folder(tmp_path, model, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.folder("lammps").parent.parent))
+    monkeypatch.setenv("HOME", str(Path(model).parent))
+    for engine in ("fused", "torch"):
+        run_lmp(script(silica_like(1), tmp_path, pair(f"~/{Path(model).name}", f"engine {engine}")))
+        dump, expected = read_dump(tmp_path / "dump.out"), by_python(model, silica_like(1))
+        np.testing.assert_allclose(dump[:, 5], expected.energies, rtol=0, atol=1e-9)
+        (tmp_path / "dump.out").unlink()
+
+
 def test_timing_is_printed_when_asked(tmp_path, model):
     said = []
     for options in ("", "timing yes"):
