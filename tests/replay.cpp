@@ -81,6 +81,18 @@ static int evaluate(int threads, std::vector<Array> &a)
   return 0;
 }
 
+// shapes, settings, and matrices one after the other: weights, momentum, gradient
+static int muon(I count, std::vector<Array> &a)
+{
+  const auto *shapes = static_cast<const I *>(a[0].data);
+  std::vector<I> addresses;
+  for (I k = 0, offset = 0; k < count; offset += shapes[2 * k] * shapes[2 * k + 1], k++)
+    for (int n = 2; n < 5; n++)
+      addresses.push_back(reinterpret_cast<I>(static_cast<double *>(a[n].data) + offset));
+  return find<int(I, const I *, const I *, void *)>("muon_step")(count, shapes, addresses.data(),
+                                                                 a[1].data);
+}
+
 static void open(const Array &description)
 {
   char error[400];
@@ -130,8 +142,9 @@ int main(int, char **arguments)
     }
     if (name == "open")
       open(arrays[0]);
-    else if ((name == "evaluate" ? evaluate(static_cast<int>(count), arrays)
-                                 : call(name.c_str(), count, arrays, std::index_sequence<>())))
+    else if (name == "evaluate" ? evaluate(static_cast<int>(count), arrays)
+                 : name == "muon" ? muon(count, arrays)
+                                  : call(name.c_str(), count, arrays, std::index_sequence<>()))
       stop(name + " failed");
     for (const Array &a : arrays) {
       compare(name, a);

@@ -4,6 +4,7 @@ ThreadSanitizer does not see OpenMP's barriers, and would report what is no race
 function that starts threads (csrc/threads.h) takes std::thread instead. All else is the same code.
 """
 
+import ctypes
 import os
 import shutil
 import struct
@@ -116,17 +117,15 @@ def _record_training(file, patch):
     run = dense.Library.run
 
     def spy(self, name, count, *arrays):
-        if name == "muon_step":
-            return run(self, name, count, *arrays)
         # what is not yet written is not compared by its bits
         before = [np.nan_to_num(t.detach().numpy().copy()) for t in arrays]
         run(self, name, count, *arrays)
         after = [t.detach().numpy().copy() for t in arrays]
         record(file, name, count, *zip(before, after, strict=True))
-        return None
 
     patch.setattr(dense.Library, "run", spy)
     torch.manual_seed(3)
+    _record_muon(file, run)
     config = NequIPConfig(
         cutoff=4.0, num_layers=2, l_max=1, num_channels=[5, 3], product_channels=3, radial_mlp=[9]
     )
@@ -136,6 +135,22 @@ def _record_training(file, patch):
     forces_of(model, batch)
     large = torch.randn(3000, model.layers[1].linear_up.linear._kernels.width_in).double()
     model.layers[1].linear_up.linear(large, torch.arange(3000) % 2)  # on several threads
+
+
+def _record_muon(file, run):
+    shapes = torch.tensor([(5, 3), (3, 7), (16, 16), (33, 20), (1, 1)])
+    sizes = shapes.prod(1)
+    settings = (ctypes.c_double * 4)(0.02, 0.1, 0.95, 2)
+    flat = [torch.randn(int(sizes.sum()), dtype=torch.float64) for _ in range(3)]
+    before = [t.numpy().copy() for t in flat]
+    offsets = 8 * (sizes.cumsum(0) - sizes)
+    addresses = torch.stack([offsets + t.data_ptr() for t in flat], 1)
+    run(dense.open_library("double"), "muon_step", len(shapes), shapes, addresses, settings)
+    settings = np.array(settings)
+    record(
+        file, "muon", len(shapes), (shapes, shapes), (settings, settings),
+        *zip(before, (t.numpy() for t in flat), strict=True),
+    )  # fmt: skip
 
 
 def built(sources, folder, command):
