@@ -36,10 +36,11 @@ def untrained(
     seed=0,
     cutoff=4.0,
     pairs=False,
+    options=None,
 ):
     """Writes an export with random weights and returns its path.
 
-    products: their channels and l_max. pairs: with a pair potential.
+    products: their channels and l_max. pairs: with a pair potential. options: of NequIPConfig.
     """
     torch.manual_seed(seed)
     config = NequIPConfig(
@@ -53,6 +54,7 @@ def untrained(
         product_channels=products[0],
         product_l_max=products[1],
         pair_potential=pairs,
+        **(options or {}),
     )
     count = len(elements)
     shift = [-1.0 - k for k in range(count)]
@@ -66,5 +68,8 @@ def untrained(
     # every irrep has a scale of its own, as in trained networks
     scales = [[x * (0.7 + 0.3 * (n % 3)) for n, x in enumerate(r)] for r in model.message_scales()]
     model.set_message_scales(scales)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_bias.bias"):
+            torch.nn.init.normal_(parameter)
     model.reference_structure = export.reference_structure(model, species, vectors, *edges)
     return export.save(model, path, {"architecture": "NequIP"})

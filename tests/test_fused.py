@@ -13,7 +13,7 @@ from ase.build import bulk
 from potentials import untrained
 
 from eqcalc import EquivariantCalculator, export
-from eqcalc.engine import backends, build, fused, kernels, plan
+from eqcalc.engine import backends, build, fused, kernels, plan, tables
 from eqcalc.errors import InputError
 from eqcalc.neighbors import VerletList, neighbor_list
 
@@ -30,6 +30,30 @@ KINDS = {
     "products, parity": {"channels": (4, 3, 2), "parity": True, "layers": 2, "products": (5, 2)},
     "products, l_max 3": {"channels": (5, 4, 3, 2), "layers": 2, "products": (3, 3)},
     "pairs": {"channels": (4, 3, 2), "pairs": True, "elements": (8, 14, 1)},
+    "so3": {"channels": (8, 6, 4), "options": {"so3": True, "gate_activation": "silu"}},
+    "xplor": {
+        "channels": (4, 3, 2),
+        "options": {
+            "envelope_onset": 3.3,
+            "scalar_bias": True,
+            "readout": 0,
+            "species_self_connection": False,
+            "embedding": 5,
+        },
+    },
+    "irreps by layer": {
+        "channels": (4, 4, 4),
+        "parity": True,
+        "layers": 3,
+        "options": {
+            "layer_irreps": ["6x0e+3x1o+2x1e", "5x0o+4x0e+3x1o+2x2e", "7x0e+1x1o"],
+            "gate_activation": "silu",
+            "scalar_bias": True,
+            "bessel_frequencies": [0.8 * n for n in range(1, 9)],
+            "core_cutoff": 3.5,
+            "core_envelope_power": 5,
+        },
+    },
 }
 
 
@@ -135,18 +159,29 @@ def test_forces_and_stress_are_its_own_derivatives(parity_path, engine):
         assert expected == pytest.approx(slope, abs=1e-6)
 
 
+def intervals_of(table, cutoff):
+    """Left end and length (Å) of each interval."""
+    ends = [start for start, _ in table.segments[1:]] + [cutoff]
+    parts = [(a, b, n) for (a, n), b in zip(table.segments, ends, strict=True)]
+    left = np.concatenate([np.linspace(a, b, n, endpoint=False) for a, b, n in parts])
+    return left, np.concatenate([np.full(n, (b - a) / n) for a, b, n in parts])
+
+
 @pytest.mark.parametrize("degree", [5, 7])
 def test_tables_are_smooth_at_the_knots(potential_path, degree):
     potential = export.load(potential_path, dtype="float64")
     read = plan.read(potential.module, "NequIP", "double")
-    plan.tabulate(potential.module, read, degree=degree, tolerance=1e-6)
+    tables.tabulate(potential.module, read, degree=degree, tolerance=1e-6)
     powers = np.arange(degree + 1)
     for layer in read.layers:
-        table = layer.table  # [intervals, degree + 1, weights], powers of t = 0 .. 1
+        table = layer.table.coefficients
+        _, step = intervals_of(layer.table, potential.cutoff)
         for order in range(3):  # value, slope and curvature in t
             factor = np.prod([powers - n for n in range(order)], axis=0) * np.ones(degree + 1)
-            end = np.einsum("kdw,d->kw", table, factor)[:-1]
-            begin = (table[:, order] * factor[order])[1:]
+            unit = (step / step.max())[:, None] ** order
+            at = [factor * t ** np.maximum(powers - order, 0) for t in (0.5, -0.5)]
+            end, begin = (np.einsum("kdw,d->kw", table, a) / unit for a in at)
+            end, begin = end[:-1], begin[1:]
             assert np.abs(end - begin).max() < 1e-11 * np.abs(table[:, 0]).max()
 
 
@@ -154,14 +189,14 @@ def test_table_meets_its_tolerance(potential_path):
     """Between the knots too, not only where the builder looked."""
     potential = export.load(potential_path, dtype="float64")
     read = plan.read(potential.module, "NequIP", "double")
-    errors = plan.tabulate(potential.module, read, degree=7, tolerance=1e-9)
+    errors = tables.tabulate(potential.module, read, degree=7, tolerance=1e-9)
     assert max(errors) < 1e-9
     r = np.random.default_rng(0).uniform(1.0, potential.cutoff, 2000)
     for k, layer in enumerate(read.layers):
-        x = r / potential.cutoff * len(layer.table)
-        interval = x.astype(int)
-        t = (x - interval)[:, None]
-        values = sum(layer.table[interval, d] * t**d for d in range(8))
+        left, step = intervals_of(layer.table, potential.cutoff)
+        interval = np.searchsorted(left, r, side="right") - 1
+        t = ((r - left[interval]) / step[interval] - 0.5)[:, None]
+        values = sum(layer.table.coefficients[interval, d] * t**d for d in range(8))
         exact = potential.module.radial(k, torch.from_numpy(r)).detach().numpy()
         got = values[:, layer.weights.places] / layer.weights.scales
         assert np.abs(got - exact).max() < 3e-9 * np.abs(exact).max()
@@ -258,14 +293,14 @@ def test_other_architectures_run_on_torch(potential_path, monkeypatch):
 
 
 def test_wrong_numbers_are_noticed(potential_path, monkeypatch):
-    tabulate = plan.tabulate
+    tabulate = tables.tabulate
 
     def wrong(module, read, **options):
         errors = tabulate(module, read, **options)
-        read.layers[0].table *= 1.001
+        read.layers[0].table.coefficients *= 1.001
         return errors
 
-    monkeypatch.setattr(plan, "tabulate", wrong)
+    monkeypatch.setattr(fused, "tabulate", wrong)
     with pytest.raises(InputError, match="does not reproduce the reference structure"):
         EquivariantCalculator(potential_path, dtype="float64")  # not torch instead
 

@@ -44,6 +44,28 @@ CASES = {  # channels, parity, layers, channels and l_max of products, further o
         2,
         {"exact_isolated_atoms": True},
     ),
+    "l_max 2, natural, silu gates, XPLOR": (
+        [5, 4, 3],
+        False,
+        2,
+        0,
+        0,
+        {
+            "gate_activation": "silu",
+            "envelope_onset": 3.0,
+            "scalar_bias": True,
+            "species_self_connection": False,
+            "embedding": 3,
+        },
+    ),
+    "irreps by layer": (
+        [4, 4],
+        True,
+        3,
+        0,
+        0,
+        {"layer_irreps": ["6x0e+3x1o+2x1e", "5x0o+4x0e+3x1o", "7x0e"], "core_cutoff": 3.5},
+    ),
     "l_max 2, pairs": ([5, 4, 3], False, 2, 0, 0, {"pair_potential": True}),
 }
 CUTOFF = 4.0

@@ -26,6 +26,7 @@ from eqcalc.engine import plan as plans
 from eqcalc.engine.arrays import address, converted
 from eqcalc.engine.build import compile_library, load_library
 from eqcalc.engine.kernels import LAYOUT_VERSION, compiler_flags, library_source
+from eqcalc.engine.tables import tabulate
 from eqcalc.errors import InputError
 from eqcalc.reuse import Reused
 from eqcalc.runtime import TurnLock, own_torch
@@ -33,7 +34,7 @@ from eqcalc.runtime import TurnLock, own_torch
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 
 #: degree of the radial tables and their relative error, by scalar
-TABLES = {"float": (5, 2e-6), "double": (7, 1e-9)}
+TABLES = {"float": (5, 5e-7), "double": (7, 5e-11)}
 
 
 class _Writer:
@@ -79,6 +80,7 @@ def _write_readout(out: _Writer, layer: plans.LayerPlan) -> None:
 def _write_pair_terms(out: _Writer, plan: plans.Plan) -> None:
     out.integers(int(bool(plan.core)))
     if plan.core:
+        out.integers(plan.core_power)
         for name in ("charges", "screening", "pair_cutoff"):
             out.numbers(plan.core[name])
     out.integers(0 if plan.pair is None else plan.pair.coefficients.shape[2])
@@ -95,10 +97,9 @@ def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:
     out = _Writer()
     out.integers(LAYOUT_VERSION, len(plan.layers), plan.num_species)
     out.numbers([plan.cutoff, *plan.activation_scales])
-    if radial == "table":
-        out.integers(len(plan.layers[0].table))
-    else:
-        out.numbers([plan.prefactor, plan.envelope_power, plan.activation_scales[0]])
+    if radial == "network":
+        envelope = [plan.envelope_power, plan.envelope_onset]
+        out.numbers([plan.prefactor, *envelope, plan.activation_scales[0]])
         out.integers(len(plan.orders))
         out.numbers(plan.orders)
     for layer, kernel in zip(plan.layers, kernels, strict=True):
@@ -112,13 +113,21 @@ def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:
         )
         for products in (layer.up, layer.own, layer.mix):
             out.products(products)
+        for bias in (layer.up_bias, layer.pre_bias):
+            out.integers(int(bias is not None))
+            if bias is not None:
+                out.numbers(bias)
         _write_message_product(out, layer.product)
         out.integers(len(layer.gate))
         for g in layer.gate:
             out.integers(g.kind, g.at_in, g.dim, g.mul, g.gate, g.at_out)
         _write_readout(out, layer)
         if radial == "table":
-            out.numbers(layer.table)
+            out.integers(len(layer.table.segments))
+            for start, intervals in layer.table.segments:
+                out.numbers(start)
+                out.integers(intervals)
+            out.numbers(layer.table.coefficients)
         else:
             out.integers(len(layer.radial_network))
             for matrix in layer.radial_network:
@@ -391,7 +400,7 @@ def prepare(
     plan = plans.read(potential.module, potential.metadata.get("architecture"), scalar)
     degree, tolerance = TABLES[scalar]
     if radial == "table":
-        plans.tabulate(potential.module, plan, degree=degree, tolerance=tolerance)
+        tabulate(potential.module, plan, degree=degree, tolerance=tolerance)
     source, kernels = library_source(plan, radial, degree)
     library = Library(compile_library(source, *compiler_flags(plan)))
     return library, network_bytes(plan, kernels, radial)

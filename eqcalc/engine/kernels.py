@@ -24,7 +24,7 @@ from eqcalc.engine.build import header
 from eqcalc.engine.plan import ConvolutionPlan, Path, Plan
 
 #: changes with the order of the numbers that C++ reads
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 
 #: products in a convolution from which on it takes long to compile
 LARGE = 300
@@ -218,7 +218,7 @@ def _kernels(plan: ConvolutionPlan, name: str, num_y: int, *, features: bool) ->
         ]
         backward_loops.append(_loop(block, body))
     keep = [f"store(sums + ({m} * L + lane) * L, s{m + 1});" for m in range(num_y)]
-    keep.append(f"store(sums + ({num_y} * L + lane) * L, sr);")
+    keep.append(f"store(sums + ({num_y} * L + lane) * L, sr * radial.scale);")
     dx = f"T *__restrict dxj = dx + static_cast<I>(rows[slot + lane]) * {plan.width_in};"
     return _FORWARD.format(
         name=name,

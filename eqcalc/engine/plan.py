@@ -8,25 +8,18 @@ lines, so that no kernel has a remainder. A `Layout` says where a column of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from ase.data import covalent_radii
-from scipy.interpolate import make_interp_spline
 
 from eqcalc.engine.build import EngineUnavailable
 
 #: numbers of 64 bytes
 PADDING = {"float": 16, "double": 8}
-#: length (Å) that makes an error of a slope comparable with one of a value
-RADIAL_SCALE = 0.2
-#: of a table: as few as will do, as a table should fit the second-level cache
-INTERVALS = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048)
 
 
 class NotCovered(EngineUnavailable):
@@ -133,7 +126,7 @@ class MessageProduct:
 
 @dataclass
 class GateBlock:
-    """kind 0: SiLU, 1: tanh, 2: gated; places in padded rows."""
+    """kind 0: SiLU, 1: tanh, 2 and 3: gated by sigmoid and SiLU; places in padded rows."""
 
     kind: int
     at_in: int
@@ -154,6 +147,18 @@ class RadialWeights:
 
 
 @dataclass
+class RadialTable:
+    """Splines on segments of distances that begin at `start` (Å) and are cut into equal intervals.
+
+    segments: (start, intervals); coefficients: [intervals, degree + 1, padded weights], of powers
+    of t = -1/2..1/2.
+    """
+
+    segments: list[tuple[float, int]]
+    coefficients: np.ndarray
+
+
+@dataclass
 class LayerPlan:
     """One message-passing layer."""
 
@@ -170,7 +175,9 @@ class LayerPlan:
     readout_in: np.ndarray | None  # [padded scalars, padded hidden]
     readout_out: np.ndarray | None  # [padded hidden]
     radial_network: list[np.ndarray]
-    table: np.ndarray | None = None  # [intervals, degree + 1, padded weights]
+    up_bias: np.ndarray | None = None  # [width_in]
+    pre_bias: np.ndarray | None = None  # [width_pre]
+    table: RadialTable | None = None
 
     @property
     def products(self) -> list[Product]:
@@ -205,12 +212,14 @@ class Plan:
     envelope_power: int
     scale: np.ndarray
     shift: np.ndarray
+    envelope_onset: float = 0.0  # of XPLOR; 0: polynomial
     core: dict[str, np.ndarray] = field(default_factory=dict)
+    core_power: int = 6
     pair: PairPlan | None = None
     inner_limits: np.ndarray | None = None  # [species, species]
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
+def as_array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().to(torch.float64).cpu().numpy()
 
 
@@ -231,7 +240,7 @@ def _products(
             continue
         source = inputs.block_at(at)
         factor = 1.0 if norm is None else norm[at]
-        weight = _array(linear.weight)[:, first : first + mul_in * mul_out]
+        weight = as_array(linear.weight)[:, first : first + mul_in * mul_out]
         padded = np.zeros((weight.shape[0], inputs.stride(source), outputs.stride(block)))
         rows, columns = inputs.channels(source), outputs.channels(block)
         padded[:, rows[:, None], columns[None, :]] = (
@@ -277,7 +286,7 @@ def _convolution(module: Any, inputs: Layout) -> tuple[ConvolutionPlan, RadialWe
     scales: list[np.ndarray] = []
     weight = 0
     for block, (at, dim, mul, _, num_paths, rows) in enumerate(module._blocks):
-        coupling = _array(buffers[f"coupling_{block}"]).reshape(-1, rows, dim)
+        coupling = as_array(buffers[f"coupling_{block}"]).reshape(-1, rows, dim)
         owner = buffers[f"weight_of_row_{block}"].cpu().numpy()
         source = inputs.block_at(at)
         padded = inputs.stride(source)
@@ -323,7 +332,7 @@ def _message_product(
         for path in range(paths)
         for m in range(dim)
     ]
-    coupling = _array(channel_product.coupling)
+    coupling = as_array(channel_product.coupling)
     first, second = channel_product.first.tolist(), channel_product.second.tolist()
     terms = [
         (
@@ -347,7 +356,7 @@ def _message_product(
 def _gate(module: Any, padding: int) -> tuple[Layout, Layout, list[GateBlock]]:
     """Layouts before and after, and what happens to each block."""
     blocks = module._blocks
-    gates = tuple(mul for _, _, mul, _, kind in blocks if kind == 2)
+    gates = tuple(mul for _, _, mul, _, kind in blocks if kind >= 2)
     before = Layout(
         tuple((dim, (mul, *gates) if kind == 0 else (mul,)) for _, dim, mul, _, kind in blocks),
         padding,
@@ -358,7 +367,7 @@ def _gate(module: Any, padding: int) -> tuple[Layout, Layout, list[GateBlock]]:
     gate_places = iter(before.offset(even) + start for start in starts[1:])
     plan = []
     for k, (_, dim, _, _, kind) in enumerate(blocks):
-        gate = next(gate_places) if kind == 2 else 0
+        gate = next(gate_places) if kind >= 2 else 0
         mul = after.stride(k)
         plan.append(GateBlock(kind, before.offset(k), dim, mul, gate, after.offset(k)))
     return before, after, plan
@@ -381,21 +390,41 @@ def _padded_network(
     return padded
 
 
-def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
+def _linear_readout(out: np.ndarray, silu: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two hidden features that make a linear readout: x = silu(x) - silu(-x), but for a factor."""
+    scale = math.sqrt(2.0) / silu
+    return np.stack([out, -out], axis=1), np.array([scale, -scale])
+
+
+def _bias(module: Any, name: str, layout: Layout) -> np.ndarray | None:
+    """A row of constants for the even scalars, if the layer has such."""
+    if name not in dict(module.named_children()):  # nor do older files
+        return None
+    term = getattr(module, name)
+    block = layout.block_at(int(term.at))
+    row = np.zeros(layout.width)
+    values = as_array(term.bias)
+    row[layout.offset(block) + layout.channels(block)[: len(values)]] = values
+    return row
+
+
+def _layer(module: Any, inputs: Layout, silu: float) -> tuple[LayerPlan, Layout]:
     convolution, weights, messages = _convolution(module.convolution, inputs)
     before, after, gate = _gate(module.gate, inputs.padding)
     readout_in = readout_out = None
     if module.has_readout:
-        weight, out = _array(module.readout_in), _array(module.readout_out)
+        weight, out = as_array(module.readout_in), as_array(module.readout_out)
+        if getattr(module, "linear_readout", False):  # older files lack it
+            weight, out = _linear_readout(out, silu)
         scalars, hidden = after.stride(0), after.padded([len(out)])[0]
         readout_in = np.zeros((scalars, hidden))
         readout_in[: weight.shape[0], : len(out)] = weight / math.sqrt(weight.shape[0])
         readout_out = np.zeros(hidden)
         readout_out[: len(out)] = out / math.sqrt(len(out))
     network = [
-        _array(w) / math.sqrt(w.shape[0]) for w in module.radial_network.weights.parameters()
+        as_array(w) / math.sqrt(w.shape[0]) for w in module.radial_network.weights.parameters()
     ]
-    norm = _array(module.message_norm)
+    norm = as_array(module.message_norm)
     product = getattr(module, "product", None)  # older files lack it
     plan = LayerPlan(
         convolution=convolution,
@@ -411,6 +440,8 @@ def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
         readout_in=readout_in,
         readout_out=readout_out,
         radial_network=_padded_network(network, weights, convolution.num_weights, inputs.padding),
+        up_bias=_bias(module, "up_bias", inputs),
+        pre_bias=_bias(module, "gate_bias", before),
     )
     return plan, after
 
@@ -418,16 +449,17 @@ def _layer(module: Any, inputs: Layout) -> tuple[LayerPlan, Layout]:
 def _activation_scales(layers: list[Any]) -> tuple[float, float, float]:
     """What SiLU, tanh and the sigmoid of gates are multiplied by, measured on the file's gates."""
     one = torch.ones((), dtype=torch.float64)
-    plain = [torch.nn.functional.silu(one), torch.tanh(one), torch.sigmoid(one)]
+    silu = torch.nn.functional.silu(one)
+    plain = [silu, torch.tanh(one), torch.sigmoid(one), silu]
     scales = [1.0, 1.0, 1.0]
     for layer in layers:
         blocks = layer.gate._blocks
         width = max(at + dim * mul for at, dim, mul, _, _ in blocks)
-        width = max([width, *(gate + mul for _, _, mul, gate, kind in blocks if kind == 2)])
+        width = max([width, *(gate + mul for _, _, mul, gate, kind in blocks if kind >= 2)])
         out = layer.gate(torch.ones(1, width, dtype=torch.float64))[0]
         column = 0
         for _, dim, mul, _, kind in blocks:
-            scales[kind] = float(out[column] / plain[kind])
+            scales[kind % 3] = float(out[column] / plain[kind])
             column += dim * mul
     return scales[0], scales[1], scales[2]
 
@@ -435,25 +467,26 @@ def _activation_scales(layers: list[Any]) -> tuple[float, float, float]:
 def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
     """The plan of a scripted `eqcalc.models.nequip.NequIP` in float64."""
     padding = PADDING[scalar]
-    weight = _array(module.species_embedding)
+    weight = as_array(module.species_embedding)
     layout = Layout(((1, (weight.shape[1],)),), padding)
     embedding = np.zeros((len(weight), layout.width))
     embedding[:, layout.channels(0)] = weight
     layers = []
+    scales = _activation_scales(_children(module.layers))
     for child in _children(module.layers):
-        plan, layout = _layer(child, layout)
+        plan, layout = _layer(child, layout, scales[0])
         layers.append(plan)
     reference = module.reference_energy
     core = {}
     if reference.core_repulsion:
-        core = {name: _array(buffer) for name, buffer in reference.repulsion.named_buffers()}
+        core = {name: as_array(buffer) for name, buffer in reference.repulsion.named_buffers()}
     pair = None
     if "pair" in dict(reference.named_children()):  # not in older files
         term = reference.pair
-        pair = PairPlan(float(term.rate), float(term.cutoff), _array(term.coefficients))
+        pair = PairPlan(float(term.rate), float(term.cutoff), as_array(term.coefficients))
     inner = None
     if "inner_limit" in dict(module.named_children()):
-        inner = _array(module.inner_limit.distances)
+        inner = as_array(module.inner_limit.distances)
     l_max = int(module.spherical_harmonics.l_max)
     steps = _children(module.spherical_harmonics.steps)
     return Plan(
@@ -461,16 +494,18 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
         cutoff=float(module.cutoff),
         num_species=len(module.atomic_numbers),
         l_max=l_max,
-        harmonics=[_array(s.coupling).reshape(3, -1, s.coupling.shape[1]) for s in steps],
+        harmonics=[as_array(s.coupling).reshape(3, -1, s.coupling.shape[1]) for s in steps],
         embedding=embedding,
         layers=layers,
-        activation_scales=_activation_scales(_children(module.layers)),
-        orders=_array(module.radial_basis.orders),
+        activation_scales=scales,
+        orders=as_array(module.radial_basis.orders),
         prefactor=float(module.radial_basis.prefactor),
         envelope_power=int(module.radial_basis.power),
-        scale=_array(reference.scale),
-        shift=_array(reference.shift),
+        envelope_onset=float(getattr(module.radial_basis, "onset", 0.0)),  # not in older files
+        scale=as_array(reference.scale),
+        shift=as_array(reference.shift),
         core=core,
+        core_power=int(getattr(reference.repulsion, "power", 6)),
         pair=pair,
         inner_limits=inner,
     )
@@ -489,58 +524,3 @@ def read(module: torch.jit.ScriptModule, architecture: str | None, scalar: str) 
     if architecture not in READERS:
         raise NotCovered(f"The fused engine does not know the architecture {architecture}.")
     return READERS[architecture](module, scalar)
-
-
-def _sample(module: torch.jit.ScriptModule, layer: int, distances: np.ndarray) -> np.ndarray:
-    """Radial weights, even functions of the distance; [len(distances), weights]."""
-    positive = np.maximum(np.abs(distances), 1e-6)
-    with torch.no_grad():
-        return _array(module.radial(layer, torch.from_numpy(positive)))
-
-
-def _spline_table(
-    sample: Callable[[np.ndarray], np.ndarray],
-    start: float,
-    cutoff: float,
-    intervals: int,
-    degree: int,
-) -> tuple[np.ndarray, float]:
-    """Coefficients [intervals, degree + 1, weights] of powers of t = 0..1, and the error."""
-    step = cutoff / intervals
-    left = np.arange(intervals) * step
-    knots = np.arange(-8, intervals + 1) * step
-    spline = make_interp_spline(knots, sample(knots), k=degree)
-    table = np.stack(
-        [spline(left, nu=d) * step**d / math.factorial(d) for d in range(degree + 1)], axis=1
-    )
-    r, h = left + 0.5 * step, 0.02 * step
-    r = r[r > start]
-    one, two = (sample(r + n * h) - sample(r - n * h) for n in (1, 2))
-    exact, exact_slope = sample(r), (8.0 * one - two) / (12.0 * h)
-    value, slope = spline(r) - exact, spline(r, nu=1) - exact_slope
-    error = max(np.abs(value).max(), np.abs(slope).max() * RADIAL_SCALE)
-    return table, float(error / np.abs(exact).max())
-
-
-def tabulate(
-    module: torch.jit.ScriptModule, plan: Plan, *, degree: int, tolerance: float
-) -> list[float]:
-    """Splines through the radial weights of each layer; returns their errors.
-
-    Interpolating splines of odd degree on equal intervals of [0, cutoff], with all derivatives
-    but the last continuous. Intervals are made shorter until value and slope (in units of 1 /
-    0.2 Å) half-way between knots are right to `tolerance`, relative to the largest weight of the
-    layer, from half the shortest bond (covalent radii) on; nearer than that they are less exact.
-    """
-    start = min(covalent_radii[z] for z in module.atomic_numbers)
-    for intervals in INTERVALS:
-        made = [
-            _spline_table(partial(_sample, module, k), start, plan.cutoff, intervals, degree)
-            for k in range(len(plan.layers))
-        ]
-        if max(error for _, error in made) < tolerance:
-            break
-    for layer, (table, _) in zip(plan.layers, made, strict=True):
-        layer.table = np.zeros((intervals, degree + 1, layer.convolution.num_weights))
-        layer.table[:, :, layer.weights.places] = table * layer.weights.scales
-    return [error for _, error in made]

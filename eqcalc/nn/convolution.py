@@ -33,14 +33,19 @@ class Path(NamedTuple):
     mul: int
 
 
-def allowed_paths(irreps_in: o3.Irreps, l_max: int, irreps_target: o3.Irreps) -> list[Path]:
-    """Every path from `irreps_in` and Y_0..Y_l_max (natural parity) into `irreps_target`."""
+def allowed_paths(
+    irreps_in: o3.Irreps, l_max: int, irreps_target: o3.Irreps, *, so3: bool = False
+) -> list[Path]:
+    """Every path from `irreps_in` and Y_0..Y_l_max (natural parity) into `irreps_target`.
+
+    so3: parity is ignored: harmonics count as even, like all features.
+    """
     wanted = {ir for _, ir in irreps_target}
     return [
         Path(block, l2, ir_out, mul)
         for block, (mul, ir_in) in enumerate(irreps_in)
         for l2 in range(l_max + 1)
-        for ir_out in ir_in * o3.Irrep(l2, (-1) ** l2)
+        for ir_out in ir_in * o3.Irrep(l2, 1 if so3 else (-1) ** l2)
         if ir_out in wanted
     ]
 
@@ -52,6 +57,7 @@ class Convolution(nn.Module):
         irreps_in: of the neighbours' features, each irrep once.
         l_max: of the spherical harmonics.
         irreps_target: only paths that end in one of these irreps are kept.
+        so3: parity is ignored (see `allowed_paths`).
 
     `irreps_out` has each reachable target irrep once; its channels are those of the paths that end
     in it, in the order of `paths`. `num_weights` is the number of radial functions.
@@ -65,9 +71,11 @@ class Convolution(nn.Module):
     # per path, in the order of the output: input block, first row there, 2 l3 + 1, channels
     _pieces: list[list[tuple[int, int, int]]]
 
-    def __init__(self, irreps_in: o3.Irreps, l_max: int, irreps_target: o3.Irreps) -> None:
+    def __init__(
+        self, irreps_in: o3.Irreps, l_max: int, irreps_target: o3.Irreps, *, so3: bool = False
+    ) -> None:
         super().__init__()
-        self.paths = allowed_paths(irreps_in, l_max, irreps_target)
+        self.paths = allowed_paths(irreps_in, l_max, irreps_target, so3=so3)
         if not self.paths:
             raise ValueError(f"no path from {irreps_in} with l_max {l_max} into {irreps_target}")
         self.irreps_in = irreps_in

@@ -1,7 +1,8 @@
 r"""Equivariant gate (Weiler et al., NeurIPS 2018, arXiv:1807.02547, section 3.4).
 
 Even scalars pass through SiLU, odd scalars through tanh (an odd function keeps their parity), and
-every other channel is multiplied by the sigmoid of an even scalar of its own.
+every other channel is multiplied by an even scalar of its own, through the sigmoid or, as in
+Batzner et al. (2022), SiLU.
 """
 
 import torch
@@ -15,12 +16,16 @@ from eqcalc.nn.linear import block_offsets
 class Gate(nn.Module):
     """irreps_in (even scalars carry the gates behind their own channels) -> irreps_out.
 
+    Args:
+        irreps_out: of the features after the gate.
+        activation: of the gates: sigmoid or silu.
+
     forward: [N, irreps_in.dim] -> [N, irreps_out.dim].
     """
 
     _blocks: list[tuple[int, int, int, int, int]]
 
-    def __init__(self, irreps_out: o3.Irreps) -> None:
+    def __init__(self, irreps_out: o3.Irreps, activation: str = "sigmoid") -> None:
         super().__init__()
         scalar = o3.Irrep("0e")
         self.irreps_out = irreps_out
@@ -34,11 +39,14 @@ class Gate(nn.Module):
         offsets = block_offsets(self.irreps_in)
         even = next((at for (_, ir), at in zip(irreps_out, offsets, strict=False) if ir == scalar))
         gate = even + num_even
-        self._blocks = []  # (first column in, 2l+1, channels, first gate, kind)
+        # (first column in, 2l+1, channels, first gate, kind); 0: SiLU, 1: tanh, 2 and 3: gated
+        # by the sigmoid and by SiLU
+        self._blocks = []
+        gated = {"sigmoid": 2, "silu": 3}[activation]
         for (mul, ir), at in zip(irreps_out, offsets, strict=False):
-            kind = 2 if ir.l > 0 else (0 if ir.p == 1 else 1)
+            kind = gated if ir.l > 0 else (0 if ir.p == 1 else 1)
             self._blocks.append((at, ir.dim, mul, gate, kind))
-            if kind == 2:
+            if ir.l > 0:
                 gate += mul
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +58,8 @@ class Gate(nn.Module):
             elif kind == 1:
                 columns.append(tanh(block))
             else:
-                gates = sigmoid(x[:, gate : gate + mul])
+                gates = x[:, gate : gate + mul]
+                gates = silu(gates) if kind == 3 else sigmoid(gates)
                 gated = block.view(-1, dim, mul) * gates.unsqueeze(1)
                 columns.append(gated.reshape(-1, dim * mul))
         return torch.cat(columns, dim=1)

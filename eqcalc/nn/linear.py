@@ -101,6 +101,24 @@ class SpeciesLinear(nn.Module):
         return torch.cat(rows).index_select(0, back)
 
 
+class ScalarBias(nn.Module):
+    """Adds constants, zero at first, to the even scalars: no other irrep can have a bias.
+
+    forward: [N, irreps.dim] -> [N, irreps.dim].
+    """
+
+    def __init__(self, irreps: o3.Irreps) -> None:
+        super().__init__()
+        scalars = [n for n, (_, ir) in enumerate(irreps) if ir == o3.Irrep("0e")]
+        offsets = block_offsets(irreps)
+        self.at = offsets[scalars[0]] if scalars else 0
+        self.bias = nn.Parameter(torch.zeros(irreps[scalars[0]].mul if scalars else 0))
+        self.behind = offsets[-1] - self.at - self.bias.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.nn.functional.pad(self.bias, [self.at, self.behind])
+
+
 class Linear(nn.Module):
     """The same matrix for every species. forward: [N, irreps_in.dim] -> [N, irreps_out.dim]."""
 

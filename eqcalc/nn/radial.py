@@ -10,6 +10,10 @@ Gasteiger, Groß and Günnemann, ICLR 2020 (arXiv:2003.03123), eqs. 7 and 8:
 | r_c    | `cutoff`   |
 | p      | `power`    |
 | n      | `orders`   |
+
+XPLOR, as in Brooks et al., J. Comput. Chem. 4, 187 (1983), and Brünger's X-PLOR: 1 up to r_on, then
+
+    u(r) = (r_c^2 - r^2)^2 (r_c^2 + 2 r^2 - 3 r_on^2) / (r_c^2 - r_on^2)^3
 """
 
 import math
@@ -31,6 +35,13 @@ def polynomial_envelope(x: Tensor, power: int) -> Tensor:
         - p * (p + 1.0) / 2.0 * x.pow(p + 2.0)
     )
     return u * (x < 1.0).to(x.dtype)
+
+
+def xplor_envelope(r: Tensor, onset: float, cutoff: float) -> Tensor:
+    """u(r): 1 up to the onset, zero from the cutoff on; its curvature jumps at both (Å)."""
+    rr, on, cut = r * r, onset * onset, cutoff * cutoff
+    u = (cut - rr) ** 2 * (cut + 2.0 * rr - 3.0 * on) / (cut - on) ** 3
+    return torch.where(r < onset, torch.ones_like(u), u) * (r < cutoff).to(r.dtype)
 
 
 class InnerLimit(nn.Module):
@@ -93,6 +104,21 @@ class BesselBasis(nn.Module):
     def forward(self, r: Tensor) -> Tensor:
         r = r.unsqueeze(-1)
         envelope = polynomial_envelope(r / self.cutoff, self.power)
+        return self.prefactor * torch.sin(self.orders.to(r.dtype) * r) / r * envelope
+
+
+class XplorBesselBasis(BesselBasis):
+    """c b_n(r) u(r) with the XPLOR envelope, from `onset` (Å) on."""
+
+    onset: float
+
+    def __init__(self, cutoff: float, num_radial: int, onset: float, scale: float = 1.0) -> None:
+        super().__init__(cutoff, num_radial, 0, scale)
+        self.onset = float(onset)
+
+    def forward(self, r: Tensor) -> Tensor:
+        r = r.unsqueeze(-1)
+        envelope = xplor_envelope(r, self.onset, self.cutoff)
         return self.prefactor * torch.sin(self.orders.to(r.dtype) * r) / r * envelope
 
 

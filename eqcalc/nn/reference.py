@@ -3,8 +3,8 @@ r"""What is added to the network's atomic energies, always in float64.
     E_i = scale[z_i] * e_i + shift[z_i] + 1/2 sum_j V_ZBL(r_ij) + 1/2 sum_j V_pair(r_ij)
 
 V_ZBL: Ziegler, Biersack and Littmark, The Stopping and Range of Ions in Matter (1985): screened
-Coulomb repulsion of bare nuclei, cut smoothly at the sum of the covalent radii, so that it closes
-the hole that any network has at short distance.
+Coulomb repulsion of bare nuclei, cut smoothly at the sum of the covalent radii or at one distance
+for all, so that it closes the hole that any network has at short distance.
 
 V_pair: fitted to the labels before the network is trained (eqcalc.training.pairs), so that the
 network learns only what pairs cannot explain. A Morse potential has the first two of its terms.
@@ -25,17 +25,27 @@ COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi eps_0), eV Å
 class CoreRepulsion(nn.Module):
     """V_ZBL, half to each atom of the pair.
 
+    Args:
+        atomic_numbers: Z of each species.
+        cutoff: Å, where it ends; 0: at the sum of the covalent radii.
+        power: p of its envelope (eqcalc.nn.radial).
+
     forward: species [M], edge_src, edge_dst [E], length [E] Å float64 -> per edge [E] eV.
     """
 
-    def __init__(self, atomic_numbers: list[int]) -> None:
+    power: int
+
+    def __init__(self, atomic_numbers: list[int], cutoff: float = 0.0, power: int = 6) -> None:
         super().__init__()
+        self.power = int(power)
         z = torch.tensor(atomic_numbers, dtype=torch.float64)
         radii = torch.tensor([covalent_radii[n] for n in atomic_numbers], dtype=torch.float64)
         screening = 0.46850 / (z.pow(0.23).unsqueeze(0) + z.pow(0.23).unsqueeze(1))
         self.register_buffer("charges", COULOMB * z.unsqueeze(0) * z.unsqueeze(1))
         self.register_buffer("screening", screening)
         self.register_buffer("pair_cutoff", radii.unsqueeze(0) + radii.unsqueeze(1))
+        if cutoff:
+            self.pair_cutoff.fill_(cutoff)
 
     def limit(self, cutoffs: list[list[float]]) -> None:
         """Lets the repulsion end at these distances [species, species] Å."""
@@ -52,7 +62,7 @@ class CoreRepulsion(nn.Module):
             + 0.28022 * torch.exp(-0.40290 * x)
             + 0.02817 * torch.exp(-0.20162 * x)
         )
-        envelope = polynomial_envelope(length / self.pair_cutoff[a, b], 6)
+        envelope = polynomial_envelope(length / self.pair_cutoff[a, b], self.power)
         return 0.5 * self.charges[a, b] / length * phi * envelope
 
 
@@ -120,6 +130,7 @@ class ReferenceEnergy(nn.Module):
         core_repulsion: add V_ZBL.
         pair_constants: add V_pair, which ends at `cutoff`, and let V_ZBL end where they say.
         cutoff: Å.
+        core_cutoff, core_power: of V_ZBL, see `CoreRepulsion`.
     """
 
     def __init__(
@@ -131,12 +142,14 @@ class ReferenceEnergy(nn.Module):
         core_repulsion: bool,
         pair_constants: PairConstants | None = None,
         cutoff: float = 0.0,
+        core_cutoff: float = 0.0,
+        core_power: int = 6,
     ) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
         self.register_buffer("shift", torch.tensor(shift, dtype=torch.float64))
         self.core_repulsion = core_repulsion
-        self.repulsion = CoreRepulsion(atomic_numbers)
+        self.repulsion = CoreRepulsion(atomic_numbers, core_cutoff, core_power)
         self.pair: PairEnergy | None = None
         if pair_constants is not None:
             self.repulsion.limit(pair_constants.core_cutoffs)

@@ -293,6 +293,9 @@ inline Activation activation(I kind, V x)
   return {c * s, c * d, c * d * (T(1) - T(2) * s)};
 }
 
+// what multiplies the channels of a gated block
+inline Activation gate(I kind, V x) { return activation(kind == 3 ? 0 : kind, x); }
+
 struct GateBlock {    // first column in, rows, channels, first gate, kind, first column out
   I in, rows, channels, gate, kind, out;
 };
@@ -330,7 +333,7 @@ extern "C" int gate_forward(I atoms, const I *sizes, const I *block, const T *x,
         store_part(yn + b.out + c, value, lanes);
         return;
       }
-      const V h = activation(2, load_part(xn + b.gate + c, lanes)).value;
+      const V h = gate(b.kind, load_part(xn + b.gate + c, lanes)).value;
       for (I m = 0; m < b.rows; m++) {
         const I at = m * b.channels + c;
         store_part(yn + b.out + at, h * load_part(xn + b.in + at, lanes), lanes);
@@ -352,7 +355,7 @@ extern "C" int gate_backward(I atoms, const I *sizes, const I *block, const T *x
         store_part(dxn + b.in + c, slope * load_part(gn + b.out + c, lanes), lanes);
         return;
       }
-      const Activation h = activation(2, load_part(xn + b.gate + c, lanes));
+      const Activation h = gate(b.kind, load_part(xn + b.gate + c, lanes));
       V sum = {};
       for (I m = 0; m < b.rows; m++) {
         const I at = m * b.channels + c;
@@ -380,7 +383,7 @@ extern "C" int gate_second(I atoms, const I *sizes, const I *block, const T *x, 
         store_part(dxn + b.in + c, v * f.curvature * load_part(gn + b.out + c, lanes), lanes);
         return;
       }
-      const Activation h = activation(2, load_part(xn + b.gate + c, lanes));
+      const Activation h = gate(b.kind, load_part(xn + b.gate + c, lanes));
       const V q = load_part(un + b.gate + c, lanes);
       V first = {}, second = {};
       for (I m = 0; m < b.rows; m++) {

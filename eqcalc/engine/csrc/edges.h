@@ -7,7 +7,7 @@ namespace {
 
 struct EdgeGradient {
   T *y;     // dE/dY, laid out like Edges::y
-  T *r;     // dE/dt or dE/dr, per slot
+  T *r;     // dE/dr, per slot
 };
 
 struct Centre {
@@ -82,8 +82,8 @@ class Edges {
     });
   }
 
-  // adds dE/dr_ij of the edges of centre i; `slope` turns the radial gradients into dE/dr
-  void add_gradient(I i, double slope, double *gradient)
+  // adds dE/dr_ij of the edges of centre i
+  void add_gradient(I i, double *gradient)
   {
     const int count = of(i).count;
     alignas(64) T du[3 * L];
@@ -101,7 +101,7 @@ class Edges {
       for (int lane = 0; lane < L && n < count; lane++, n++)
         for (int d = 0; d < 3; d++)
           gradient[3 * n + d] += static_cast<double>(du[d * L + lane]) +
-              slope * static_cast<double>(dr_.data()[slot + lane]) * u[d * L + lane];
+              static_cast<double>(dr_.data()[slot + lane]) * u[d * L + lane];
     }
   }
 

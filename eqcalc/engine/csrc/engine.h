@@ -99,7 +99,8 @@ class GateBlock {
       } else if (kind_ == 1) {
         store(out + c, scales_.tanh * (T(2) * sigmoid(T(2) * load(in + c)) - T(1)));
       } else {
-        const V gate = scales_.sigmoid * sigmoid(load(pre + gate_ + c));
+        const V q = load(pre + gate_ + c), s = sigmoid(q);
+        const V gate = kind_ == 3 ? scales_.silu * q * s : scales_.sigmoid * s;
         for (I m = 0; m < dim_; m++) store(out + m * mul_ + c, gate * load(in + m * mul_ + c));
       }
     }
@@ -118,14 +119,16 @@ class GateBlock {
         const V t = T(2) * sigmoid(T(2) * load(in + c)) - T(1);
         store(in + c, load(gradient + c) * scales_.tanh * (T(1) - t * t));
       } else {
-        const V s = sigmoid(load(pre + gate_ + c)), gate = scales_.sigmoid * s;
+        const V q = load(pre + gate_ + c), s = sigmoid(q);
+        const V gate = kind_ == 3 ? scales_.silu * q * s : scales_.sigmoid * s;
+        const V slope = kind_ == 3 ? scales_.silu * (s + q * s * (T(1) - s)) : gate * (T(1) - s);
         V sum = {};
         for (I m = 0; m < dim_; m++) {
           const V g = load(gradient + m * mul_ + c);
           sum += g * load(in + m * mul_ + c);
           store(in + m * mul_ + c, g * gate);
         }
-        store(pre + gate_ + c, sum * gate * (T(1) - s));
+        store(pre + gate_ + c, sum * slope);
       }
     }
   }
@@ -203,6 +206,7 @@ struct Layer {
   const Kernels *kernels;
   I width_in, width_message, width_pre, width_out, num_weights;
   std::vector<Product> up, own, mix;     // up and own act on the features before the layer
+  Buffer<T> up_bias, pre_bias;           // rows that their sums begin with, mostly zeros
   std::unique_ptr<MessageProduct> product;
   std::vector<GateBlock> gate;
   std::unique_ptr<Readout> readout;
@@ -211,7 +215,7 @@ struct Layer {
   Buffer<T> x;        // [rows, width_in], multiplied by `up`
   Buffer<T> pre;      // [own atoms, width_pre]; on the way back their gradients
 
-  Layer(Reader &in, const ActivationScales &scales, I intervals)
+  Layer(Reader &in, const ActivationScales &scales, const RadialBasis &basis)
   {
     kernels = &KERNELS[in.integer()];
     width_in = in.integer();
@@ -221,10 +225,29 @@ struct Layer {
     num_weights = in.integer();
     for (auto *list : {&up, &own, &mix})
       for (I n = in.integer(); n > 0; n--) list->emplace_back(in);
+    read_row(in, width_in, up_bias);
+    read_row(in, width_pre, pre_bias);
     if (in.integer()) product = std::make_unique<MessageProduct>(in);
     for (I n = in.integer(); n > 0; n--) gate.emplace_back(in, scales);
     if (in.integer()) readout = std::make_unique<Readout>(in);
-    radial.read(in, num_weights, intervals);
+    radial.read(in, num_weights, basis);
+  }
+
+  static void read_row(Reader &in, I width, Buffer<T> &row)
+  {
+    T *to = row.get(width);
+    std::fill_n(to, width, T(0));
+    if (!in.integer()) return;
+    for (I c = 0; c < width; c++) to[c] = static_cast<T>(in.number());
+  }
+
+  // before `up` and `own` of `count` atoms are added
+  void begin(int count, T *const *to_x, T *const *to_pre) const
+  {
+    for (int b = 0; b < count; b++) {
+      std::copy_n(up_bias.get(), width_in, to_x[b]);
+      std::copy_n(pre_bias.get(), width_pre, to_pre[b]);
+    }
   }
 
   I bytes() const
@@ -233,23 +256,27 @@ struct Layer {
   }
 };
 
-// 1 at r = 0; value, slope and curvature zero at the cutoff: eqcalc.nn.radial, power 6
-inline void envelope(double r, double cutoff, double &u, double &slope)
+// 1 at r = 0; value, slope and curvature zero at the cutoff: eqcalc.nn.radial
+inline void envelope(double r, double cutoff, I power, double &u, double &slope)
 {
-  const double y = r / cutoff, y5 = y * y * y * y * y;
-  u = 1.0 + y5 * y * (-28.0 + y * (48.0 - 21.0 * y));
-  slope = y5 * (-168.0 + y * (336.0 - 168.0 * y)) / cutoff;
+  const double y = r / cutoff, p = static_cast<double>(power);
+  const double a = (p + 1.0) * (p + 2.0) / 2.0, b = p * (p + 2.0), c = p * (p + 1.0) / 2.0;
+  double q = 1.0;
+  for (I n = 1; n < power; n++) q *= y;
+  u = 1.0 + q * y * (-a + y * (b - c * y));
+  slope = q * (-a * p + y * (b * (p + 1.0) - c * (p + 2.0) * y)) / cutoff;
 }
 
 // Ziegler, Biersack and Littmark (1985), see eqcalc.nn.reference; half to each atom of a pair
 struct CoreRepulsion {
-  I num_species = 0;
+  I num_species = 0, power = 6;
   std::vector<double> charges, screening, cutoff;     // [species, species]; empty: none
 
   void read(Reader &in, I species)
   {
     num_species = species;
     if (!in.integer()) return;
+    power = in.integer();
     charges = in.numbers(species * species);
     screening = in.numbers(species * species);
     cutoff = in.numbers(species * species);
@@ -270,7 +297,7 @@ struct CoreRepulsion {
       phi_slope -= K[n] * term / screening[ab];
     }
     double u, u_slope;
-    envelope(r, cutoff[ab], u, u_slope);
+    envelope(r, cutoff[ab], power, u, u_slope);
     const double q = 0.5 * charges[ab] / r;
     energy += q * phi * u;
     slope += q * (phi_slope * u + phi * u_slope - phi * u / r);
@@ -306,7 +333,7 @@ struct PairEnergy {
       sum_slope -= rate * static_cast<double>(k + 1) * c[k] * power;
     }
     double u, u_slope;
-    envelope(r, cutoff, u, u_slope);
+    envelope(r, cutoff, 6, u, u_slope);
     energy += 0.5 * sum * u;
     slope += 0.5 * (sum_slope * u + sum * u_slope);
   }
@@ -324,7 +351,7 @@ class Network {
     scales_.tanh = static_cast<T>(in.number());
     scales_.sigmoid = static_cast<T>(in.number());
     basis_.read(in, cutoff_);
-    for (I k = 0; k < num_layers; k++) layers_.emplace_back(in, scales_, basis_.intervals());
+    for (I k = 0; k < num_layers; k++) layers_.emplace_back(in, scales_, basis_);
     scale_ = in.numbers(num_species_);
     shift_ = in.numbers(num_species_);
     core_.read(in, num_species_);
@@ -337,12 +364,11 @@ class Network {
     // the first layer's features depend on the species only
     T *x = layers_[0].x.get(num_species_ * width);
     T *pre = first_pre_.get(num_species_ * layers_[0].width_pre);
-    std::fill_n(x, num_species_ * width, T(0));
-    std::fill_n(pre, num_species_ * layers_[0].width_pre, T(0));
     Buffer<T> row;
     for (int s = 0; s < num_species_; s++) {
       T *from = row.get(width), *to = x + s * width, *to_pre = pre + s * layers_[0].width_pre;
       for (I c = 0; c < width; c++) from[c] = static_cast<T>(embedding[s * width + c]);
+      layers_[0].begin(1, &to, &to_pre);
       for (Product &p : layers_[0].up) p.forward(1, &s, &from, &to);
       for (Product &p : layers_[0].own) p.forward(1, &s, &from, &to_pre);
     }
@@ -540,8 +566,7 @@ class Network {
         if (next) {
           rows_of(x_next, next->width_in, first, count, to_x);
           rows_of(pre_next, next->width_pre, first, count, to_pre);
-          std::fill_n(to_x[0], count * next->width_in, T(0));
-          std::fill_n(to_pre[0], count * next->width_pre, T(0));
+          next->begin(count, to_x, to_pre);
           for (Product &product : next->up) product.forward(count, species, x, to_x);
           for (Product &product : next->own) product.forward(count, species, x, to_pre);
         }
@@ -672,10 +697,8 @@ class Network {
 
   void add_edge_gradients(const eqcalc_graph &graph, double *gradient)
   {
-    const double slope = basis_.slope_scale();
     in_ranges(graph.num_local, threads_, [&](I begin, I end) {
-      for (I i = begin; i < end; i++)
-        edges_.add_gradient(i, slope, gradient + 3 * first_edge_[i]);
+      for (I i = begin; i < end; i++) edges_.add_gradient(i, gradient + 3 * first_edge_[i]);
     });
   }
 };

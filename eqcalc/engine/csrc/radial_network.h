@@ -1,6 +1,8 @@
 // Radial weights from the network itself, once per undirected pair, with their slopes:
 //
 //     b_n(r) = prefactor sin(q_n r) / r u(r / cutoff),   w = W_k silu(... silu(W_0 b))
+//
+// u: the polynomial envelope, or XPLOR's from an onset on (eqcalc.nn.radial).
 
 namespace {
 
@@ -10,6 +12,7 @@ struct Radial {
   const int *pair;
 
   struct Cursor {
+    static constexpr T scale = T(1);
     const T *values, *slopes;
 
     V value(I weight) const { return load(values + weight); }
@@ -29,6 +32,7 @@ class RadialBasis {
     cutoff_ = cutoff;
     prefactor_ = in.number();
     power_ = in.number();
+    onset_ = in.number();
     silu_ = static_cast<T>(in.number());
     orders_ = in.numbers(in.integer());
     width_ = (static_cast<I>(orders_.size()) + PADDING - 1) / PADDING * PADDING;
@@ -40,13 +44,9 @@ class RadialBasis {
     T *values = values_.get(num_pairs() * width_), *slopes = slopes_.get(num_pairs() * width_);
     in_ranges(num_pairs(), threads, [&](I begin, I end) {
       for (I p = begin; p < end; p++) {
-        const double r = distance_[p], x = r / cutoff_, n = power_;
-        const double power = std::pow(x, n - 1.0);
-        const double a = (n + 1.0) * (n + 2.0) / 2.0, b = n * (n + 2.0), c = n * (n + 1.0) / 2.0;
-        const bool inside = x < 1.0;
-        const double u = inside ? 1.0 + power * x * (-a + x * (b - c * x)) : 0.0;
-        const double du =
-            inside ? power * (-a * n + x * (b * (n + 1.0) - c * (n + 2.0) * x)) / cutoff_ : 0.0;
+        const double r = distance_[p];
+        double u = 0.0, du = 0.0;
+        envelope(r, u, du);
         std::fill_n(values + p * width_, width_, T(0));
         std::fill_n(slopes + p * width_, width_, T(0));
         for (std::size_t k = 0; k < orders_.size(); k++) {
@@ -59,8 +59,6 @@ class RadialBasis {
     });
   }
 
-  double slope_scale() const { return 1.0; }
-  I intervals() const { return 0; }
   I width() const { return width_; }
   I num_pairs() const { return static_cast<I>(distance_.size()); }
   const int *pair() const { return pair_.get(); }
@@ -78,13 +76,30 @@ class RadialBasis {
   }
 
  private:
-  double cutoff_ = 0.0, prefactor_ = 0.0, power_ = 0.0;
+  double cutoff_ = 0.0, prefactor_ = 0.0, power_ = 0.0, onset_ = 0.0;     // no onset: polynomial
   T silu_ = 0;
   std::vector<double> orders_;
   I width_ = 0;
   std::vector<double> distance_;     // of pairs
   Buffer<int> pair_;                 // of slots
   Buffer<T> values_, slopes_;        // [pairs, width]
+
+  // stays zero from the cutoff on
+  void envelope(double r, double &u, double &du) const
+  {
+    if (!(r < cutoff_)) return;
+    if (onset_ > 0.0) {
+      const double rr = r * r, on = onset_ * onset_, cut = cutoff_ * cutoff_;
+      const double norm = 1.0 / ((cut - on) * (cut - on) * (cut - on));
+      u = r < onset_ ? 1.0 : (cut - rr) * (cut - rr) * (cut + 2.0 * rr - 3.0 * on) * norm;
+      du = r < onset_ ? 0.0 : 12.0 * r * (cut - rr) * (on - rr) * norm;
+      return;
+    }
+    const double x = r / cutoff_, n = power_, power = std::pow(x, n - 1.0);
+    const double a = (n + 1.0) * (n + 2.0) / 2.0, b = n * (n + 2.0), c = n * (n + 1.0) / 2.0;
+    u = 1.0 + power * x * (-a + x * (b - c * x));
+    du = power * (-a * n + x * (b * (n + 1.0) - c * (n + 2.0) * x)) / cutoff_;
+  }
 
   // An edge and its reverse share a pair; an edge of a ghost may have no reverse.
   void find_pairs(const Edges &edges)
@@ -121,7 +136,7 @@ class RadialBasis {
 
 class RadialFunctions {
  public:
-  void read(Reader &in, I num_weights, I)
+  void read(Reader &in, I num_weights, const RadialBasis &)
   {
     num_weights_ = num_weights;
     const I count = in.integer();

@@ -1,17 +1,23 @@
 // Radial weights from splines. A table holds, for each interval and vector of weights, the
-// coefficients of powers of t = 0..1 within the interval one after the other.
+// coefficients of powers of t = -1/2..1/2 within the interval one after the other. Intervals have one
+// length within a segment of distances, and each layer has segments of its own.
 
 namespace {
+
+struct Segment {
+  double start, per_length;     // Å, intervals per Å
+  I first, count;               // intervals
+};
 
 struct Radial {
   const T *table;
   I stride;              // of an interval
-  const int *interval;
-  const T *t;
+  const double *r;       // of slots
+  const Segment *segments, *last;
 
   struct Cursor {
     const T *coefficients;
-    T t;
+    T t, scale;          // scale: dt/dr
 
     V value(I weight) const
     {
@@ -34,52 +40,47 @@ struct Radial {
       }
     }
   };
-  Cursor at(I slot) const { return {table + interval[slot] * stride, t[slot]}; }
+  Cursor at(I slot) const
+  {
+    const Segment *s = last;
+    while (s != segments && r[slot] < s->start) s--;
+    const double x = (r[slot] - s->start) * s->per_length;
+    // in this order a distance that is not a number gets an interval that exists, and a t of NaN
+    const I interval = static_cast<I>(std::min<double>(static_cast<double>(s->count - 1), x));
+    return {table + (s->first + interval) * stride, static_cast<T>(x - static_cast<double>(interval) - 0.5),
+            static_cast<T>(s->per_length)};
+  }
 };
 
 class RadialBasis {
  public:
-  void read(Reader &in, double cutoff)
-  {
-    intervals_ = in.integer();
-    per_length_ = intervals_ / cutoff;
-  }
-
-  void begin(const Edges &edges, int threads)
-  {
-    const I slots = edges.num_slots();
-    const double *r = edges.distances();
-    int *interval = interval_.get(slots);
-    T *t = t_.get(slots);
-    in_ranges(slots, threads, [&](I begin, I end) {
-      for (I slot = begin; slot < end; slot++) {
-        const double x = r[slot] * per_length_;
-        // in this order a distance that is not a number gets an interval that exists, and a t of NaN
-        interval[slot] = static_cast<int>(std::min<double>(intervals_ - 1, x));
-        t[slot] = static_cast<T>(x - interval[slot]);
-      }
-    });
-  }
-
-  // dE/dr for a gradient in t
-  double slope_scale() const { return per_length_; }
-  I intervals() const { return intervals_; }
-  const int *interval() const { return interval_.get(); }
-  const T *t() const { return t_.get(); }
-  I bytes() const { return interval_.bytes() + t_.bytes(); }
+  void read(Reader &, double cutoff) { cutoff_ = cutoff; }
+  void begin(const Edges &, int) {}
+  double cutoff() const { return cutoff_; }
+  I bytes() const { return 0; }
 
  private:
-  I intervals_ = 0;
-  double per_length_ = 0.0;
-  Buffer<int> interval_;
-  Buffer<T> t_;
+  double cutoff_ = 0.0;
 };
 
 class RadialFunctions {
  public:
-  void read(Reader &in, I num_weights, I intervals)
+  void read(Reader &in, I num_weights, const RadialBasis &basis)
   {
     stride_ = num_weights * (DEGREE + 1);
+    segments_.resize(in.integer());
+    I intervals = 0;
+    for (Segment &s : segments_) {
+      s.start = in.number();
+      s.first = intervals;
+      s.count = in.integer();
+      intervals += s.count;
+    }
+    for (std::size_t n = 0; n < segments_.size(); n++) {
+      const bool last = n + 1 == segments_.size();
+      const double end = last ? basis.cutoff() : segments_[n + 1].start;
+      segments_[n].per_length = static_cast<double>(segments_[n].count) / (end - segments_[n].start);
+    }
     T *table = table_.get(intervals * stride_);
     for (I k = 0; k < intervals; k++)
       for (I d = 0; d <= DEGREE; d++)
@@ -88,15 +89,16 @@ class RadialFunctions {
               static_cast<T>(in.number());
   }
 
-  Radial weights(RadialBasis &basis, const Edges &, int, bool) const
+  Radial weights(RadialBasis &, const Edges &edges, int, bool) const
   {
-    return {table_.get(), stride_, basis.interval(), basis.t()};
+    return {table_.get(), stride_, edges.distances(), segments_.data(), &segments_.back()};
   }
 
   I bytes() const { return table_.bytes(); }
 
  private:
   I stride_ = 0;
+  std::vector<Segment> segments_;
   Buffer<T> table_;
 };
 

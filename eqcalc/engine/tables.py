@@ -1,0 +1,153 @@
+"""Splines through the radial weights of each layer of a file, for the fused engine.
+
+A spline of odd degree, with all derivatives but the last continuous, interpolates on the knots of
+segments of distances. Each layer has segments of its own, cut into as few equal intervals as
+`tolerance` allows: a table should fit the second-level cache, and radial functions are steep at
+short distances alone. Where the envelope's curvature jumps, one spline ends and another begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from ase.data import covalent_radii
+from scipy.interpolate import make_interp_spline
+
+from eqcalc.engine.plan import Plan, RadialTable, as_array
+
+#: length (Å) that makes an error of a slope comparable with one of a value
+RADIAL_SCALE = 0.2
+#: intervals per cutoff that a segment may have
+DENSITIES = (
+    *(24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048),
+    *(3072, 4096, 6144),
+)
+DENSEST = 8192
+#: where segments may meet, in units of the cutoff
+BORDERS = (0.1, 0.2, 0.4, 0.7)
+#: knots at negative distances: the functions are even
+MIRRORED = 8
+
+#: by how much errors may be larger nearer than the shortest bond
+NEAR = 30.0
+
+#: errors may be as much smaller at larger distances as weights are, down to this part
+LEAST = 20.0
+
+Sampler = Callable[[np.ndarray], np.ndarray]
+
+
+def sample(module: torch.jit.ScriptModule, layer: int, distances: np.ndarray) -> np.ndarray:
+    """Radial weights, even functions of the distance; [len(distances), weights]."""
+    positive = np.maximum(np.abs(distances), 1e-6)
+    with torch.no_grad():
+        return as_array(module.radial(layer, torch.from_numpy(positive)))
+
+
+def _borders(start: float, onset: float, cutoff: float) -> list[float]:
+    """Where segments begin, and the cutoff: 0, half a bond and a bond, a kink, and in between."""
+    bond = [2.0 * start] if 2.1 * start < (onset or cutoff) else []
+    fixed = [0.0, start, *bond, *([onset] if onset else []), cutoff]
+    free = [b * cutoff for b in BORDERS if min(abs(b * cutoff - x) for x in fixed) > 0.04 * cutoff]
+    return sorted({*fixed, *(b for b in free if b > start)})
+
+
+class _Splines:
+    """Splines on segments with these borders, cut into `counts` intervals; a kink is a border."""
+
+    def __init__(
+        self, of: Sampler, borders: list[float], counts: list[int], kink: float, degree: int
+    ) -> None:
+        spans = list(zip(borders[:-1], borders[1:], counts, strict=True))
+        starts = [np.linspace(a, b, n, endpoint=False) for a, b, n in spans]
+        self.left = np.concatenate(starts)  # of each interval
+        self.step = np.concatenate([np.full(n, (b - a) / n) for a, b, n in spans])
+        first = self.step[0]
+        knots = [np.arange(-MIRRORED, 0) * first, self.left, [borders[-1]]]
+        knots = np.concatenate(knots)
+        values = of(knots)
+        at = int(np.searchsorted(knots, kink - 1e-9)) if kink else len(knots) - 1
+        pieces = [slice(0, at + 1)] + ([slice(at, None)] if kink else [])
+        self.kink = kink or np.inf
+        self.pieces = [make_interp_spline(knots[p], values[p], k=degree) for p in pieces]
+
+    def __call__(self, r: np.ndarray, derivative: int = 0) -> np.ndarray:
+        below = r < self.kink - 1e-9
+        out = self.pieces[0](np.where(below, r, 0.0), nu=derivative)
+        if not below.all():
+            out[~below] = self.pieces[1](r[~below], nu=derivative)
+        return out
+
+    def coefficients(self, degree: int) -> np.ndarray:
+        """[intervals, degree + 1, weights] of powers of t = -1/2..1/2."""
+        powers = range(degree + 1)
+        terms = [
+            self(self.left + 0.5 * self.step, d) * self.step[:, None] ** d / math.factorial(d)
+            for d in powers
+        ]
+        return np.stack(terms, axis=1)
+
+    def errors(self, of: Sampler) -> tuple[np.ndarray, np.ndarray]:
+        """Largest errors of values and slopes half-way between knots, and values; by interval."""
+        r, h = self.left + 0.5 * self.step, 0.02 * self.step
+        one, two = (of(r + n * h) - of(r - n * h) for n in (1, 2))
+        exact, slope = of(r), (8.0 * one - two) / (12.0 * h[:, None])
+        value, slope = np.abs(self(r) - exact), np.abs(self(r, 1) - slope) * RADIAL_SCALE
+        return np.maximum(value, slope).max(axis=1), np.abs(exact).max(axis=1)
+
+
+def _fitted(
+    of: Sampler, borders: list[float], kink: float, degree: int, tolerance: float
+) -> tuple[list[int], np.ndarray, float]:
+    """Intervals of each segment, coefficients, error beyond the first segment."""
+    widths = np.diff(borders) / borders[-1]
+    densities = [DENSITIES[0]] * len(widths)
+    while True:
+        densities[0] = densities[1]
+        counts = [max(degree + 2, math.ceil(d * w)) for d, w in zip(densities, widths, strict=True)]
+        counts[0] = max(2, math.ceil(densities[0] * widths[0] / 4))  # shorter than atoms come near
+        splines = _Splines(of, borders, counts, kink, degree)
+        errors, sizes = splines.errors(of)
+        ends = np.cumsum(counts)
+        size = sizes[ends[0] :].max()
+        local = [max(sizes[a:].max(), size / LEAST) for a in ends[:-1]]
+        by_segment = [
+            errors[a:b].max() / s for (a, b), s in zip(pairwise(ends), local, strict=True)
+        ]
+        by_segment[0] /= NEAR
+        poor = [n for n, e in enumerate(by_segment, start=1) if not e < tolerance]
+        poor = [n for n in poor if densities[n] < DENSEST]
+        if not poor:
+            return counts, splines.coefficients(degree), float(max(by_segment))
+        for n in poor:
+            excess = (by_segment[n - 1] / tolerance) ** (1.0 / degree)
+            wanted = min(densities[n] * min(excess, 4.0), DENSEST)
+            finer = [d for d in DENSITIES if d > densities[n] and d >= 0.9 * wanted]
+            densities[n] = finer[0] if finer else DENSEST
+
+
+def tabulate(
+    module: torch.jit.ScriptModule, plan: Plan, *, degree: int, tolerance: float
+) -> list[float]:
+    """Makes the table of each layer; returns their errors.
+
+    Value and slope (in units of 1 / 0.2 Å) half-way between knots are right to `tolerance`,
+    relative to the largest weight at no smaller distance, from the shortest bond (covalent radii)
+    on; thirty times that from half of it on; nearer they are less exact.
+    """
+    start = min(covalent_radii[z] for z in module.atomic_numbers)
+    borders = _borders(start, plan.envelope_onset, plan.cutoff)
+    errors = []
+    for k, layer in enumerate(plan.layers):
+        of = partial(sample, module, k)
+        counts, made, error = _fitted(of, borders, plan.envelope_onset, degree, tolerance)
+        padded = np.zeros((len(made), degree + 1, layer.convolution.num_weights))
+        padded[:, :, layer.weights.places] = made * layer.weights.scales
+        layer.table = RadialTable(list(zip(borders[:-1], counts, strict=True)), padded)
+        errors.append(error)
+    return errors
