@@ -1,0 +1,123 @@
+"""From a file of another package, told by its content, to an export of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import atomic_numbers, covalent_radii
+
+from eqcalc import export
+from eqcalc.errors import InputError
+from eqcalc.importers import sevennet, unpickle
+from eqcalc.models.nequip import NequIP
+from eqcalc.neighbors import neighbor_list
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written.
+
+    Attributes:
+        path: of the export.
+        origin: source, package, version, authors, citation, as in its metadata.
+    """
+
+    path: Path
+    origin: dict[str, Any]
+
+
+def _elements(symbols: Sequence[str] | None) -> list[int] | None:
+    if not symbols:
+        return None
+    unknown = [s for s in symbols if atomic_numbers.get(s, 0) == 0]
+    if unknown:
+        raise InputError(f"--elements: {', '.join(unknown)} is no element.")
+    return sorted({atomic_numbers[s] for s in symbols})
+
+
+def every_element(numbers: Sequence[int]) -> Atoms:
+    """A dense periodic structure with all these elements, no two atoms nearer than bonds are.
+
+    Sites of a simple cubic lattice, displaced by up to a tenth of its constant.
+    """
+    count = max(8, len(numbers))
+    shape = [max(2, round(count ** (1.0 / 3.0)))] * 2
+    shape.append(-(-count // (shape[0] * shape[1])))
+    radii = [covalent_radii[z] for z in numbers]
+    constant = 1.2 * 2.0 * min(max(np.median(radii), 1.0), 1.4)
+    sites = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 3)
+    rng = np.random.default_rng(0)
+    places = constant * (sites + rng.uniform(-0.1, 0.1, sites.shape))
+    order = rng.permutation(len(sites))
+    kinds = np.array([numbers[n % len(numbers)] for n in range(len(sites))])[order]
+    return Atoms(kinds, positions=places, cell=constant * np.array(shape), pbc=True)
+
+
+def _with_reference(model: NequIP) -> NequIP:
+    """The reference structure holds every element, so that whoever opens the file tests them."""
+    atoms = every_element(model.atomic_numbers)
+    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, model.cutoff)
+    vectors = pairs.vectors(atoms.positions, atoms.cell.array)
+    place = {z: n for n, z in enumerate(model.atomic_numbers)}
+    arrays = [vectors, pairs.edge_src, pairs.edge_dst]
+    species = torch.tensor([place[z] for z in atoms.numbers.tolist()])
+    graph = species, *map(torch.from_numpy, arrays)
+    model.reference_structure = export.reference_structure(model, *graph)
+    return model
+
+
+def import_model(
+    source: str | Path,
+    output: str | Path,
+    *,
+    elements: Sequence[str] | None = None,
+    task: str | None = None,
+    dtype: str = "float32",
+) -> Imported:
+    """Reads a SevenNet checkpoint and writes an export with the same energies and forces.
+
+    Args:
+        source: the file.
+        output: where to write.
+        elements: symbols of those to keep, default all; fewer make smaller files.
+        task: of a multi-task model.
+        dtype: of the weights in the export; those of published files are float32.
+
+    Raises:
+        InputError: no such file, a kind of file or an option that is not covered.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"There is no file '{source}'.")
+    if zipfile.is_zipfile(path) and any(
+        name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()
+    ):
+        raise InputError(f"{path} is a TorchScript archive: only SevenNet checkpoints are covered.")
+    content = unpickle.load(path)
+    if not sevennet.is_checkpoint(content):
+        raise InputError(f"{path} is no SevenNet checkpoint: no other kind is covered yet.")
+    model, config, origin = sevennet.convert(content, path.name, _elements(elements), task)
+    origin = {
+        "source": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        **origin,
+    }
+    for parameter in model.parameters():  # constants stay in float64, as in files of training
+        parameter.data = parameter.data.to(export.precision(dtype, {}))
+    model = _with_reference(model)
+    hyper = dataclasses.asdict(config) | {"avg_num_neighbors": 1.0}
+    export.save(
+        model,
+        output,
+        {"architecture": "NequIP", "hyperparameters": hyper, "origin": origin},
+    )
+    return Imported(Path(output), origin)
