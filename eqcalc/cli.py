@@ -22,6 +22,7 @@ from eqcalc.cli_data import (
     VirialKey,
     data_app,
 )
+from eqcalc.cli_import import import_command
 from eqcalc.errors import InputError, Interrupted
 from eqcalc.files import user_path
 
@@ -38,6 +39,7 @@ lammps_app = typer.Typer(no_args_is_help=True, help="The pair style for LAMMPS."
 app.add_typer(check_app, name="check")
 app.add_typer(data_app, name="data")
 app.add_typer(lammps_app, name="lammps")
+app.command("import")(import_command)
 
 Model = Annotated[str, typer.Argument(help="A potential file, or a bundled model's name: si.")]
 
@@ -201,6 +203,11 @@ def info(
         (
             "reference energies",
             ", ".join(f"{k} {v:.6f} eV" for k, v in document["reference_energies"].items()),
+        ),
+        *(
+            [("origin", ", ".join(f"{k} {v}" for k, v in document["origin"].items()))]
+            if "origin" in document
+            else []
         ),
         ("made with", f"eqcalc {document['eqcalc_version']}, torch {document['torch_version']}"),
     ]

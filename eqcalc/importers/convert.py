@@ -17,7 +17,7 @@ from ase.data import atomic_numbers, covalent_radii
 
 from eqcalc import export
 from eqcalc.errors import InputError
-from eqcalc.importers import sevennet, unpickle
+from eqcalc.importers import published, sevennet, unpickle
 from eqcalc.models.nequip import NequIP
 from eqcalc.neighbors import neighbor_list
 
@@ -28,11 +28,26 @@ class Imported:
 
     Attributes:
         path: of the export.
+        source: what was read.
         origin: source, package, version, authors, citation, as in its metadata.
     """
 
     path: Path
+    source: Path
     origin: dict[str, Any]
+
+    def line(self) -> str:
+        """For people."""
+        return origin_line(self.origin)
+
+
+def origin_line(origin: dict[str, Any]) -> str:
+    """What an export says of its origin, in one line."""
+    task = f", task {origin['task']}" if "task" in origin else ""
+    return (
+        f"{origin['title']}{task}, {origin['package']} {origin['package_version']} "
+        f"({origin['licence']}); {origin['citation']}; SHA-256 {origin['sha256'][:12]}..."
+    )
 
 
 def _elements(symbols: Sequence[str] | None) -> list[int] | None:
@@ -86,7 +101,7 @@ def import_model(
     """Reads a SevenNet checkpoint and writes an export with the same energies and forces.
 
     Args:
-        source: the file.
+        source: the file, or a name in `published.SEVENN`.
         output: where to write.
         elements: symbols of those to keep, default all; fewer make smaller files.
         task: of a multi-task model.
@@ -95,9 +110,7 @@ def import_model(
     Raises:
         InputError: no such file, a kind of file or an option that is not covered.
     """
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"There is no file '{source}'.")
+    path = published.find(source)
     if zipfile.is_zipfile(path) and any(
         name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()
     ):
@@ -106,11 +119,10 @@ def import_model(
     if not sevennet.is_checkpoint(content):
         raise InputError(f"{path} is no SevenNet checkpoint: no other kind is covered yet.")
     model, config, origin = sevennet.convert(content, path.name, _elements(elements), task)
-    origin = {
-        "source": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        **origin,
-    }
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    title, licence = published.KNOWN.get(digest, (path.name, "licence not known"))
+    known = {"source": path.name, "sha256": digest, "title": title, "licence": licence}
+    origin = {**known, **origin}
     for parameter in model.parameters():  # constants stay in float64, as in files of training
         parameter.data = parameter.data.to(export.precision(dtype, {}))
     model = _with_reference(model)
@@ -120,4 +132,4 @@ def import_model(
         output,
         {"architecture": "NequIP", "hyperparameters": hyper, "origin": origin},
     )
-    return Imported(Path(output), origin)
+    return Imported(Path(output), path, origin)

@@ -1,0 +1,41 @@
+"""`eqcalc import`: potentials of other packages become exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A SevenNet checkpoint, or the name of one that an installed sevenn package "
+            "holds: 7net-0, 7net-0_22may2024, 7net-l3i5, 7net-mf-0."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The potential file to write.")],
+    *,
+    elements: Annotated[
+        str | None,
+        typer.Option(help='Those to keep, as in "Li Fe P O": a smaller file. Default: all.'),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Of a multi-task model, e.g. PBE.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32 or float64.")] = "float32",
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare with the original package, installed here."),
+    ] = False,
+) -> None:
+    """Turn a potential of another package into one file for ASE and LAMMPS here."""
+    from eqcalc.importers import import_model
+
+    kept = elements.replace(",", " ").split() if elements else None
+    made = import_model(source, output, elements=kept, task=task, dtype=dtype)
+    typer.echo(f"{output}: {made.line()}")
+    if verify:
+        from eqcalc.importers.verify import verify as compare
+
+        typer.echo(compare(made))

@@ -1,0 +1,53 @@
+"""An import beside the package that its file comes from, where that is installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from eqcalc.calculator import EquivariantCalculator
+from eqcalc.errors import InputError
+from eqcalc.importers.convert import Imported, every_element
+
+#: what float32 leaves: eV per atom, eV/Å
+ENERGY, FORCE = 1e-5, 1e-4
+
+
+def _original(made: Imported) -> Any:
+    """A calculator of the original package."""
+    try:
+        from sevenn.calculator import SevenNetCalculator
+    except ImportError as error:
+        raise InputError(
+            f"--verify runs the original package, which is not installed here ({error}): "
+            "'pip install sevenn==0.13.0', or leave --verify out."
+        ) from None
+    task = made.origin.get("task")
+    return SevenNetCalculator(str(made.source), modal=task, device="cpu", file_type="checkpoint")
+
+
+def _results(atoms: Atoms, calculator: Any) -> tuple[float, np.ndarray]:
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    return atoms.get_potential_energy() / len(atoms), atoms.get_forces()
+
+
+def verify(made: Imported) -> str:
+    """One sentence on the differences, on a structure of all elements kept.
+
+    Raises:
+        InputError: the package is not installed, or says something else.
+    """
+    ours = EquivariantCalculator(made.path, engine="torch", dtype="float32")
+    atoms = every_element(ours.members[0].potential.atomic_numbers)
+    (e, f), (e0, f0) = (_results(atoms, c) for c in (ours, _original(made)))
+    energy, force = abs(e - e0), float(np.abs(f - f0).max())
+    sentence = (
+        f"Beside the original, on {len(atoms)} atoms of all elements: {energy:.1e} eV per atom, "
+        f"{force:.1e} eV/Å apart."
+    )
+    if not (energy < ENERGY and force < FORCE):
+        raise InputError(f"{made.path} differs from its original. {sentence}")
+    return sentence

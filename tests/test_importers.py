@@ -1,0 +1,262 @@
+"""Files of other packages become exports with the same numbers.
+
+tests/data/sevennet holds networks with random weights as SevenNet 0.13.0 saved them, and what it
+said of one structure in float64 (its own constants are rounded to float32). Published weights come
+from the registry, once, and are checked by SHA-256.
+"""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from typer.testing import CliRunner
+
+from eqcalc import EquivariantCalculator, export
+from eqcalc.cli import app
+from eqcalc.errors import InputError
+from eqcalc.importers import import_model, published, unpickle
+
+DATA = Path(__file__).parent / "data" / "sevennet"
+#: how far the package's constants in float32 are from those in float64, in forces
+KINDS = {"so3": 3e-10, "parity": 3e-10, "linear": 1e-8}
+WHEEL = "sevenn-0.13.0-py3-none-any.whl"
+
+
+def structure():
+    return Atoms(
+        "OSi2CuO",
+        positions=[[0, 0, 0], [1.6, 0.1, 0], [-0.3, 1.7, 0.2], [0.1, -0.4, 2.1], [2.2, 1.5, -0.4]],
+        cell=[[4.5, 0.2, 0], [0, 5.0, 0.3], [0.4, 0, 5.5]],
+        pbc=True,
+    )
+
+
+def results(path, atoms, **options):
+    atoms = atoms.copy()
+    atoms.calc = EquivariantCalculator(path, **options)
+    return atoms.get_potential_energy(), atoms.get_forces()
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Content of the file without parity, and a function that saves it and imports that."""
+    content = torch.load(DATA / "so3.pth", weights_only=False)
+
+    def imported(**options):
+        torch.save(content, tmp_path / "changed.pth")
+        import_model(tmp_path / "changed.pth", tmp_path / "out.pth", dtype="float64", **options)
+        return tmp_path / "out.pth"
+
+    return content, imported
+
+
+@pytest.mark.parametrize("engine", ["torch", "fused"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_are_those_of_the_package(kind, engine, tmp_path):
+    import_model(DATA / f"{kind}.pth", tmp_path / "m.pth", dtype="float64")
+    energy, forces = results(tmp_path / "m.pth", structure(), engine=engine)
+    table = 3e-9 if engine == "fused" else 0.0
+    expected = json.loads((DATA / "expected.json").read_text())[kind]
+    assert energy == pytest.approx(expected["energy"], abs=KINDS[kind] + table)
+    assert forces == pytest.approx(np.array(expected["forces"]), abs=KINDS[kind] + table)
+
+
+def test_fewer_elements(tmp_path):
+    whole = import_model(DATA / "so3.pth", tmp_path / "whole.pth", dtype="float64").path
+    part = import_model(
+        DATA / "so3.pth", tmp_path / "part.pth", elements=["Si", "O"], dtype="float64"
+    ).path
+    atoms = structure()
+    atoms.numbers[atoms.numbers == 29] = 14
+    a, b = (results(p, atoms, engine="torch") for p in (whole, part))
+    assert b[0] == pytest.approx(a[0], abs=1e-12)
+    assert b[1] == pytest.approx(a[1], abs=1e-12)
+    assert export.read_metadata(part)["species"] == ["O", "Si"]
+    with pytest.raises(InputError, match="does not know Fe"):
+        import_model(DATA / "so3.pth", tmp_path / "x.pth", elements=["Fe"])
+
+
+def test_reference_structure_holds_every_element(tmp_path):
+    path = import_model(DATA / "so3.pth", tmp_path / "m.pth").path
+    species = export.load(path).module.reference_structure.species
+    assert set(species.tolist()) == {0, 1, 2}
+
+
+def test_other_signs_of_wigner_3j(checkpoint):
+    """Files of e3nn 0.4 have other signs; the weights that fit them, too."""
+    content, imported = checkpoint
+    before = results(imported(), structure(), engine="torch")
+    state = content["model_state_dict"]
+    symbols = [k for k in state if k.startswith("1_") and k.endswith("_w3j_1_2_2")]
+    assert len(symbols) == 1
+    state[symbols[0]] *= -1.0
+    changed = results(imported(), structure(), engine="torch")
+    assert np.abs(changed[1] - before[1]).max() > 1e-6
+    # columns of that path: sorted by irrep out, then by irrep in and harmonic
+    paths = sorted(
+        (l3, l1, l2)
+        for l1 in range(3)
+        for l2 in range(3)
+        for l3 in range(abs(l1 - l2), min(2, l1 + l2) + 1)
+    )
+    at = 4 * paths.index((2, 1, 2))
+    state["1_convolution.weight_nn.layer1.weight"][:, at : at + 4] *= -1.0
+    after = results(imported(), structure(), engine="torch")
+    assert after[1] == pytest.approx(before[1], abs=1e-12)
+
+
+def test_unknown_options_are_named(checkpoint):
+    content, imported = checkpoint
+    for name, value in (
+        ("something_new", 3),
+        ("readout_as_fcn", True),
+        ("act_radial", "relu"),
+        ("cutoff_function", {"cutoff_function_name": "cosine"}),
+    ):
+        before = content["config"].get(name)
+        content["config"][name] = value
+        with pytest.raises(InputError, match=f"its option {name} = "):
+            imported()
+        if before is None:
+            del content["config"][name]
+        else:
+            content["config"][name] = before
+
+
+def test_every_weight_is_used(checkpoint):
+    content, imported = checkpoint
+    content["model_state_dict"]["2_more.weight"] = torch.ones(3)
+    with pytest.raises(InputError, match=r"nothing here uses: 2_more\.weight"):
+        imported()
+    del content["model_state_dict"]["2_more.weight"]
+    del content["model_state_dict"]["1_convolution.denominator"]
+    with pytest.raises(InputError, match=r"no weights '1_convolution\.denominator'"):
+        imported()
+
+
+class Evil:
+    """Would write a file when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_no_foreign_code_runs(checkpoint, tmp_path, monkeypatch):
+    content, imported = checkpoint
+    monkeypatch.chdir(tmp_path)
+    content["optimizer_state_dict"] = Evil()
+    imported()
+    assert not (tmp_path / "evil").exists()
+    stub = unpickle.load(tmp_path / "changed.pth")["optimizer_state_dict"]
+    assert isinstance(stub, unpickle.Stub)
+
+
+def test_other_files_are_refused(tmp_path, potential_path):
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"a": 1}, tmp_path / "other.pth")
+    for path, sentence in (
+        (tmp_path / "text.pth", "no file that torch.save has written"),
+        (tmp_path / "other.pth", "no SevenNet checkpoint"),
+        (tmp_path / "nothing.pth", "There is no file"),
+        (potential_path, "is a TorchScript archive"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            import_model(path, tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_command_and_origin(tmp_path):
+    out = tmp_path / "m.pth"
+    ran = CliRunner().invoke(app, ["import", str(DATA / "so3.pth"), "-o", str(out)])
+    assert ran.exit_code == 0, ran.output
+    digest = hashlib.sha256((DATA / "so3.pth").read_bytes()).hexdigest()
+    origin = export.read_metadata(out)["origin"]
+    assert origin["sha256"] == digest
+    assert origin["package_version"] == "0.13.0"
+    shown = CliRunner().invoke(app, ["info", str(out)]).output
+    assert digest in shown
+    assert "J. Chem. Theory Comput. 20, 4857" in shown
+
+
+@pytest.fixture(scope="module")
+def weights(request):
+    """The wheel of sevenn 0.13.0, kept between runs; its files are only read."""
+    folder = request.config.cache.mkdir("sevenn")
+    wheel = folder / WHEEL
+    if not wheel.is_file():
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "sevenn==0.13.0"]
+        done = subprocess.run(
+            [*pip, "-d", str(folder)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"the registry does not give sevenn: {done.stderr.strip()[-200:]}")
+    return zipfile.ZipFile(wheel)
+
+
+#: by sevenn 0.13.0, of `ethanol` and `strained_silicon`: eV, and eV/Å of the first atom; in
+#: float64 those of one task, in float32 the others
+GOLDEN = {
+    ("7net-0", None): [
+        (-45.29233838, [2.57693819, -2.71021343, 0.86968482]),
+        (-41.83867076, [-1.94056928, 0.56311169, -0.31483268]),
+    ],
+    ("7net-0_22may2024", None): [
+        (-45.52325845, [3.44012996, -2.9601399, 0.99543963]),
+        (-42.18977609, [-1.63508302, 0.32978554, 0.03996893]),
+    ],
+    ("7net-l3i5", None): [
+        (-45.19850004, [3.27591228, -2.69609579, 0.8111563]),
+        (-41.80997131, [-2.18311636, 0.37980018, -0.60813249]),
+    ],
+    ("7net-mf-0", "PBE"): [
+        (-45.406971, [2.632375, -2.407948, 0.814283]),
+        (-41.708282, [-1.941625, 0.350426, -0.210086]),
+    ],
+    ("7net-mf-0", "R2SCAN"): [
+        (-48.047371, [2.078698, -1.601646, 0.708639]),
+        (-68.945572, [-1.217046, 0.18966, -0.121726]),
+    ],
+}
+
+
+def ethanol():
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=6)
+    return atoms
+
+
+def strained_silicon():
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    strain = np.array([[1.03, 0.01, 0], [0, 0.98, 0.02], [0, 0, 1.01]])
+    atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+    return atoms
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=str)
+def test_published_weights(case, weights, tmp_path):
+    name, task = case
+    content = weights.read(f"sevenn/pretrained_potentials/{published.SEVENN[name]}")
+    (tmp_path / "checkpoint.pth").write_bytes(io.BytesIO(content).getvalue())
+    made = import_model(
+        tmp_path / "checkpoint.pth",
+        tmp_path / "m.pth",
+        elements=["H", "C", "O", "Si"],
+        task=task,
+    )
+    assert made.origin["title"].startswith("SevenNet")  # its SHA-256 is known
+    for make, (energy, force) in zip((ethanol, strained_silicon), GOLDEN[case], strict=True):
+        atoms = make()
+        got = results(made.path, atoms, engine="torch", dtype="float64")
+        assert got[0] / len(atoms) == pytest.approx(energy / len(atoms), abs=1e-6)
+        assert got[1][0] == pytest.approx(force, abs=2e-5 if task else 1e-5)
