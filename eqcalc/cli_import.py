@@ -13,7 +13,7 @@ def import_command(
         str,
         typer.Argument(
             help="A SevenNet checkpoint, or the name of one that an installed sevenn package "
-            "holds: 7net-0, 7net-0_22may2024, 7net-l3i5, 7net-mf-0."
+            "holds: 7net-0, 7net-l3i5, 7net-mf-0."
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The potential file to write.")],

@@ -121,6 +121,7 @@ def test_unknown_options_are_named(checkpoint):
         ("something_new", 3),
         ("readout_as_fcn", True),
         ("act_radial", "relu"),
+        ("_normalize_sph", False),
         ("cutoff_function", {"cutoff_function_name": "cosine"}),
     ):
         before = content["config"].get(name)
@@ -209,10 +210,6 @@ GOLDEN = {
     ("7net-0", None): [
         (-45.29233838, [2.57693819, -2.71021343, 0.86968482]),
         (-41.83867076, [-1.94056928, 0.56311169, -0.31483268]),
-    ],
-    ("7net-0_22may2024", None): [
-        (-45.52325845, [3.44012996, -2.9601399, 0.99543963]),
-        (-42.18977609, [-1.63508302, 0.32978554, 0.03996893]),
     ],
     ("7net-l3i5", None): [
         (-45.19850004, [3.27591228, -2.69609579, 0.8111563]),

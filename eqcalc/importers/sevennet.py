@@ -278,7 +278,7 @@ def convert(
         keep: Z of the elements to keep; None: all.
         task: of a multi-task checkpoint.
     """
-    c = {"_normalize_sph": True, "interaction_type": "nequip", **content["config"]}
+    c = {"_normalize_sph": False, "interaction_type": "nequip", **content["config"]}
     _check_options(c, source)
     chosen = _Task(c, task, source)
     named = {_renamed(k): v for k, v in content["model_state_dict"].items()}
