@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +21,7 @@ from ase.outputs import Properties, all_outputs
 
 from eqcalc import export, network
 from eqcalc.derivatives import stress_volume
+from eqcalc.domain import ACTIONS, Domain, Exit, OutsideDomainError
 from eqcalc.engine.backends import Outcome, open_backend, refuse_overlap
 from eqcalc.errors import InputError
 from eqcalc.neighbors import Pairs, VerletList, neighbor_list
@@ -107,6 +109,10 @@ class EquivariantCalculator(Calculator):
             any device); "auto" takes "fused" on the CPU, or "torch" where that cannot be had.
         skin: Å, by which the neighbour list reaches beyond the cutoff so that it can be reused.
         threads: of the engine during a calculation; None takes as many as torch has.
+        on_domain_exit: "warn" (once for each quantity), "stop" (OutsideDomainError, an InputError)
+            or "ignore" where a structure lies outside of what the potential was trained on, as far
+            as its file says that (`eqcalc.domain`): distances, numbers of neighbours, density,
+            pressure, energy and forces. `evaluate` does not look.
 
     Properties: energy and free_energy (eV), energies [N] (eV), forces [N, 3] (eV/Å), and for
     structures with a periodic direction stress [6] (eV/Å^3, ASE's sign and order): dE/d(strain)
@@ -150,8 +156,13 @@ class EquivariantCalculator(Calculator):
         engine: str = "auto",
         skin: float = 0.5,
         threads: int | None = None,
+        on_domain_exit: str = "warn",
     ) -> None:
         super().__init__()
+        if on_domain_exit not in ACTIONS:
+            raise InputError(
+                f"on_domain_exit = '{on_domain_exit}': it must be one of {', '.join(ACTIONS)}."
+            )
         if not 0.0 <= skin < np.inf:
             raise InputError(f"skin = {skin} Å: it must be finite and must not be negative.")
         if threads is not None and (threads < 1 or threads != int(threads)):
@@ -161,7 +172,8 @@ class EquivariantCalculator(Calculator):
             raise InputError("The list of models is empty: name at least one potential file.")
         self._models = [_lasting(m) for m in models]
         self._options = {"device": device, "dtype": dtype, "engine": engine, "threads": threads}
-        self._skin = skin
+        self._skin, self._on_domain_exit = skin, on_domain_exit
+        self._left: set[str] = set()
         self._lock = TurnLock()
         self._virials: np.ndarray | None = None
         self._kept: tuple[Atoms | None, dict[Any, np.ndarray]] = None, {}
@@ -176,11 +188,15 @@ class EquivariantCalculator(Calculator):
         self.members = [open_backend(model, **self._options) for model in self._models]
         #: TorchScript of the members by (member, dtype), opened when it is needed
         self._networks: dict[tuple[int, str], export.PotentialFile] = {}
+        watches = [Domain.watch(member.potential.metadata) for member in self.members]
+        silent = self._on_domain_exit == "ignore"
+        self._watches = [None if silent else watch for watch in watches]
         self._new_list()
 
     def _new_list(self) -> None:
         cutoff = max(member.potential.cutoff for member in self.members)
         self.neighbors = VerletList(cutoff, self._skin)
+        self._unwatched: tuple[Pairs | None, int] = None, 0
 
     @property
     def backend(self) -> Any:
@@ -195,7 +211,8 @@ class EquivariantCalculator(Calculator):
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             state = self.__dict__.copy()
-        del state["members"], state["neighbors"], state["_networks"]
+        for name in ("members", "neighbors", "_networks", "_watches", "_unwatched"):
+            del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -209,6 +226,7 @@ class EquivariantCalculator(Calculator):
             other.__dict__.update(self.__dict__)
             other.results = dict(self.results)
             other._kept = self._kept[0], dict(self._kept[1])
+            other._left = set(self._left)
         other._lock = TurnLock()
         other._new_list()
         return other
@@ -266,6 +284,49 @@ class EquivariantCalculator(Calculator):
             _seal(self.results)
             if gradient:
                 self._virials = sum(outcome.virials for outcome in outcomes) / len(outcomes)
+            self._watch_domain(structure, pairs, volume)
+
+    def _watch_domain(self, structure: Structure, pairs: Pairs, volume: float | None) -> None:
+        """Says once of each quantity that it is outside of the training (`eqcalc.domain`).
+
+        Of a run that goes on with the same list of neighbours, every eighth structure is looked at,
+        for it costs a few per cent of an evaluation.
+        """
+        known, skipped = self._unwatched
+        self._unwatched = pairs, 0 if pairs is not known or skipped >= 7 else skipped + 1
+        if not any(self._watches) or self._unwatched[1]:
+            return
+        vectors = pairs.vectors(structure.positions)
+        length = np.sqrt(np.einsum("ex,ex->e", vectors, vectors))
+        for member, watch in zip(self.members, self._watches, strict=True):
+            if watch is None:
+                continue
+            near = length < member.potential.cutoff
+            found = watch.exits(
+                member.potential.species_of(structure.numbers),
+                pairs.edge_src[near],
+                pairs.edge_dst[near],
+                length[near],
+                energy=self.results["energy"],
+                forces=self.results.get("forces"),
+                stress=self.results.get("stress"),
+                volume=volume,
+            )
+            for out in found:
+                self._say(member.potential.path.stem, out)
+
+    def _say(self, name: str, out: Exit) -> None:
+        if self._on_domain_exit == "stop":
+            raise OutsideDomainError(
+                f"Outside of the training of {name}: {out.sentence}; on_domain_exit is 'stop'."
+            )
+        if out.quantity not in self._left:
+            self._left.add(out.quantity)
+            warnings.warn(
+                f"Outside of the training of {name}: {out.sentence}. Energies and forces there are "
+                "extrapolations. (Said once; on_domain_exit = 'stop' ends a run here.)",
+                stacklevel=2,
+            )
 
     def get_property(
         self,

@@ -183,6 +183,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="The whole metadata as JSON.")] = False,
 ) -> None:
     """Print what is in a potential file."""
+    from eqcalc.domain import Domain
     from eqcalc.export import read_metadata, resolve
 
     document = read_metadata(model)
@@ -211,6 +212,10 @@ def info(
         ),
         ("made with", f"eqcalc {document['eqcalc_version']}, torch {document['torch_version']}"),
     ]
+    domain = Domain.read(document)
+    rows += (
+        domain.rows() if domain else [("training domain", "unknown: runs outside are not noticed")]
+    )
     for name, value in rows:
         typer.echo(f"{name:<20}{value}")
     errors = document.get("training", {}).get("errors", {})

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from eqcalc import derivatives
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure, network_tensors, set_precision
+from eqcalc.domain import TEXT_FILE, Domain
 from eqcalc.errors import InputError
 from eqcalc.files import replacing, user_path
 from eqcalc.reuse import Reused
@@ -230,6 +231,8 @@ def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, An
     with quiet_torchscript():
         scripted = torch.jit.script(model.eval())
         extra = {METADATA_FILE: json.dumps(document, indent=1)}
+        if domain := Domain.read(document):
+            extra[TEXT_FILE] = domain.text()
         content = io.BytesIO()
         torch.jit.save(scripted, content, _extra_files=extra)
     with (

@@ -90,6 +90,10 @@ def _write_pair_terms(out: _Writer, plan: plans.Plan) -> None:
     out.integers(int(plan.inner_limits is not None))
     if plan.inner_limits is not None:
         out.numbers(plan.inner_limits)
+    out.integers(int(plan.crowding is not None))
+    if plan.crowding is not None:
+        for values in plan.crowding:
+            out.numbers(values)
 
 
 def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:

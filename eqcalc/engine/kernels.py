@@ -24,7 +24,7 @@ from eqcalc.engine.build import header
 from eqcalc.engine.plan import ConvolutionPlan, Path, Plan
 
 #: changes with the order of the numbers that C++ reads
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 
 #: products in a convolution from which on it takes long to compile
 LARGE = 300

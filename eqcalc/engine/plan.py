@@ -217,6 +217,7 @@ class Plan:
     core_power: int = 6
     pair: PairPlan | None = None
     inner_limits: np.ndarray | None = None  # [species, species]
+    crowding: tuple[np.ndarray, np.ndarray] | None = None  # distances [species, species], onset
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
@@ -487,6 +488,9 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
     inner = None
     if "inner_limit" in dict(module.named_children()):
         inner = as_array(module.inner_limit.distances)
+    crowding = None
+    if "crowding" in dict(module.named_children()):
+        crowding = as_array(module.crowding.distances), as_array(module.crowding.onset)
     l_max = int(module.spherical_harmonics.l_max)
     steps = _children(module.spherical_harmonics.steps)
     return Plan(
@@ -508,6 +512,7 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
         core_power=int(getattr(reference.repulsion, "power", 6)),
         pair=pair,
         inner_limits=inner,
+        crowding=crowding,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure
+from eqcalc.nn.crowding import Crowding, CrowdingConstants
 from eqcalc.nn.radial import InnerLimit
 
 
@@ -18,7 +19,8 @@ class Edges(NamedTuple):
     """What every layer needs of the edges; opaque to whoever drives the layers.
 
     species [M] of all atoms, ghosts included; src (neighbour), dst (centre) [E]; length [E] Å;
-    attrs [E, (l_max + 1)^2] spherical harmonics; radial [E, num_radial] enveloped radial basis.
+    attrs [E, (l_max + 1)^2] spherical harmonics; radial [E, num_radial] enveloped radial basis;
+    calm [M] what messages to each atom are multiplied by, or [0] for 1 (`eqcalc.nn.crowding`).
     """
 
     species: Tensor
@@ -27,6 +29,7 @@ class Edges(NamedTuple):
     length: Tensor
     attrs: Tensor
     radial: Tensor
+    calm: Tensor
 
 
 class Potential(nn.Module):
@@ -59,7 +62,12 @@ class Potential(nn.Module):
         self.atomic_numbers = [int(z) for z in atomic_numbers]
         self.exchange_widths = []
         self.inner_limit: InnerLimit | None = None
+        self.crowding: Crowding | None = None
         self.reference_structure = ReferenceStructure({})
+
+    def limit_crowding(self, constants: CrowdingConstants | None) -> None:
+        """Lets messages to atoms fade that are more crowded than these constants say."""
+        self.crowding = None if constants is None else Crowding(constants, self.cutoff)
 
     @torch.jit.export
     def edges(self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor) -> Edges:
@@ -69,6 +77,9 @@ class Potential(nn.Module):
         told = length
         if self.inner_limit is not None:
             told = self.inner_limit(species, edge_src, edge_dst, length)
+        calm = length[:0]
+        if self.crowding is not None:
+            calm = self.crowding(species, edge_src, edge_dst, length)
         return Edges(
             species,
             edge_src,
@@ -76,6 +87,7 @@ class Potential(nn.Module):
             length,
             self.spherical_harmonics(vec, length),
             self.radial_basis(told),
+            calm,
         )
 
     @torch.jit.export

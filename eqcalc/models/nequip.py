@@ -2,7 +2,8 @@
 
 Layer: x' = Gate( W_sc[species] x + W_mix m + W_out (W_in m (x) W_in m) ), where
 m = s_l sum_j R(r_ij) (W_up x_j (x) Y(r_ij)), with one constant s_l per irrep: 1 / sqrt(average
-number of neighbours), or what `NequIP.calibrate` measures. Batzner et al. have no products of
+number of neighbours), or what `NequIP.calibrate` measures. Messages to crowded atoms fade
+(`eqcalc.nn.crowding`). Batzner et al. have no products of
 messages; they are MACE's (see eqcalc.nn.product) and can be left out.
 """
 
@@ -92,6 +93,8 @@ class InteractionLayer(nn.Module):
         messages = self.messages(node_feats, edges, num_local)
         own = self.self_connection(node_feats[:num_local], edges.species[:num_local])
         messages = messages * self.message_norm.to(messages.dtype)
+        if edges.calm.shape[0] > 0:
+            messages = messages * edges.calm[:num_local].unsqueeze(1)
         mixed = own + self.linear_mix(messages)
         if self.product is not None:
             mixed = mixed + self.product(messages)

@@ -12,6 +12,7 @@ network learns only what pairs cannot explain. A Morse potential has the first t
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from ase import units
 from ase.data import covalent_radii
@@ -19,7 +20,18 @@ from torch import Tensor, nn
 
 from eqcalc.nn.radial import polynomial_envelope
 
+#: of the screening function, eqs. 2-9 of Ziegler, Biersack and Littmark
+WEIGHTS = 0.18175, 0.50986, 0.28022, 0.02817
+DECAYS = 3.19980, 0.94229, 0.40290, 0.20162
+
 COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi eps_0), eV Å
+
+
+def zbl_slope(r: np.ndarray, a: int, b: int) -> np.ndarray:
+    """dV_ZBL/dr [n] eV/Å of elements Z = a, b at r [n] Å, without any cutoff."""
+    screening = 0.46850 / (a**0.23 + b**0.23)
+    terms = np.array(WEIGHTS) * np.exp(-np.outer(r / screening, DECAYS))
+    return -COULOMB * a * b * (terms @ (np.array(DECAYS) / screening) / r + terms.sum(1) / r**2)
 
 
 class CoreRepulsion(nn.Module):

@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 import numpy as np
 import torch
 from ase.data import atomic_numbers as number_of
-from ase.data import chemical_symbols
+from ase.data import chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
 from eqcalc import export
@@ -28,8 +28,10 @@ from eqcalc.data.tables import FrameTable
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
 from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.nn.crowding import CrowdingConstants
 from eqcalc.nn.reference import PairConstants, no_pairs
 from eqcalc.training.config import model_config
+from eqcalc.training.domain import UNMET, crowding_of
 from eqcalc.training.folder import Constants, build_model, load_run
 from eqcalc.training.options import Config
 from eqcalc.training.pairs import relimited
@@ -72,7 +74,13 @@ def read_source(name: str) -> Source:
     for k, layer in enumerate(blank.layers):
         layer.message_norm.copy_(norms[f"layers.{k}.message_norm"])
     constants = Constants(
-        file.atomic_numbers, neighbors, scale, shift, blank.message_scales(), _pairs(file.module)
+        file.atomic_numbers,
+        neighbors,
+        scale,
+        shift,
+        blank.message_scales(),
+        _pairs(file.module),
+        _crowding(file.module),
     )
     weights = {k: p.detach() for k, p in file.module.named_parameters()}
     return Source(name, model_config(hyper), constants, weights)
@@ -88,6 +96,25 @@ def _pairs(module: torch.jit.ScriptModule) -> PairConstants | None:
         reference.repulsion.pair_cutoff.tolist(),
         [[round(r, 4) for r in row] for row in module.inner_limit.distances.tolist()],
     )
+
+
+def _crowding(module: torch.jit.ScriptModule) -> CrowdingConstants | None:
+    """Where messages of a file begin to fade, if they do."""
+    if "crowding" not in dict(module.named_children()):
+        return None
+    return CrowdingConstants(module.crowding.distances.tolist(), module.crowding.onset.tolist())
+
+
+def _extend_crowding(old: Constants, numbers: list[int]) -> CrowdingConstants | None:
+    """That of `old` for the species `numbers`; onsets of new elements are to be measured."""
+    if old.crowding is None:
+        return None
+    radii = covalent_radii[numbers]
+    distances, onset = UNMET * np.add.outer(radii, radii), np.zeros(len(numbers))
+    rows = [numbers.index(z) for z in old.atomic_numbers]
+    distances[np.ix_(rows, rows)] = old.crowding.distances
+    onset[rows] = old.crowding.onset
+    return CrowdingConstants(distances.tolist(), onset.tolist())
 
 
 def _extend_pairs(old: Constants, numbers: list[int]) -> PairConstants | None:
@@ -147,6 +174,7 @@ def extend(source: Source, statistics: Statistics) -> Constants:
         [shift[z] for z in numbers],
         old.message_scales,
         _extend_pairs(old, numbers),
+        _extend_crowding(old, numbers),
     )
 
 
@@ -231,6 +259,10 @@ def continued(
             anew=config.fine_tune.refit_energies,
         )
         constants = dataclasses.replace(constants, pair_constants=pairs)
+    if config.model.crowding_limit:
+        known = None if config.fine_tune.refit_energies else constants.crowding
+        crowding = crowding_of(frames, constants.atomic_numbers, config.model.cutoff, known)
+        constants = dataclasses.replace(constants, crowding=crowding)
     model = build_model(config, constants)
     graft(model, source)
     if free:

@@ -26,6 +26,7 @@ import torch
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
 from eqcalc.models.nequip import NequIP
+from eqcalc.nn.crowding import CrowdingConstants
 from eqcalc.nn.reference import PairConstants
 from eqcalc.training.config import from_dict
 from eqcalc.training.options import Config
@@ -44,6 +45,7 @@ class Constants:
         scale, shift: eV, one per species.
         message_scales: by layer and irrep, once they are measured (`NequIP.calibrate`).
         pair_constants: of the pair potential, where the network has one.
+        crowding: where messages begin to fade, once it is measured.
     """
 
     atomic_numbers: list[int]
@@ -52,6 +54,7 @@ class Constants:
     shift: list[float]
     message_scales: list[list[float]] | None = None
     pair_constants: PairConstants | None = None
+    crowding: CrowdingConstants | None = None
 
     @classmethod
     def from_setup(cls, setup: dict[str, Any]) -> Constants:
@@ -60,7 +63,8 @@ class Constants:
         scale = setup.get("scale", [setup["force_rms"]] * len(numbers))
         shift, scales = setup["reference_energies"], setup["message_scales"]
         pairs = PairConstants(**setup["pair_potential"]) if "pair_potential" in setup else None
-        return cls(numbers, setup["avg_num_neighbors"], scale, shift, scales, pairs)
+        crowding = CrowdingConstants(**setup["crowding"]) if "crowding" in setup else None
+        return cls(numbers, setup["avg_num_neighbors"], scale, shift, scales, pairs, crowding)
 
 
 def build_model(config: Config, constants: Constants) -> NequIP:
@@ -80,6 +84,7 @@ def build_model(config: Config, constants: Constants) -> NequIP:
         torch.random.set_rng_state(state)
     if constants.message_scales:
         model.set_message_scales(constants.message_scales)
+    model.limit_crowding(constants.crowding)
     return model
 
 
@@ -113,7 +118,9 @@ def check_same_run(out: Path, config: Config, setup: dict[str, Any]) -> None:
         for key, value in new[section].items()
         if old[section][key] != value and key not in FREE
     ]
-    if not _alike(read_json(out / "setup.json"), setup):
+    before = read_json(out / "setup.json")  # perhaps of a version that did not measure so much
+    new_keys = {"domain", "crowding"} - before.keys()
+    if not _alike(before, {k: v for k, v in setup.items() if k not in new_keys}):
         changed.append("the data")
     if changed:
         raise InputError(

@@ -8,10 +8,17 @@ squares,
 the offsets e of the elements being thrown away. Exponentials are nearly dependent on each other;
 the ridge, on coefficients in units of what they do to the forces, keeps them small.
 
-No label tells the potential what to do below the shortest distance of a pair, so its force must
-stay repulsive there: a pair whose does not is fitted again with positive coefficients for all but
-its two slowest terms, as in the potential of Morse, Phys. Rev. 34, 57 (1929); if need be, for all.
-The network is told no distances much shorter than that (`eqcalc.nn.radial.InnerLimit`).
+No coefficient is negative: the potential only repels. The frames of one molecule never change the
+number of its bonds, so nothing in them tells how strong each kind of bond is; attraction that is
+fitted to them all the same makes holes where a bond breaks and another forms. (Acetylacetone: -3.3
+eV for O-H and -0.8 eV for C-H; a hydrogen that moved from carbon to oxygen gained 2.5 eV.)
+
+Below the shortest distance of a pair, where there are no labels, the slope is drawn to that of the
+bare nuclei's screened repulsion (Ziegler, Biersack and Littmark, `eqcalc.nn.reference`),
+
+    ... + PRIOR_WEIGHT <(V'_pair / V'_ZBL - 1)^2>,
+
+and the network sees no distances much shorter than that (`eqcalc.nn.radial.InnerLimit`).
 """
 
 from __future__ import annotations
@@ -26,13 +33,17 @@ from scipy.optimize import lsq_linear
 from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.errors import InputError
 from eqcalc.nn.radial import polynomial_envelope
-from eqcalc.nn.reference import PairConstants, PairEnergy, no_pairs
+from eqcalc.nn.reference import PairConstants, PairEnergy, no_pairs, zbl_slope
 
 #: on normalised coefficients
 RIDGE = 1e-5
 #: of the shortest distance: where the network is no longer told how short a distance is, and where
 #: the core repulsion ends
 INNER, CORE = 0.93, 0.85
+#: of the shortest distance: where the slope is drawn to that of V_ZBL; the weight of that beside
+#: mean squares of forces in eV/Å
+PRIOR = 0.55, 0.9
+PRIOR_WEIGHT = 0.1
 #: pairs grow as its square, operations as its sixth power
 MOST_ELEMENTS = 10
 #: frames that are looked at, evenly spread over the set
@@ -118,34 +129,26 @@ class _Fit:
         self.right += row * (float(item.energy) - counts @ shift) / counts.sum()
         self.rows += int(known.sum()) + 1
 
-    def solve(self) -> np.ndarray:
-        """Coefficients [pairs, TERMS] eV."""
+    def solve(self, atomic_numbers: Sequence[int]) -> np.ndarray:
+        """Coefficients [pairs, TERMS] eV, none negative."""
         size = np.sqrt(np.diag(self.square) / self.rows)
         size[size == 0.0] = 1.0  # of pairs that never meet
         square = self.square / self.rows / np.outer(size, size) + RIDGE * np.eye(len(size))
+        right = self.right / self.rows / size
+        first, second = np.triu_indices(self.num_species)
+        for pair in np.flatnonzero(np.isfinite(self.shortest)):
+            mine = slice(pair * ORDERS.size, (pair + 1) * ORDERS.size)
+            r = np.linspace(*PRIOR, 12) * self.shortest[pair]
+            wanted = zbl_slope(r, atomic_numbers[first[pair]], atomic_numbers[second[pair]])
+            matrix = _terms(r, self.cutoff)[1] / wanted[:, None] / size[mine]
+            square[mine, mine] += PRIOR_WEIGHT * matrix.T @ matrix / len(r)
+            right[mine] += PRIOR_WEIGHT * matrix.sum(axis=0) / len(r)
         factor = np.linalg.cholesky(square).T
-        target = np.linalg.solve(factor.T, self.right / self.rows / size)
+        target = np.linalg.solve(factor.T, right)
         lower = np.full(len(size), -np.inf)
-        free = np.full(self.width // ORDERS.size, ORDERS.size)  # slowest terms of any sign
-        while True:
-            bounded = free[:, None] < ORDERS
-            lower[: self.width] = np.where(bounded, 0.0, -np.inf).reshape(-1)
-            solution = lsq_linear(factor, target, (lower, np.inf), method="bvls").x / size
-            coefficients = solution[: self.width].reshape(-1, ORDERS.size)
-            attractive = self._attractive(coefficients) & (free > 0)
-            if not attractive.any():
-                return coefficients
-            free[attractive] = np.minimum(free[attractive] - 1, 2)
-
-    def _attractive(self, coefficients: np.ndarray) -> np.ndarray:
-        """[pairs]: whether the force attracts anywhere below the shortest distance."""
-        met = np.flatnonzero(np.isfinite(self.shortest))
-        found = np.zeros(len(coefficients), dtype=bool)
-        for pair in met:
-            r = np.linspace(0.0, 1.0, 100) * self.shortest[pair]
-            _, slope = _terms(r, self.cutoff)
-            found[pair] = (slope @ coefficients[pair] > 0.0).any()
-        return found
+        lower[: self.width] = 0.0
+        solution = lsq_linear(factor, target, (lower, np.inf), method="bvls").x / size
+        return solution[: self.width].reshape(-1, ORDERS.size)
 
 
 def _limited(constants: PairConstants, shortest: np.ndarray) -> PairConstants:
@@ -226,7 +229,7 @@ def fit_pairs(
     fit = _Fit(len(atomic_numbers), cutoff)
     for item in _chosen(frames):
         fit.add(item, np.asarray(shift))
-    by_pair = fit.solve()
+    by_pair = fit.solve(atomic_numbers)
     met = np.isfinite(fit.shortest)
     like = np.diag(fit.index)
     for a, b in zip(*np.triu_indices(len(atomic_numbers), 1), strict=True):

@@ -16,7 +16,12 @@ from eqcalc.contract import set_precision
 from eqcalc.data.check_magnitude import frame_row, magnitude, store_rows
 from eqcalc.data.check_units import contradictions, measured_pressure
 from eqcalc.data.cohesive import isolated_energies
-from eqcalc.data.dataset import Batch, FrameDataset, GraphDataset, split_indices
+from eqcalc.data.dataset import (
+    Batch,
+    FrameDataset,
+    GraphDataset,
+    split_indices,
+)
 from eqcalc.data.frames import Frame, read_frames
 from eqcalc.data.isolated import chosen_atoms, named_atoms
 from eqcalc.data.labels import LabelKeys, add_pressure, asked_by_name
@@ -28,6 +33,7 @@ from eqcalc.engine.training import fuse
 from eqcalc.errors import InputError, did_you_mean
 from eqcalc.graph import Graph
 from eqcalc.models.nequip import NequIP
+from eqcalc.training.domain import crowding_of, measure, temperature
 from eqcalc.training.finetune import (
     adopt,
     continued,
@@ -311,13 +317,46 @@ def _constants(
 ) -> Constants:
     """Of a new network: scale and reference energies are of what a pair potential leaves."""
     numbers, neighbors = statistics.atomic_numbers, frames.avg_num_neighbors
+    crowding = None
+    if config.model.crowding_limit:
+        crowding = crowding_of(frames, numbers, config.model.cutoff)
     if not config.model.pair_potential:
         scale = [statistics.force_rms] * len(numbers)
-        return Constants(numbers, neighbors, scale, statistics.shift)
+        return Constants(numbers, neighbors, scale, statistics.shift, crowding=crowding)
     fit = fit_pairs(frames, numbers, statistics.shift, config.model.cutoff)
     left = statistics_of(fit.counts, fit.energies, numbers, fit.force_rms, given, isolated)
     scale = [left.force_rms] * len(numbers)
-    return Constants(numbers, neighbors, scale, left.shift, pair_constants=fit.constants)
+    shift, pairs = left.shift, fit.constants
+    return Constants(numbers, neighbors, scale, shift, pair_constants=pairs, crowding=crowding)
+
+
+def _setup(
+    constants: Constants,
+    statistics: Statistics,
+    train: Unprepared,
+    val: dict[str, Unprepared],
+    model: NequIP,
+) -> dict[str, Any]:
+    """What setup.json says of data and network."""
+    all_val = Joined([*val.values()])
+    setup = {
+        "atomic_numbers": constants.atomic_numbers,
+        "reference_energies": constants.shift,
+        "force_rms": statistics.force_rms,
+        "avg_num_neighbors": constants.avg_num_neighbors,
+        "message_scales": model.message_scales(),
+        "train_frames": len(train),
+        "val_frames": len(all_val),
+        "train_hash": train.hash,
+        "val_hash": all_val.hash,
+    }
+    if list(val) != [UNNAMED]:
+        setup["val_sets"] = {name: len(frames) for name, frames in val.items()}
+    if constants.pair_constants:
+        setup["pair_potential"] = asdict(constants.pair_constants)
+    if constants.crowding:
+        setup["crowding"] = asdict(constants.crowding)
+    return setup
 
 
 def prepare(config: Config) -> Prepared:
@@ -344,7 +383,8 @@ def prepare(config: Config) -> Prepared:
     elements = {*statistics.atomic_numbers, *(source.constants.atomic_numbers if source else ())}
     _check_elements(all_val, elements)
     doubts = suspicious(Joined([train, all_val]), statistics)
-    if isinstance(train, FrameList):
+    in_memory = isinstance(train, FrameList)
+    if in_memory:
         doubts += contradictions(train.frames)
     for sentence in doubts:
         warnings.warn(sentence, stacklevel=3)
@@ -368,25 +408,14 @@ def prepare(config: Config) -> Prepared:
             target=config.model.initial_messages,
         )
     numbers = constants.atomic_numbers
-    setup = {
-        "atomic_numbers": numbers,
-        "reference_energies": constants.shift,
-        "force_rms": statistics.force_rms,
-        "avg_num_neighbors": constants.avg_num_neighbors,
-        "message_scales": model.message_scales(),
-        "train_frames": len(train),
-        "val_frames": len(all_val),
-        "train_hash": train.hash,
-        "val_hash": all_val.hash,
-    }
-    if list(val) != [UNNAMED]:
-        setup["val_sets"] = {name: len(frames) for name, frames in val.items()}
+    setup = _setup(constants, statistics, train, val, model)
     if pressure:
         setup["pulay_pressure"] = pressure
-    if constants.pair_constants:
-        setup["pair_potential"] = asdict(constants.pair_constants)
     if source or constants.pair_constants:
         setup["scale"] = constants.scale
+    highest = temperature((f.atoms, f.config_type) for f in train.frames) if in_memory else None
+    domain = measure(train_set, numbers, constants.shift, highest)
+    setup["domain"] = domain.document
     return Prepared(
         config=config,
         model=set_precision(model, getattr(torch, config.training.precision)),

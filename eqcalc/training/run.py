@@ -272,5 +272,7 @@ def export_run(
         "hyperparameters": asdict(config.model) | {"avg_num_neighbors": setup["avg_num_neighbors"]},
         "training": training,
     }
+    if "domain" in setup:
+        metadata["domain"] = setup["domain"]
     export.save(model, path, metadata)
     return export.read_metadata(path)

@@ -2,7 +2,8 @@
 //
 // Layer k, for an atom i (see eqcalc.models.nequip):
 //
-//     m_i  = sum_j R_k(r_ij) (x~_j (x) Y(r_ij))      generated kernels, see eqcalc.engine.kernels
+//     m_i  = s_i sum_j R_k(r_ij) (x~_j (x) Y(r_ij))  generated kernels, see eqcalc.engine.kernels;
+//                                                    s_i = 1 but for crowded atoms
 //     p_i  = own[z_i] x_i + mix m_i + out (a_i (x) a_i),   a_i = into m_i
 //     x'_i = gate(p_i),   x~'_i = up x'_i
 //
@@ -339,6 +340,78 @@ struct PairEnergy {
   }
 };
 
+// Messages to an atom that is more crowded than any of the training fade: eqcalc.nn.crowding
+class Crowding {
+ public:
+  void read(Reader &in, I species, double cutoff)
+  {
+    if (!in.integer()) return;
+    num_species_ = species;
+    cutoff_ = cutoff;
+    distances_ = in.numbers(species * species);
+    onset_ = in.numbers(species);
+  }
+
+  bool none() const { return onset_.empty(); }
+
+  void begin(I num_local)
+  {
+    if (!none()) atoms_.resize(num_local);
+  }
+
+  // what a neighbour adds, and its slope at r
+  double term(int a, int b, double r, double &slope) const
+  {
+    if (r >= cutoff_) return slope = 0.0;
+    const double q = distances_[a * num_species_ + b] / r, q2 = q * q, q4 = q2 * q2, q8 = q4 * q4;
+    double u, u_slope;
+    envelope(r, cutoff_, 6, u, u_slope);
+    slope = q8 * (u_slope - 8.0 * u / r);
+    return q8 * u;
+  }
+
+  // of own atom i of species a, with the sum of its neighbours' terms
+  void settle(I i, int a, double crowd)
+  {
+    if (none()) return;
+    const double t = std::min(1.0, crowd / onset_[a] - 1.0);
+    Atom &atom = atoms_[i];
+    atom = {1.0, 0.0, 0.0};
+    if (t <= 0.0) return;
+    atom.calm = t < 1.0 ? 1.0 - t * t * t * (10.0 + t * (6.0 * t - 15.0)) : 0.0;
+    atom.slope = -30.0 * t * t * (1.0 - t) * (1.0 - t) / onset_[a];
+  }
+
+  bool acts(I i) const { return !none() && atoms_[i].calm < 1.0; }
+
+  void calm(I i, T *message, I width) const
+  {
+    const T s = static_cast<T>(atoms_[i].calm);
+    for (I c = 0; c < width; c += L) store(message + c, s > T(0) ? s * load(message + c) : V{});
+  }
+
+  // from the gradient in a message that has been calmed, and what it was before
+  void pull(I i, const T *gradient, const T *message, I width)
+  {
+    double sum = 0.0;
+    for (I c = 0; c < width; c++) sum += static_cast<double>(gradient[c]) * message[c];
+    atoms_[i].pull += sum;
+  }
+
+  // dE/dc_i, once all layers have pulled
+  double gradient(I i) const { return atoms_[i].pull * atoms_[i].slope; }
+
+ private:
+  struct Atom {
+    double calm, slope;     // s_i, ds_i/dc_i
+    double pull;            // dE/ds_i
+  };
+  I num_species_ = 0;
+  double cutoff_ = 0.0;
+  std::vector<double> distances_, onset_;     // [species, species], [species]; empty: none
+  std::vector<Atom> atoms_;                   // own
+};
+
 class Network {
  public:
   explicit Network(Reader in)
@@ -357,6 +430,7 @@ class Network {
     core_.read(in, num_species_);
     pair_.read(in, num_species_);
     if (in.integer()) edges_.limit(num_species_, in.numbers(num_species_ * num_species_));
+    crowding_.read(in, num_species_, cutoff_);
     const I width = layers_[0].width_in;
     const auto embedding = in.numbers(num_species_ * width);
     if (!in.done()) throw std::runtime_error("the network's description is too long");
@@ -415,6 +489,7 @@ class Network {
   struct Scratch {
     Buffer<T> messages, features, gradients, hidden;     // rows of a block
     Buffer<T> factors, products;
+    Buffer<T> again;                             // a message that was not kept
     Buffer<T> dx;                                // [rows, width]: gradients of neighbours' x
     I first_row = 0, end_row = 0;                // that this share's centres refer to
 
@@ -422,6 +497,7 @@ class Network {
     void reserve(const Layer &layer)
     {
       messages.get(BLOCK * layer.width_message);
+      again.get(layer.width_message);
       features.get(BLOCK * layer.width_out);
       gradients.get(BLOCK * layer.width_out);
       if (layer.readout) hidden.get(BLOCK * layer.readout->hidden);
@@ -433,7 +509,7 @@ class Network {
     I bytes() const
     {
       return messages.bytes() + features.bytes() + gradients.bytes() + hidden.bytes() +
-          factors.bytes() + products.bytes() + dx.bytes();
+          factors.bytes() + products.bytes() + again.bytes() + dx.bytes();
     }
   };
 
@@ -445,6 +521,7 @@ class Network {
   std::vector<double> scale_, shift_;
   CoreRepulsion core_;
   PairEnergy pair_;
+  Crowding crowding_;
   Buffer<T> first_pre_;            // [species, width_pre of layer 0]
   int threads_ = 1;                // asked for, and shares
   Edges edges_;
@@ -493,23 +570,29 @@ class Network {
     });
   }
 
-  // shift, core repulsion, pairs; the gradient, if wanted, begins with that of the latter two
-  void add_references(const eqcalc_graph &graph, double *energies, double *gradient) const
+  // shift, core repulsion, pairs; the gradient, if wanted, begins with that of the latter two;
+  // and how crowded the atoms are
+  void add_references(const eqcalc_graph &graph, double *energies, double *gradient)
   {
+    crowding_.begin(graph.num_local);
     in_ranges(graph.num_local, threads_, [&](I begin, I end) {
       for (I i = begin; i < end; i++) {
         const int a = node_species_[i];
         energies[i] = shift_[a];
+        double crowd = 0.0;
         for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
           const double *v = graph.edge_vec + 3 * e;
           const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
           const int b = node_species_[graph.edge_src[e]];
           double slope = 0.0;
+          if (!crowding_.none()) crowd += crowding_.term(a, b, r, slope);
+          slope = 0.0;
           core_.add(a, b, r, energies[i], slope);
           pair_.add(a, b, r, energies[i], slope);
           if (!gradient) continue;
           for (int d = 0; d < 3; d++) gradient[3 * e + d] = slope * v[d] / r;
         }
+        crowding_.settle(i, a, crowd);
       }
     });
   }
@@ -543,6 +626,7 @@ class Network {
         std::fill_n(x[0], count * layer.width_out, T(0));
         for (int b = 0; b < count; b++) {
           layer.kernels->forward(radial, edges_.of(first + b), rows, layer.x.data(), m[b]);
+          if (crowding_.acts(first + b)) crowding_.calm(first + b, m[b], layer.width_message);
           if (k == 0)
             std::copy_n(first_pre_.data() + species[b] * layer.width_pre, layer.width_pre, p[b]);
         }
@@ -678,9 +762,17 @@ class Network {
         for (Product &product : layer.mix) product.backward(count, species, p, dm);
         if (layer.product)
           add_product_gradients(*layer.product, first, count, species, p, mine, dm);
-        for (int b = 0; b < count; b++)
+        for (int b = 0; b < count; b++) {
+          if (crowding_.acts(first + b)) {
+            T *message = mine.again.data();
+            std::fill_n(message, layer.width_message, T(0));
+            layer.kernels->forward(radial, edges_.of(first + b), rows, layer.x.data(), message);
+            crowding_.pull(first + b, dm[b], message, layer.width_message);
+            crowding_.calm(first + b, dm[b], layer.width_message);
+          }
           layer.kernels->backward(radial, edges_.of(first + b), rows, layer.x.data(), dm[b], to,
                                   edges_.gradient());
+        }
       }
     });
     if (k == 0 || threads_ == 1) return;
@@ -695,10 +787,24 @@ class Network {
     });
   }
 
+  void add_crowding_gradient(I i, const eqcalc_graph &graph, double *gradient) const
+  {
+    for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
+      const double *v = graph.edge_vec + 3 * e;
+      const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+      double slope;
+      crowding_.term(node_species_[i], node_species_[graph.edge_src[e]], r, slope);
+      for (int d = 0; d < 3; d++) gradient[3 * e + d] += crowding_.gradient(i) * slope * v[d] / r;
+    }
+  }
+
   void add_edge_gradients(const eqcalc_graph &graph, double *gradient)
   {
     in_ranges(graph.num_local, threads_, [&](I begin, I end) {
-      for (I i = begin; i < end; i++) edges_.add_gradient(i, gradient + 3 * first_edge_[i]);
+      for (I i = begin; i < end; i++) {
+        edges_.add_gradient(i, gradient + 3 * first_edge_[i]);
+        if (crowding_.acts(i)) add_crowding_gradient(i, graph, gradient);
+      }
     });
   }
 };
