@@ -6,6 +6,7 @@ from ase.build import bulk
 from eqcalc import export
 from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.neighbors import neighbor_list
+from eqcalc.nn.crowding import CrowdingConstants
 from eqcalc.nn.reference import PairConstants, PairEnergy
 
 
@@ -25,6 +26,12 @@ def some_pairs(num_species):
     return PairConstants(coefficients.tolist(), [[0.9] * num_species] * num_species, limits)
 
 
+def some_crowding(num_species):
+    """Of distances between silicon's neighbours: onsets are met by some atoms and not by others."""
+    distances = [[2.2 + 0.1 * (a + b) for a in range(num_species)] for b in range(num_species)]
+    return CrowdingConstants(distances, [1.6 + 0.4 * a for a in range(num_species)])
+
+
 def untrained(
     path,
     *,
@@ -36,11 +43,13 @@ def untrained(
     seed=0,
     cutoff=4.0,
     pairs=False,
+    crowding=False,
     options=None,
 ):
     """Writes an export with random weights and returns its path.
 
-    products: their channels and l_max. pairs: with a pair potential. options: of NequIPConfig.
+    products: their channels and l_max. pairs: with a pair potential. crowding: messages to most
+    atoms of silicon at its usual density fade, more or less. options: of NequIPConfig.
     """
     torch.manual_seed(seed)
     config = NequIPConfig(
@@ -59,6 +68,8 @@ def untrained(
     count = len(elements)
     shift = [-1.0 - k for k in range(count)]
     model = NequIP(config, list(elements), 16.0, [1.0] * count, shift, some_pairs(count))
+    if crowding:
+        model.limit_crowding(some_crowding(count))
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)
     pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)

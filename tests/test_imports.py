@@ -25,9 +25,10 @@ ALLOWED = {
     "runtime": {"errors"},
     "reuse": {"runtime"},
     "neighbors": {"structure"},
+    "domain": {"errors"},
     "nn": {"errors"},
     "models": {"contract", "errors", "nn"},
-    "export": {"contract", "derivatives", "errors", "reuse", "runtime", "structure"},
+    "export": {"contract", "derivatives", "domain", "errors", "reuse", "runtime", "structure"},
     "engine": {
         *("contract", "derivatives", "errors", "export", "graph", "neighbors", "nn", "runtime"),
         *("cache", "files", "reuse", "toolchain"),
@@ -35,12 +36,12 @@ ALLOWED = {
     "data": {"derivatives", "errors", "graph", "neighbors"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "graph", "models", "nn"),
-        *("runtime", "sampling"),
+        *("domain", "runtime", "sampling"),
     },
     "importers": {"calculator", "errors", "export", "models", "neighbors", "nn"},
     "network": {"derivatives", "errors", "export", "neighbors", "structure"},
     "calculator": {
-        *("derivatives", "engine", "errors", "export", "neighbors", "network", "runtime"),
+        *("derivatives", "domain", "engine", "errors", "export", "neighbors", "network", "runtime"),
         "structure",
     },
     "committee": {"calculator", "errors"},

@@ -22,6 +22,7 @@ from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.nn.radial import InnerLimit
 from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy
+from eqcalc.training import pairs
 from eqcalc.training.dryrun import dry_run
 from eqcalc.training.folder import load_run
 from eqcalc.training.pairs import CORE, INNER, MOST_ELEMENTS, fit_pairs
@@ -62,14 +63,15 @@ def force(coefficients: list[float], r: np.ndarray) -> np.ndarray:
     return -torch.autograd.grad(energy.sum(), length)[0].numpy()
 
 
-def test_what_pairs_can_explain_is_found(molecules):
+def test_repulsion_that_pairs_can_explain_is_found(molecules, monkeypatch):
     """Labels of such a potential: forces and relative energies to 1 %, atoms' energies aside."""
+    monkeypatch.setattr(pairs, "PRIOR_WEIGHT", 0.0)  # what the labels alone say
     coefficients = [
-        [[0.0] * 6, [-30.0, 0.0, 900.0, 0, 0, 0]],
-        [[0.0] * 6, [-9.0, 50.0, 0, 0, 0, 0]],
+        [[0.0] * 6, [0.0, 0.0, 900.0, 0, 0, 0]],
+        [[0.0] * 6, [9.0, 50.0, 0, 0, 0, 0]],
     ]
     coefficients[1][0] = coefficients[0][1]
-    coefficients[0][0] = [-4.0, 30.0, 0.0, 0.0, 0.0, 0.0]
+    coefficients[0][0] = [4.0, 30.0, 0.0, 0.0, 0.0, 0.0]
     module = PairEnergy(coefficients, CUTOFF)
     frames = relabel(read_frames(molecules), module, [1, 3], {1: -13.0, 3: -200.0})
     dataset = FrameDataset(frames, [1, 3], CUTOFF)
@@ -83,8 +85,8 @@ def test_what_pairs_can_explain_is_found(molecules):
     assert np.abs(residual).max() < 0.01 * spread
 
 
-def test_short_bonds_repel(molecules):
-    """Whatever the labels: forces that attract at the shortest distance are not continued."""
+def test_pairs_only_repel(molecules):
+    """Whatever the labels, at all distances; below those of the frames like bare nuclei."""
     frames = read_frames(molecules)
     rng = np.random.default_rng(0)
     random = [replace(f, forces=rng.normal(size=f.forces.shape)) for f in frames]
@@ -103,8 +105,9 @@ def test_short_bonds_repel(molecules):
                 if {f.atoms.numbers[i], f.atoms.numbers[j]} == {numbers[a], numbers[b]}
             ]
             shortest = min(distances)
-            r = np.linspace(0.0, 1.0, 41)[1:] * shortest
-            assert force(constants.coefficients[a][b], r).min() > -1e-5
+            assert min(constants.coefficients[a][b]) >= 0.0
+            assert force(constants.coefficients[a][b], np.linspace(0.1, CUTOFF, 41)).min() >= 0.0
+            assert force(constants.coefficients[a][b], np.array([0.7 * shortest])) > 0.0
             expected = pytest.approx(INNER * shortest, abs=1e-4)
             assert inner[a, b] == inner[b, a] == expected
             covalent = float(CoreRepulsion(numbers).pair_cutoff[a, b])

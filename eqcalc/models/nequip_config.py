@@ -64,6 +64,9 @@ class NequIPConfig:
             training, where networks may do anything, it is told no shorter ones, and the pair
             potential is repulsive (`eqcalc.training.pairs`). The core repulsion ends inside of the
             training's distances, and at the sum of the covalent radii at most.
+        crowding_limit: messages to atoms that are more crowded than any of the training fade, so
+            that dense structures have no energy but that of the pair terms, which repel
+            (`eqcalc.nn.crowding`). No number of the training frames changes by it.
     """
 
     cutoff: float = 5.0

@@ -148,7 +148,7 @@ class _Fit:
         lower = np.full(len(size), -np.inf)
         lower[: self.width] = 0.0
         solution = lsq_linear(factor, target, (lower, np.inf), method="bvls").x / size
-        return solution[: self.width].reshape(-1, ORDERS.size)
+        return np.maximum(solution[: self.width].reshape(-1, ORDERS.size), 0.0)
 
 
 def _limited(constants: PairConstants, shortest: np.ndarray) -> PairConstants:
