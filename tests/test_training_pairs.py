@@ -132,9 +132,12 @@ def test_elements_that_never_meet():
         assert mixed == pytest.approx(0.5 * (neon + argon), rel=1e-5)
 
 
-def test_labels_without_forces(molecules):
+def test_labels_without_forces(molecules, monkeypatch):
     """Energies alone give a potential."""
-    frames = [replace(f, forces=None) for f in read_frames(molecules)]
+    monkeypatch.setattr(pairs, "PRIOR_WEIGHT", 0.0)
+    module = PairEnergy([[[0.0, 90.0, 0, 0, 0, 0]] * 2] * 2, CUTOFF)
+    frames = relabel(read_frames(molecules), module, [1, 3], {1: -2.0, 3: -2.3})
+    frames = [replace(f, forces=None) for f in frames]
     fit = fit_pairs(FrameDataset(frames, [1, 3], CUTOFF), [1, 3], [-2.1, -2.3], CUTOFF)
     assert np.isnan(fit.force_rms)
     offset = fit.counts @ np.linalg.lstsq(fit.counts, fit.energies, rcond=None)[0]
@@ -148,13 +151,14 @@ def test_training_starts_from_what_is_left(molecules):
     plain, paired = prepare(tiny(molecules)), prepare(tiny(molecules, model=PAIRS))
     for field in ("train_hash", "force_rms", "message_scales"):
         assert plain.setup[field] == paired.setup[field]
-    assert plain.setup["force_rms"] > 2.0 * paired.setup["scale"][0]
+    # of a Morse potential, the repulsion alone
+    assert plain.setup["force_rms"] > 1.2 * paired.setup["scale"][0]
     items = Batch.collate([*paired.train])
     errors = [
         float((predict(p.model, items).forces - items.forces).square().mean().sqrt())
         for p in (plain, paired)
     ]
-    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.8 * errors[0]
     report = dry_run(tiny(molecules, model=PAIRS))
     row = next(line for line in report.splitlines() if line.startswith("left by a pair potential"))
     assert float(row.split()[-2]) == pytest.approx(paired.setup["scale"][0], abs=1e-4)
@@ -211,7 +215,10 @@ def test_fine_tuning_keeps_it(molecules, tmp_path, kind):
     for engine in ("fused", "torch"):
         atoms = Atoms("HLiHe", [[0, 0, 0], [1.7, 0, 0], [0, 1.8, 0.2]])
         atoms.calc = EquivariantCalculator(
-            tmp_path / "second" / "model.pth", engine=engine, dtype="float64"
+            tmp_path / "second" / "model.pth",
+            engine=engine,
+            dtype="float64",
+            on_domain_exit="ignore",
         )
         values.append(atoms.get_forces())
     assert values[0] == pytest.approx(values[1], abs=1e-8)
@@ -298,7 +305,9 @@ def test_what_the_network_is_told():
 def test_a_bond_pushed_together_repels():
     """Acetylacetone's O-H, training down to 0.936 Å; without the limit its network has a hole."""
     here = Path(__file__).parent
-    calc = EquivariantCalculator(here.parent / "examples" / "acac.pth", engine="torch")
+    calc = EquivariantCalculator(
+        here.parent / "examples" / "acac.pth", engine="torch", on_domain_exit="ignore"
+    )
     molecule = read(here / "data" / "acac.xyz")
     oxygen, hydrogen = (np.flatnonzero(molecule.numbers == z) for z in (8, 1))
     distances = molecule.get_all_distances()[np.ix_(oxygen, hydrogen)]
@@ -348,6 +357,7 @@ def test_many_elements():
     numbers = list(range(3, 3 + MOST_ELEMENTS))
     dataset = FrameDataset(frames, numbers, CUTOFF)
     fit = fit_pairs(dataset, numbers, [0.0] * MOST_ELEMENTS, CUTOFF)
-    assert fit.force_rms < 0.3 * np.sqrt(np.mean([f.forces**2 for f in frames]))
+    # of Lennard-Jones forces the repulsion alone, drawn to that of bare nuclei
+    assert fit.force_rms < 0.7 * np.sqrt(np.mean([f.forces**2 for f in frames]))
     with pytest.raises(InputError, match=f"at most {MOST_ELEMENTS} elements, and the frames have"):
         fit_pairs(dataset, [*numbers, 50], [0.0] * (MOST_ELEMENTS + 1), CUTOFF)
