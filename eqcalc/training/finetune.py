@@ -102,7 +102,9 @@ def _crowding(module: torch.jit.ScriptModule) -> CrowdingConstants | None:
     """Where messages of a file begin to fade, if they do."""
     if "crowding" not in dict(module.named_children()):
         return None
-    return CrowdingConstants(module.crowding.distances.tolist(), module.crowding.onset.tolist())
+    six = np.vectorize(lambda x: float(f"{x:.6g}"))  # as they were measured
+    distances, onset = module.crowding.distances.numpy(), module.crowding.onset.numpy()
+    return CrowdingConstants(six(distances).tolist(), six(onset).tolist())
 
 
 def _extend_crowding(old: Constants, numbers: list[int]) -> CrowdingConstants | None:
