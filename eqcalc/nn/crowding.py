@@ -9,8 +9,8 @@ pressure; five layers with products reach 1e30 eV. So messages to an atom fade w
 
     s(c) = 1 for c <= c_0,  0 for c >= 2 c_0,  1 - t^3 (10 - 15 t + 6 t^2) between, t = c / c_0 - 1,
 
-with c_0 of the atom's species just above the largest c of all training frames, where s is
-therefore exactly 1. What is left of a crowded structure are reference energies, constants and the
+with c_0 of the atom's species twice the largest c of all training frames, where s is therefore
+exactly 1. What is left of a crowded structure are reference energies, constants and the
 repulsion of pairs (`eqcalc.nn.reference`). The eighth power makes near neighbours count most: c
 doubles when all distances shrink by 8 %.
 
