@@ -9,7 +9,7 @@ import pytest
 import torch
 from ase.build import bulk
 from parity import edges
-from potentials import some_pairs
+from potentials import some_crowding, some_pairs
 
 from eqcalc import export
 from eqcalc.contract import set_precision
@@ -21,10 +21,12 @@ os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "true")
 
 
-def untrained(path: Path, config: NequIPConfig) -> Path:
+def untrained(path: Path, config: NequIPConfig, *, crowding: bool = False, **metadata) -> Path:
     """Writes a potential for Si and O with random weights in float64: nothing in it is small."""
     torch.manual_seed(0)
     network = NequIP(config, [14, 8], 28.0, [1.0, 0.7], [-3.0, -2.0], some_pairs(2))
+    if crowding:
+        network.limit_crowding(some_crowding(2))
     set_precision(network, torch.float64)
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)
@@ -33,7 +35,7 @@ def untrained(path: Path, config: NequIPConfig) -> Path:
     network.reference_structure = export.reference_structure(
         network, species, *edges(atoms, config.cutoff)
     )
-    return export.save(network, path, {"architecture": "NequIP"})
+    return export.save(network, path, {"architecture": "NequIP", **metadata})
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +82,13 @@ def pairs(tmp_path_factory) -> Path:
     return untrained(
         tmp_path_factory.mktemp("pairs") / "pairs.pth", with_option(pair_potential=True)
     )
+
+
+@pytest.fixture(scope="session")
+def crowded(tmp_path_factory) -> Path:
+    """As `pairs`, and messages to crowded atoms fade."""
+    path = tmp_path_factory.mktemp("crowded") / "crowded.pth"
+    return untrained(path, with_option(pair_potential=True), crowding=True)
 
 
 def small(layers: int) -> NequIPConfig:

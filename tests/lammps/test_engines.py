@@ -32,6 +32,16 @@ def test_three_layers_with_both_parities_on_ranks(engine, parity_path, tmp_path)
     assert_equal(got, by_python(parity_path, atoms))
 
 
+@pytest.mark.parametrize(("engine", "ranks"), [("fused", 1), ("fused", 4), ("torch", 2)])
+def test_messages_to_crowded_atoms_fade(engine, ranks, crowded, pairs, tmp_path):
+    """As in Python, also where a crowded atom and its neighbours are on different ranks."""
+    atoms = silica_like()
+    options = f"precision double engine {engine}"
+    got, _, _ = by_lammps(script(atoms, tmp_path, pair(crowded, options)), ranks)
+    assert_equal(got, by_python(crowded, atoms))
+    assert np.abs(got.forces - by_python(pairs, atoms).forces).max() > 0.1
+
+
 def test_threads(model, tmp_path):
     atoms = silica_like()
     options = "precision double threads 2"

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import small, untrained
 from parity import by_lammps, by_python, pair, script, silica_like
 
+from eqcalc import EquivariantCalculator
+from eqcalc.domain import Domain
 from eqcalc.errors import InputError
 from eqcalc.lammps import run_lmp
 
@@ -136,3 +139,26 @@ def test_unknown_action(quick_model, tmp_path):
     path = script(silica_like(1), tmp_path, pair(quick_model, "domain loud"))
     with pytest.raises(InputError, match="domain must be warn, stop or ignore, not 'loud'"):
         run_lmp(path)
+
+
+def test_limits_of_an_export(tmp_path):
+    """Written by `export.save`, read by the pair style: the same figures as in Python's warning."""
+    symbols = ["Si", "O"]
+    domain = Domain.of(
+        symbols=symbols,
+        shortest=np.array([[1.0, np.inf], [np.inf, 1.0]]),
+        neighbors=np.array([[0, 500], [0, 500]]),
+        frames=1,
+        atoms=1,
+        spans={"density": [], "pressure": [], "energy_per_atom": []},
+        force=None,
+        temperature=None,
+    )
+    path = untrained(tmp_path / "domain.pth", small(2), domain=domain.document)
+    atoms = silica_like(1)
+    _, _, output = by_lammps(script(atoms, tmp_path, pair(path)))
+    (sentence,) = said(output)
+    assert "Si-O" in sentence or ("Si" in sentence and "O" in sentence)
+    atoms.calc = EquivariantCalculator(path)
+    with pytest.warns(UserWarning, match=r"\(Si-O\) are .* they never met"):
+        atoms.get_potential_energy()
