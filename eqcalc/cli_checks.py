@@ -128,12 +128,12 @@ def check_gradients(structure: Structure, model: Model, out: Out = Path()) -> No
 
 @check_app.command("smoothness")
 def check_smoothness(structure: Structure, model: Model, out: Out = Path()) -> None:
-    """Jumps where distances cross the cutoff; holes and minima at short distance."""
+    """Jumps where distances cross the cutoff; holes, on compression and in hot dynamics too."""
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.smoothness import check_smoothness as run_check
     from eqcalc.data.frames import read_structure
 
-    calc = EquivariantCalculator(model, dtype="float64")
+    calc = EquivariantCalculator(model, dtype="float64", on_domain_exit="ignore")
     _finish(run_check(read_structure(structure), calc), out)
 
 

@@ -47,7 +47,7 @@ ALLOWED = {
     "committee": {"calculator", "errors"},
     "sampling": {"calculator", "committee", "derivatives", "errors"},
     "lammps": {"cache", "errors", "export", "files", "neighbors", "toolchain"},
-    "checks": {"calculator", "derivatives", "errors", "lammps", "neighbors"},
+    "checks": {"calculator", "derivatives", "domain", "errors", "lammps", "neighbors"},
 }
 
 

@@ -8,7 +8,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones
 
 from eqcalc import EquivariantCalculator
-from eqcalc.checks import scans
+from eqcalc.checks import hot, packings, scans
 from eqcalc.checks.scans import extrema, find_crossings
 from eqcalc.checks.smoothness import TOLERANCE, check_smoothness
 from eqcalc.neighbors import neighbor_list
@@ -35,6 +35,13 @@ class Pairs(Calculator):
         forces = np.zeros((len(atoms), 3))
         np.add.at(forces, found.edge_dst, slope[:, None] * vectors / r[:, None])
         self.results = {"energy": 0.5 * self.of_pair(r).sum(), "forces": forces}
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    """Packings and hot runs have tests of their own: one of each density, and a few steps."""
+    monkeypatch.setattr(packings, "NUM_PACKINGS", 1)
+    monkeypatch.setattr(hot, "STEPS", 10)
 
 
 @pytest.fixture

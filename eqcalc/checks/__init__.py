@@ -2,7 +2,7 @@
 
 symmetry     rotations, reflections, translations, permutations, images, cells, supercells
 gradients    finite differences of the energy against forces and stress
-smoothness   jumps where distances cross the cutoff; holes at short distance
+smoothness   jumps where distances cross the cutoff; holes: on compression, in hot dynamics
 nve          energy conservation in ASE and LAMMPS
 parity       ASE against LAMMPS, every property, any number of ranks
 properties   crystals and molecules, beside references

@@ -1,21 +1,33 @@
-"""Is the energy smooth where neighbours come and go, and is there no hole at short distance?
+"""Is the energy smooth where neighbours come and go, and is there no hole?
 
 In molecular dynamics a jump of the energy is heat out of nothing, a jump of the force breaks the
 second order of the integrator, and one of the force's slope spoils phonons. Towards short distance
 a pair must only repel: a barrier with lower energies behind it is a hole into which a hot
-trajectory falls.
+trajectory falls. So must many atoms that are pressed together (`compression`), and a hot structure
+must not fall below where it began (`hot`).
 """
 
 from __future__ import annotations
 
+import io
+import os
+from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
+from ase.io import write as ase_write
 
+from eqcalc import files
+from eqcalc.checks import compression, hot
+from eqcalc.checks.compression import Compression, compress
+from eqcalc.checks.hot import HotRun, hot_runs
 from eqcalc.checks.report import Report, Table
 from eqcalc.checks.scans import DEPTH, Crossing, Scan, approach, cross_in, scan_pairs
+from eqcalc.checks.trained import MARGIN, Trained
 from eqcalc.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,18 +39,24 @@ if TYPE_CHECKING:
 TOLERANCE = {"energy": 1e-8, "force": 1e-6, "slope": 2e-4}
 UNITS = {"energy": "eV", "force": "eV/Å", "slope": "eV/Å²"}
 
+#: the structures that failed, beside the report
+HOLES_FILE = "smoothness_holes.extxyz"
+
 
 @dataclass(frozen=True)
 class SmoothnessReport(Report):
-    """Jumps at the cutoff, and energies towards short distance."""
+    """Jumps at the cutoff, energies towards short distance, on compression and of hot runs."""
 
     cutoff: float
     num_atoms: int
     crossings: list[Crossing]
     scans: list[Scan]
+    trained: Trained
+    compressions: list[Compression]
+    runs: list[HotRun]
 
     name: ClassVar[str] = "smoothness"
-    title: ClassVar[str] = "Smoothness at the cutoff and at short distance"
+    title: ClassVar[str] = "Smoothness at the cutoff; no holes when atoms are pressed or hot"
     method: ClassVar[str] = (
         "Pairs alone in space, and single atoms moved through the structure so that distances "
         "cross the cutoff: one-sided limits of the energy, of the force along the path and of the "
@@ -47,7 +65,15 @@ class SmoothnessReport(Report):
         + ". Towards short distance (half the sum of the covalent radii) the energy must rise to "
         f"the end, except for one bond; minima deeper than {1000 * DEPTH:g} meV are listed. In the "
         "structure itself a minimum behind a barrier fails; of a pair alone, which is seldom in "
-        "the training data, it is reported."
+        "the training data, it is reported. Crystals, molecules and random packings are compressed "
+        f"until the closest pair is at x = {compression.DENSEST:g} of the training's shortest "
+        f"distance: inwards of x = {compression.RISING:g} ({compression.RISING_MOLECULAR:g} for "
+        "molecules, loose packings and clusters; and of as much of the sum of covalent radii) the "
+        f"energy must not fall by more than {compression.FALL:g} eV/atom, and nowhere lie below "
+        f"the training's lowest by its range or {MARGIN:g} eV/atom. The structure, relaxed, run "
+        f"for {hot.STEPS} steps at {hot.HEAT:g} times the training's highest temperature and "
+        f"relaxed again, must not lie below its start by more than {hot.GAIN:g} eV, or "
+        f"{hot.GAIN_MOLECULE:g} eV/atom of a molecule, {hot.GAIN_PERIODIC:g} of a crystal."
     )
 
     def largest(self) -> dict[str, float]:
@@ -75,6 +101,8 @@ class SmoothnessReport(Report):
             if "in the structure" in scan.name and scan.trapped:
                 where = ", ".join(f"{r:.2f}" for r in scan.trapped)
                 said.append(f"{scan.name}: a spurious minimum at {where} Å, behind a barrier.")
+        said += [f.failure[1] for f in self.compressions if f.failure]
+        said += [run.failure for run in self.runs if run.failure]
         if not any("in the structure" in c.path for c in self.crossings) and self.num_atoms > 1:
             said.append(
                 "No path through the structure crossed the cutoff: give one with more atoms."
@@ -97,6 +125,15 @@ class SmoothnessReport(Report):
                 }
                 for s in self.scans
             ],
+            "trained": {
+                "symbols": self.trained.symbols,
+                "shortest_angstrom": np.round(self.trained.shortest, 6).tolist(),
+                "source": self.trained.source,
+                "lowest_that_passes_eV_per_atom": self.trained.lowest,
+                "temperature_K": self.trained.temperature,
+            },
+            "compression": [c.figures() for c in self.compressions],
+            "hot_runs": [run.figures() for run in self.runs],
         }
 
     def tables(self) -> list[Table]:
@@ -120,14 +157,32 @@ class SmoothnessReport(Report):
         return [
             Table("Where distances cross the cutoff", columns, rows),
             Table("Towards short distance", names, scans),
+            compression.table(self.compressions, str(self.trained)),
+            hot.table(self.runs, known=bool(self.trained.temperature)),
         ]
 
+    def write(self, folder: str | os.PathLike) -> list[Path]:
+        """The structures that failed, too."""
+        failed = [(c.failure[1], c.atoms(c.failure[0])) for c in self.compressions if c.failure]
+        failed += [(run.failure, run.final) for run in self.runs if run.failure]
+        written = super().write(folder)
+        path = files.user_path(folder) / HOLES_FILE
+        if not failed:
+            path.unlink(missing_ok=True)  # of an earlier run
+            return written
+        for reason, atoms in failed:
+            atoms.info = {"failure": reason}
+        text = io.StringIO()
+        ase_write(text, [atoms for _, atoms in failed], format="extxyz")
+        return [*written, files.write_bytes(path, text.getvalue().encode())]
+
     def draw(self) -> Figure:
-        """All scans: near their minima, and to the end on a logarithmic scale."""
+        """Scans, near their minima and to the end on a logarithmic scale; compressions."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(10, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        figure = Figure(figsize=(10, 7.6), layout="constrained")
+        (left, right), below = figure.subplots(2, 2)
+        compression.draw(self.compressions, *below)
         for scan in self.scans:
             bottom = scan.energy.min()
             left.plot(scan.distance, scan.energy, label=scan.name)
@@ -138,7 +193,7 @@ class SmoothnessReport(Report):
         left.set(xlabel="distance (Å)", ylabel="energy - energy at the right end (eV)")
         right.set(xlabel="distance (Å)", ylabel="energy - lowest + 1 meV (eV)")
         left.legend(frameon=False, fontsize=8)
-        for axis in (left, right):
+        for axis in (left, right, *below):
             axis.grid(alpha=0.3)
         return figure
 
@@ -150,15 +205,18 @@ def check_smoothness(
     cutoff: float | None = None,
     symbols: list[str] | None = None,
     seed: int = 0,
+    trained: Trained | None = None,
 ) -> SmoothnessReport:
-    """Jumps where distances cross the cutoff; minima and holes at short distance.
+    """Jumps where distances cross the cutoff; holes at short distance, compressed and hot.
 
     Args:
         atoms: a structure that the model knows, for the many-body paths.
         calc: an EquivariantCalculator in float64, or any other with the next two given.
         cutoff: Å; None takes the model's.
         symbols: elements of the pairs; None takes those of `atoms`.
-        seed: of the paths.
+        seed: of the paths, random structures and runs.
+        trained: what the model was trained on; None takes what its file says, and what it does
+            not say from `atoms`.
     """
     if cutoff is None:
         cutoff = calc.potential.cutoff
@@ -167,4 +225,11 @@ def check_smoothness(
     symbols = symbols or sorted(set(atoms.get_chemical_symbols()))
     crossings, scans = scan_pairs(symbols, calc, cutoff)
     crossings += cross_in(atoms, calc, cutoff, seed)
-    return SmoothnessReport(cutoff, len(atoms), crossings, scans + approach(atoms, calc))
+    scans += approach(atoms, calc)
+    trained = trained or Trained.of(calc, atoms, symbols)
+    if trained.lowest is None:
+        trained = trained.with_lowest(atoms, calc)
+    elements = dict.fromkeys(symbols, 1) | Counter(atoms.symbols)
+    compressions = compress(calc, trained, elements, seed=seed)
+    runs = hot_runs(atoms, calc, trained, seed=seed)
+    return SmoothnessReport(cutoff, len(atoms), crossings, scans, trained, compressions, runs)
