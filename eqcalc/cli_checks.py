@@ -31,13 +31,16 @@ ReferenceFile = Annotated[
 ]
 
 
+#: exit status by verdict
+STATUS = {"PASS": 0, "FAIL": 1, "UNDECIDED": 3}
+
+
 def _finish(report: Report, out: Path) -> None:
-    """Prints a check, writes its files; exit status 1 on FAIL."""
+    """Prints a check, writes its files; the exit status is that of the verdict."""
     typer.echo(str(report))
     written = report.write(out)
     typer.echo(f"Written to {out}: {', '.join(path.name for path in written)}")
-    if not report.passed:
-        raise typer.Exit(1)
+    raise typer.Exit(STATUS[report.verdict])
 
 
 def _references(path: Path | None) -> References | None:
@@ -71,7 +74,7 @@ def check_all(
     temperature: Temperature = 600.0,
     threads: Threads = 1,
 ) -> None:
-    """Every check that fits, as one HTML page with tables and plots; exit status 1 on FAIL."""
+    """Every check that fits, as one HTML page; exit status 1 on FAIL, 3 if UNDECIDED."""
     from eqcalc.checks.page import write_report
     from eqcalc.checks.suite import check_all as run_checks
     from eqcalc.data.frames import read_structure
@@ -92,8 +95,7 @@ def check_all(
     )
     written = write_report(suite, out)
     typer.echo(f"{suite}\nWritten: {', '.join(map(str, written))}")
-    if not suite.passed:
-        raise typer.Exit(1)
+    raise typer.Exit(STATUS[suite.verdict])
 
 
 @check_app.command("symmetry")
@@ -111,7 +113,9 @@ def check_symmetry(
     known = {"both": ("float64", "float32"), "float64": ("float64",), "float32": ("float32",)}
     if precision not in known:
         raise InputError(f"--precision {precision}{did_you_mean(precision, known)}.")
-    calculators = {p: EquivariantCalculator(model, dtype=p) for p in known[precision]}
+    calculators = {
+        p: EquivariantCalculator(model, dtype=p, on_domain_exit="ignore") for p in known[precision]
+    }
     _finish(run_check(read_structure(structure), calculators), out)
 
 
@@ -122,7 +126,7 @@ def check_gradients(structure: Structure, model: Model, out: Out = Path()) -> No
     from eqcalc.checks.gradients import check_gradients as run_check
     from eqcalc.data.frames import read_structure
 
-    calc = EquivariantCalculator(model, dtype="float64")
+    calc = EquivariantCalculator(model, dtype="float64", on_domain_exit="ignore")
     _finish(run_check(read_structure(structure), calc), out)
 
 
@@ -198,6 +202,6 @@ def check_properties(
     from eqcalc.checks.properties import check_properties as run_check
     from eqcalc.data.frames import read_structure
 
-    calc = EquivariantCalculator(model, dtype="float64")
+    calc = EquivariantCalculator(model, dtype="float64", on_domain_exit="ignore")
     known = _references(references)
     _finish(run_check(read_structure(structure), calc, references=known, progress=_say), out)

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from eqcalc import InputError
 from eqcalc.checks.page import render, write_report
-from eqcalc.checks.suite import Outcome, Suite, check_all, default_structure
+from eqcalc.checks.report import Report
+from eqcalc.checks.suite import Outcome, Suite, _outcome, check_all, default_structure
 from eqcalc.cli import app, main
 
 STATIC = ("symmetry", "gradients", "smoothness")
@@ -25,7 +26,7 @@ def call(*arguments):
 def test_all_on_the_bundled_model(tmp_path):
     """Without LAMMPS and with short dynamics; the page needs nothing but itself."""
     out = tmp_path / "deep" / "report.html"
-    result = call("all", "si", "--out", out, "--no-lammps", "--steps", 40)
+    result = call("all", "si", "--out", out, "--no-lammps", "--steps", 90)
     assert result.exit_code == 0, result.output
     document = json.loads(out.with_suffix(".json").read_text())
     assert document["passed"]
@@ -79,6 +80,48 @@ def test_structure_that_does_not_relax_is_a_failure(monkeypatch):
     suite = check_all("si", lammps=False)
     assert not suite.passed
     assert suite.outcomes[0].failures == ["The structure does not relax."]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such thing"), InputError("not for this")])
+def test_one_check_that_raises_leaves_the_others(tmp_path, monkeypatch, error):
+    """Its sentence is its verdict; page and JSON are written."""
+
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr("eqcalc.checks.suite.check_gradients", stop)
+    monkeypatch.setattr("eqcalc.checks.suite.check_smoothness", stop)
+    monkeypatch.setattr("eqcalc.checks.suite.check_nve", stop)
+    suite = check_all("si", lammps=False)
+    verdicts = {outcome.name: outcome.verdict for outcome in suite.outcomes}
+    assert verdicts["gradients"] == verdicts["nve"] == "FAIL"
+    assert verdicts["symmetry"] == verdicts["properties"] == "PASS"
+    assert not suite.passed
+    page, document = (p for p in reversed(write_report(suite, tmp_path / "report.html")))
+    assert str(error) in page.read_text()
+    gradients = json.loads(document.read_text())["checks"]["gradients"]
+    assert str(error) in gradients["failures"][0]
+    assert ("traceback" in gradients) == isinstance(error, RuntimeError)
+
+
+class NoNumbers(Report):
+    """Nothing failed, and its figures cannot be written."""
+
+    name, title, method = "x", "X", ""
+    failures: tuple = ()
+
+    def tables(self):
+        return []
+
+    def figures(self):
+        return {"error": float("nan")}
+
+
+def test_figures_that_are_not_finite_do_not_stop_the_report(tmp_path):
+    outcome = _outcome("x", "X", NoNumbers)
+    assert outcome.verdict == "FAIL"
+    assert "ValueError" in outcome.failures[0]
+    write_report(Suite({"file": "a.pth"}, "x", [outcome]), tmp_path / "report.html")
 
 
 def test_default_structures():

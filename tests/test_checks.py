@@ -1,6 +1,7 @@
 """Symmetry, gradients and energy conservation: what is wrong is found, what is right passes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,8 +177,10 @@ def test_figures_of_known_traces():
     assert one.drift_ratio == pytest.approx(2 * 0.5 / (4 / np.sqrt(2)), rel=0.1)
 
 
-def three(**options):
-    return {"lammps": (trace(2.0), trace(1.0), trace(0.5, **options))}
+def three(*, drift=0.0, **options):
+    """The drift is that of the forces, the same at every time step."""
+    finest = trace(0.5, drift=drift, **options)
+    return {"lammps": (trace(2.0, drift=drift), trace(1.0, drift=drift), finest)}
 
 
 def test_traces_that_conserve_pass():
@@ -201,6 +204,37 @@ def test_traces_that_do_not_conserve_fail(options, reason):
     report = NVEReport(8, **({"traces": three()} | options))
     assert reason in " ".join(report.failures)
     assert "FAIL" in str(report)
+
+
+def test_drift_of_the_integrator_is_no_failure():
+    """What a short run has of it goes with dt^2; the forces' own does not."""
+    steps = (2.0, 1.0, 0.5)
+    integrator = NVEReport(8, {"ase": tuple(trace(dt, drift=0.2 * dt**2) for dt in steps)})
+    assert abs(integrator.traces["ase"][-1].drift) > 4.0 * integrator.max_drift
+    value, error = integrator.drift("ase")
+    assert abs(value) < 2.0 * error + 1e-3
+    assert integrator.passed, str(integrator)
+    both = NVEReport(8, {"ase": tuple(trace(dt, drift=0.2 * dt**2 + 0.1) for dt in steps)})
+    assert both.drift("ase")[0] == pytest.approx(0.1, abs=0.02)
+    assert both.verdict == "FAIL"
+
+
+def test_short_runs_decide_nothing():
+    """Neither PASS nor FAIL, and how much longer; a failure that can be seen stands."""
+
+    def short(timestep, **options):
+        whole = trace(timestep, noise=30.0, **options)
+        count = int(120 / timestep)
+        parts = {k: getattr(whole, k)[:count] for k in ("time", "potential", "kinetic")}
+        return replace(whole, **parts)
+
+    report = NVEReport(8, {"lammps": tuple(short(dt) for dt in (2.0, 1.0, 0.5))})
+    assert report.verdict == "UNDECIDED"
+    assert not report.passed
+    assert "times as many steps" in report.undecided[0]
+    assert "UNDECIDED" in str(report)
+    wild = NVEReport(8, {"lammps": tuple(short(dt, drift=900.0) for dt in (2.0, 1.0, 0.5))})
+    assert wild.verdict == "FAIL"
 
 
 def test_nve_in_ase_and_lammps_agree(tmp_path):

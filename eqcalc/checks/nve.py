@@ -120,7 +120,9 @@ def check_nve(
             if run.engine == "ase":
                 calc = calculators.setdefault(
                     run.precision,
-                    EquivariantCalculator(model, dtype=run.precision, threads=threads),
+                    EquivariantCalculator(
+                        model, dtype=run.precision, threads=threads, on_domain_exit="ignore"
+                    ),
                 )
                 trace = run_ase(atoms, calc, run.timestep, run.steps, tick=bar.update, **options)
             else:

@@ -21,6 +21,7 @@ th { background: #f4f4f4; } caption { text-align: left; font-weight: 600; paddin
 th:first-child, td:first-child, .words td { text-align: left; }
 .scroll { overflow-x: auto; } img { max-width: 100%; height: auto; }
 .PASS { color: #176b2c; } .FAIL { color: #b00020; } .SKIPPED { color: #6b6b6b; }
+.UNDECIDED { color: #8a5a00; }
 .verdict { font-weight: 700; } .method, .note { color: #444; white-space: pre-line; }
 .hash { word-break: break-all; }
 """
@@ -53,9 +54,8 @@ def _section(outcome: Outcome) -> str:
     parts = [f'<h2 id="{outcome.name}">{title}: {verdict}</h2>']
     if report:
         parts.append(f'<p class="method">{escape(report.method)}</p>')
-    reasons = [outcome.skipped] if outcome.skipped else outcome.failures
-    if reasons:
-        items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    if outcome.reasons:
+        items = "".join(f"<li>{escape(reason)}</li>" for reason in outcome.reasons)
         parts.append(f'<ul class="{outcome.verdict}">{items}</ul>')
     if report:
         figure = report.draw()
@@ -68,12 +68,12 @@ def _section(outcome: Outcome) -> str:
 
 def render(suite: Suite) -> str:
     """The page, complete."""
-    verdict = "PASS" if suite.passed else "FAIL"
+    verdict = suite.verdict
     summary = "".join(
         f'<tr><td><a href="#{o.name}">{escape(o.title)}</a></td>'
         f'<td class="verdict {o.verdict}">{o.verdict}</td><td>{o.seconds:.0f} s</td>'
-        f"<td>{escape(o.skipped or (o.failures[0] if o.failures else ''))}"
-        f"{f' (and {len(o.failures) - 1} more)' if len(o.failures) > 1 else ''}</td></tr>"
+        f"<td>{escape(o.reasons[0] if o.reasons else '')}"
+        f"{f' (and {len(o.reasons) - 1} more)' if len(o.reasons) > 1 else ''}</td></tr>"
         for o in suite.outcomes
     )
     name = escape(suite.model["file"].split(",")[0])

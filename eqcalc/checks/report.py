@@ -67,14 +67,27 @@ class Report(ABC):
         return None
 
     @property
+    def undecided(self) -> list[str]:
+        """Why there is no verdict, one sentence each; empty where there is one."""
+        return []
+
+    @property
+    def verdict(self) -> str:
+        """PASS, FAIL or UNDECIDED; a failure stands whatever else is undecided."""
+        if self.failures:
+            return "FAIL"
+        return "UNDECIDED" if self.undecided else "PASS"
+
+    @property
     def passed(self) -> bool:
-        return not self.failures
+        return self.verdict == "PASS"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"passed": self.passed, "failures": self.failures, **self.figures()}
+        about = {"passed": self.passed, "verdict": self.verdict, "failures": self.failures}
+        return about | {"undecided": self.undecided, **self.figures()}
 
     def __str__(self) -> str:
-        verdict = ["PASS"] if self.passed else ["FAIL", *self.failures]
+        verdict = [self.verdict, *self.failures, *self.undecided]
         return "\n".join([*(f"{table}\n" for table in self.tables()), *verdict])
 
     def write(self, folder: str | os.PathLike) -> list[Path]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -43,7 +45,8 @@ STATIC_ATOMS, DYNAMIC_ATOMS = 8, 64
 class Outcome:
     """One check: its report, or why there is none.
 
-    error: what stopped it, which counts as a failure; skipped: why it does not apply.
+    error: what stopped it, which counts as a failure; trace: where, if it was a bug; skipped: why
+    it does not apply.
     """
 
     name: str
@@ -52,23 +55,36 @@ class Outcome:
     report: Report | None = None
     error: str = ""
     skipped: str = ""
+    trace: str = ""
 
     @property
     def failures(self) -> list[str]:
         return [self.error] if self.error else list(self.report.failures) if self.report else []
 
     @property
+    def undecided(self) -> list[str]:
+        return list(self.report.undecided) if self.report else []
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the verdict is not PASS."""
+        return [self.skipped] if self.skipped else self.failures + self.undecided
+
+    @property
     def verdict(self) -> str:
         if self.skipped:
             return "SKIPPED"
-        return "FAIL" if self.failures else "PASS"
+        if self.report is None or self.error:
+            return "FAIL"
+        return self.report.verdict
 
     def to_dict(self) -> dict[str, Any]:
         about = {"verdict": self.verdict, "seconds": round(self.seconds, 1)}
         if self.skipped:
             return about | {"skipped": self.skipped}
         if self.report is None:
-            return about | {"failures": self.failures}
+            bug = {"traceback": self.trace} if self.trace else {}
+            return about | {"failures": self.failures} | bug
         return about | self.report.to_dict()
 
 
@@ -82,11 +98,18 @@ class Suite:
 
     @property
     def passed(self) -> bool:
-        return not any(outcome.failures for outcome in self.outcomes)
+        return self.verdict == "PASS"
+
+    @property
+    def verdict(self) -> str:
+        """The worst of all."""
+        found = {outcome.verdict for outcome in self.outcomes}
+        return next((v for v in ("FAIL", "UNDECIDED") if v in found), "PASS")
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "passed": self.passed,
+            "verdict": self.verdict,
             "model": self.model,
             "structure": self.structure,
             "checks": {outcome.name: outcome.to_dict() for outcome in self.outcomes},
@@ -95,8 +118,8 @@ class Suite:
     def __str__(self) -> str:
         lines = []
         for o in self.outcomes:
-            lines.append(f"{o.verdict:<8} {o.title} ({o.seconds:.0f} s)")
-            lines += [f"         {reason}" for reason in ([o.skipped] if o.skipped else o.failures)]
+            lines.append(f"{o.verdict:<10}{o.title} ({o.seconds:.0f} s)")
+            lines += [f"          {reason}" for reason in o.reasons]
         return "\n".join(lines)
 
 
@@ -216,7 +239,9 @@ def check_all(
     from eqcalc.lammps.plugin import INSTALL_LAMMPS, find_tool
 
     calculators = {
-        precision: EquivariantCalculator(model, dtype=precision, threads=threads)
+        precision: EquivariantCalculator(
+            model, dtype=precision, threads=threads, on_domain_exit="ignore"
+        )
         for precision in ("float64", "float32")
     }
     calc = calculators["float64"]
@@ -226,7 +251,7 @@ def check_all(
     outcomes = []
     try:
         cells = prepare(atoms, calc)
-    except InputError as reason:
+    except Exception as reason:
         outcomes.append(Outcome("relaxation", "Relaxation", error=str(reason)))
         cells = prepare(atoms, calc, relaxed=False)
     missing = "" if lammps else "LAMMPS was left out."
@@ -270,11 +295,19 @@ def check_all(
 
 
 def _outcome(name: str, title: str, run: Callable[[], Report] | str) -> Outcome:
+    """Whatever stops one check, or its report, the others go on."""
     if isinstance(run, str):
         return Outcome(name, title, skipped=run)
     start = time.perf_counter()
+    report, error, trace = None, "", ""
     try:
-        report, error = run(), ""
+        made = run()
+        str(made)
+        json.dumps(made.to_dict(), allow_nan=False)
+        report = made
     except InputError as reason:
-        report, error = None, str(reason)
-    return Outcome(name, title, time.perf_counter() - start, report, error)
+        error = str(reason)
+    except Exception as bug:
+        error = f"The check stopped with {type(bug).__name__}: {bug}. Please report it."
+        trace = traceback.format_exc()
+    return Outcome(name, title, time.perf_counter() - start, report, error, trace=trace)
