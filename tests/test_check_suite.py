@@ -117,6 +117,68 @@ class NoNumbers(Report):
         return {"error": float("nan")}
 
 
+class NoPicture(NoNumbers):
+    def figures(self):
+        return {}
+
+    def draw(self):
+        raise IndexError("no such axis")
+
+
+def test_picture_that_cannot_be_drawn_does_not_stop_the_report(tmp_path):
+    outcome = _outcome("x", "X", NoPicture)
+    assert outcome.verdict == "FAIL"
+    assert "IndexError" in outcome.failures[0]
+    page, document = reversed(
+        write_report(Suite({"file": "a.pth"}, "x", [outcome]), tmp_path / "report.html")
+    )
+    assert "in draw" in page.read_text()
+    assert "in draw" in json.loads(document.read_text())["checks"]["x"]["traceback"]
+
+
+def test_structure_that_cannot_be_prepared_is_checked_as_it_is(monkeypatch):
+    def never(*_, **__):
+        raise ValueError("singular")
+
+    monkeypatch.setattr("eqcalc.checks.suite.structures.primitive_cell", never)
+    monkeypatch.setattr("eqcalc.checks.suite.check_smoothness", never)
+    monkeypatch.setattr("eqcalc.checks.suite.check_nve", never)
+    monkeypatch.setattr("eqcalc.checks.suite.check_properties", never)
+    suite = check_all("si", lammps=False)
+    found = {outcome.name: outcome for outcome in suite.outcomes}
+    assert "singular" in found["relaxation"].failures[0]
+    assert "singular" in found["cells"].failures[0]
+    assert found["symmetry"].verdict == "PASS"
+
+
+class Undecided(NoNumbers):
+    undecided = ("run longer, at least 90 steps",)
+
+    def figures(self):
+        return {}
+
+
+def test_no_verdict_is_neither_pass_nor_fail(tmp_path, monkeypatch):
+    """In the page, the JSON and the exit status; a failure beside it stands."""
+    suite = Suite({"file": "a.pth"}, "x", [_outcome("x", "X", Undecided)])
+    assert suite.verdict == "UNDECIDED"
+    assert not suite.passed
+    page, document = reversed(write_report(suite, tmp_path / "report.html"))
+    assert '<span class="UNDECIDED">UNDECIDED</span>' in page.read_text()
+    assert "run longer, at least 90 steps" in page.read_text()
+    written = json.loads(document.read_text())
+    assert written["verdict"] == written["checks"]["x"]["verdict"] == "UNDECIDED"
+    monkeypatch.setattr("eqcalc.checks.suite.check_all", lambda *_, **__: suite)
+    assert call("all", "si", "--out", tmp_path / "r.html").exit_code == 3
+    failed = Suite(suite.model, "x", [*suite.outcomes, Outcome("y", "Y", error="no")])
+    assert failed.verdict == "FAIL"
+    monkeypatch.setattr("eqcalc.checks.nve.check_nve", lambda *_, **__: Undecided())
+    bulk("Si").write(tmp_path / "si.xyz")
+    result = call("nve", tmp_path / "si.xyz", "--model", "si", "--out", tmp_path / "out")
+    assert result.exit_code == 3
+    assert "UNDECIDED" in result.output
+
+
 def test_figures_that_are_not_finite_do_not_stop_the_report(tmp_path):
     outcome = _outcome("x", "X", NoNumbers)
     assert outcome.verdict == "FAIL"

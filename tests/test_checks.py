@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, diamond100
 from ase.calculators.calculator import all_changes
 from ase.constraints import FixAtoms
 
 from eqcalc import EquivariantCalculator, InputError
 from eqcalc.checks.gradients import check_gradients
 from eqcalc.checks.nve import check_nve
-from eqcalc.checks.nve_report import NVEReport
+from eqcalc.checks.nve_report import NVEReport, extrapolated
 from eqcalc.checks.symmetry import check_symmetry
-from eqcalc.checks.traces import Trace, with_velocities
+from eqcalc.checks.traces import Trace, drift_of, with_velocities
 
 
 class Wrong(EquivariantCalculator):
@@ -222,19 +222,93 @@ def test_drift_of_the_integrator_is_no_failure():
 def test_short_runs_decide_nothing():
     """Neither PASS nor FAIL, and how much longer; a failure that can be seen stands."""
 
-    def short(timestep, **options):
-        whole = trace(timestep, noise=30.0, **options)
-        count = int(120 / timestep)
+    def short(timestep, drift):
+        """120 fs in which the forces, not the integrator, let the energy wander."""
+        whole = trace(timestep, drift=drift)
+        wander = 1e-6 * np.sin(whole.time / 7.0)
+        whole = replace(whole, potential=whole.potential + wander)
+        count = int(120 / timestep) + 1
         parts = {k: getattr(whole, k)[:count] for k in ("time", "potential", "kinetic")}
         return replace(whole, **parts)
 
-    report = NVEReport(8, {"lammps": tuple(short(dt) for dt in (2.0, 1.0, 0.5))})
-    assert report.verdict == "UNDECIDED"
-    assert not report.passed
-    assert "times as many steps" in report.undecided[0]
-    assert "UNDECIDED" in str(report)
-    wild = NVEReport(8, {"lammps": tuple(short(dt, drift=900.0) for dt in (2.0, 1.0, 0.5))})
-    assert wild.verdict == "FAIL"
+    def report(drift):
+        return NVEReport(8, {"lammps": tuple(short(dt, drift) for dt in (2.0, 1.0, 0.5))})
+
+    unclear = report(0.0)
+    assert unclear.verdict == "UNDECIDED"
+    assert not unclear.passed
+    assert "run longer, at least" in unclear.undecided[0]
+    assert "instead of 60" in unclear.undecided[0]
+    assert "UNDECIDED" in str(unclear)
+    assert report(0.5).verdict == "FAIL"
+
+
+def test_extrapolated_energy_has_no_share_of_the_integrator():
+    """Any g(t) dt^2 drops out, at every moment; what does not depend on dt stays."""
+    time = np.arange(0.0, 101.0, 1.0)
+    g = np.random.default_rng(1).normal(size=201)
+    exact = 0.3 + 1e-6 * time
+    long = Trace("ase", 1.0, time, exact + g[::2], 0.0 * time)
+    fine = np.arange(0.0, 100.5, 0.5)
+    short = Trace("ase", 0.5, fine, 0.3 + 1e-6 * fine + 0.25 * g, 0.0 * fine)
+    found_time, energy = extrapolated(long, short)
+    assert np.array_equal(found_time, time)
+    assert energy == pytest.approx(exact, abs=1e-14)
+    assert drift_of(found_time, energy) == pytest.approx((1.0, 0.0), abs=1e-7)
+
+
+def test_error_of_a_drift_knows_that_a_short_run_is_smooth():
+    """A slope through part of an oscillation is worth less than its residuals suggest."""
+    time = np.arange(0.0, 100.0)
+    noise = 1e-6 * np.random.default_rng(2).normal(size=100)
+    smooth = 1e-6 * np.sin(time / 16.0)
+    for energy, inflated in ((noise, False), (smooth, True)):
+        slope, error = drift_of(time, energy)
+        assert abs(slope) < 3 * error
+        centres, means = (x.reshape(20, 5).mean(axis=1) for x in (time, energy))
+        plain = 1e6 * np.sqrt(np.polyfit(centres, means, 1, cov=True)[1][0, 0])
+        assert (error > 2 * plain) == inflated
+
+
+class Curl(EquivariantCalculator):
+    """A force that is no gradient, and does work."""
+
+    strength = 1e-4
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, [*properties, "forces"], system_changes)
+        turned = np.sin(2.0 * np.roll(self.atoms.positions, -1, axis=1))
+        self.results["forces"] = self.results["forces"] + self.strength * turned
+
+
+def slab():
+    atoms = diamond100("Si", (2, 2, 6), vacuum=6.0, periodic=False)
+    atoms.rattle(0.03, seed=1)
+    return atoms
+
+
+def test_short_run_of_a_slab_passes():
+    """Its drift is the integrator's: 16 times as large at four times the step, and none at 0."""
+    report = check_nve(slab(), "si", steps=50, timestep=2.0, engines=("ase",))
+    first, *_, last = (t.drift for t in report.traces["ase"])
+    assert abs(last) > report.max_drift
+    assert first / last == pytest.approx(16.0, rel=0.15)
+    value, error = report.drift("ase")
+    assert abs(value) < 1e-3
+    assert error < 1e-3
+    assert report.verdict == "PASS", str(report)
+
+
+def test_weak_force_that_is_no_gradient_fails_in_a_short_run(monkeypatch):
+    """Weaker than what the order of the fluctuation shows: the drift is the same at every step."""
+    monkeypatch.setattr("eqcalc.checks.nve.EquivariantCalculator", Curl)
+    report = check_nve(slab(), "si", steps=50, timestep=2.0, engines=("ase",), single=False)
+    assert report.order("ase") == pytest.approx(2.0, abs=0.1)
+    assert report.verdict == "FAIL"
+    assert "at dt = 0" in report.failures[0]
+    value, error = report.drift("ase")
+    assert value == pytest.approx(-0.06, abs=0.02)
+    assert error < 0.02
 
 
 def test_nve_in_ase_and_lammps_agree(tmp_path):

@@ -6,7 +6,7 @@ import base64
 from html import escape
 from pathlib import Path
 
-from eqcalc.checks.report import Table, png, write_json
+from eqcalc.checks.report import Table, write_json
 from eqcalc.checks.suite import Outcome, Suite
 from eqcalc.errors import InputError
 from eqcalc.files import write_bytes
@@ -23,6 +23,7 @@ th:first-child, td:first-child, .words td { text-align: left; }
 .PASS { color: #176b2c; } .FAIL { color: #b00020; } .SKIPPED { color: #6b6b6b; }
 .UNDECIDED { color: #8a5a00; }
 .verdict { font-weight: 700; } .method, .note { color: #444; white-space: pre-line; }
+pre { overflow-x: auto; font-size: 0.8em; color: #444; }
 .hash { word-break: break-all; }
 """
 
@@ -57,10 +58,11 @@ def _section(outcome: Outcome) -> str:
     if outcome.reasons:
         items = "".join(f"<li>{escape(reason)}</li>" for reason in outcome.reasons)
         parts.append(f'<ul class="{outcome.verdict}">{items}</ul>')
+    if outcome.trace:
+        parts.append(f"<pre>{escape(outcome.trace)}</pre>")
     if report:
-        figure = report.draw()
-        if figure is not None:
-            data = base64.b64encode(png(figure)).decode()
+        if outcome.picture:
+            data = base64.b64encode(outcome.picture).decode()
             parts.append(f'<img alt="{title}" src="data:image/png;base64,{data}">')
         parts += [_table(table) for table in report.tables()]
     return "\n".join(parts)

@@ -23,7 +23,7 @@ from eqcalc.checks.gradients import check_gradients
 from eqcalc.checks.nve import check_nve
 from eqcalc.checks.parity import check_parity
 from eqcalc.checks.properties import check_properties
-from eqcalc.checks.report import Report
+from eqcalc.checks.report import Report, png
 from eqcalc.checks.smoothness import check_smoothness
 from eqcalc.checks.symmetry import check_symmetry
 from eqcalc.errors import InputError
@@ -46,7 +46,7 @@ class Outcome:
     """One check: its report, or why there is none.
 
     error: what stopped it, which counts as a failure; trace: where, if it was a bug; skipped: why
-    it does not apply.
+    it does not apply; picture: PNG, empty where there is none.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Outcome:
     error: str = ""
     skipped: str = ""
     trace: str = ""
+    picture: bytes = b""
 
     @property
     def failures(self) -> list[str]:
@@ -248,12 +249,16 @@ def check_all(
     atoms = default_structure(calc.potential.symbols) if atoms is None else atoms
     calc.potential.species_of(atoms.numbers)
     say("relaxing the structure")
-    outcomes = []
-    try:
-        cells = prepare(atoms, calc)
-    except Exception as reason:
-        outcomes.append(Outcome("relaxation", "Relaxation", error=str(reason)))
-        cells = prepare(atoms, calc, relaxed=False)
+    outcomes: list[Outcome] = []
+    cells = Cells(*[structures.bare(atoms)] * 3)
+    for relaxed in (True, False):
+        try:
+            cells = prepare(atoms, calc, relaxed=relaxed)
+            break
+        except Exception as reason:
+            error, trace = _sentence(reason)
+            name, title = ("relaxation", "Relaxation") if relaxed else ("cells", "Cells")
+            outcomes.append(Outcome(name, title, error=error, trace=trace))
     missing = "" if lammps else "LAMMPS was left out."
     if lammps and find_tool("lmp") is None:
         missing = f"LAMMPS is not installed: {INSTALL_LAMMPS}"
@@ -294,20 +299,28 @@ def check_all(
     return Suite(describe_model(calc), about, outcomes)
 
 
+def _sentence(reason: Exception) -> tuple[str, str]:
+    """What stopped a check, and where if it was a bug."""
+    if isinstance(reason, InputError):
+        return str(reason), ""
+    said = f"It stopped with {type(reason).__name__}: {reason}. Please report this as a bug."
+    return said, "".join(traceback.format_exception(reason))
+
+
 def _outcome(name: str, title: str, run: Callable[[], Report] | str) -> Outcome:
-    """Whatever stops one check, or its report, the others go on."""
+    """Whatever stops one check, or what is written of it, the others go on."""
     if isinstance(run, str):
         return Outcome(name, title, skipped=run)
     start = time.perf_counter()
-    report, error, trace = None, "", ""
+    report, picture, error, trace = None, b"", "", ""
     try:
         made = run()
         str(made)
         json.dumps(made.to_dict(), allow_nan=False)
+        figure = made.draw()
+        picture = png(figure) if figure is not None else b""
         report = made
-    except InputError as reason:
-        error = str(reason)
-    except Exception as bug:
-        error = f"The check stopped with {type(bug).__name__}: {bug}. Please report it."
-        trace = traceback.format_exc()
-    return Outcome(name, title, time.perf_counter() - start, report, error, trace=trace)
+    except Exception as reason:
+        error, trace = _sentence(reason)
+    seconds = time.perf_counter() - start
+    return Outcome(name, title, seconds, report, error, trace=trace, picture=picture)
