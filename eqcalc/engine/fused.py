@@ -34,7 +34,7 @@ from eqcalc.runtime import TurnLock, own_torch
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 
 #: degree of the radial tables and their relative error, by scalar
-TABLES = {"float": (5, 2e-7), "double": (7, 5e-11)}
+TABLES = {"float": (5, 2e-7), "double": (7, 1e-11)}
 
 
 class _Writer:
