@@ -284,7 +284,7 @@ class EquivariantCalculator(Calculator):
             _seal(self.results)
             if gradient:
                 self._virials = sum(outcome.virials for outcome in outcomes) / len(outcomes)
-            self._watch_domain(structure, pairs, volume)
+            self._watch_domain(structure, pairs, volume if structure.pbc.all() else None)
 
     def _watch_domain(self, structure: Structure, pairs: Pairs, volume: float | None) -> None:
         """Says once of each quantity that it is outside of the training (`eqcalc.domain`).

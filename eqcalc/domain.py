@@ -247,7 +247,8 @@ class DomainWatch:
             species: [N] of the atoms.
             edge_src, edge_dst: [E] neighbour and centre.
             length: [E] Å, of the neighbours within the cutoff.
-            energy: eV; forces: [N, 3] eV/Å; stress: [6] eV/Å^3; volume: Å^3, where there is one.
+            energy: eV; forces: [N, 3] eV/Å; stress: [6] eV/Å^3; volume: Å^3 of what is
+                periodic in three directions: vacuum is no density.
         """
         yield from self._distance(species, edge_src, edge_dst, length)
         yield from self._neighbors(species, edge_dst)
