@@ -21,8 +21,9 @@ from ase.optimize import BFGS
 from matplotlib.figure import Figure
 
 from eqcalc import EquivariantCalculator, InputError
-from eqcalc.checks.report import Table, png, write_bytes, write_json
+from eqcalc.checks.report import Table, png, write_json
 from eqcalc.checks.traces import Trace, run_lammps, trace_of, with_velocities
+from eqcalc.files import write_bytes
 from eqcalc.lammps import run_lmp, write_input
 
 #: Stillinger and Weber, Phys. Rev. B 31, 5262 (1985): epsilon eV (from the cohesive energy, as is

@@ -1,6 +1,8 @@
 """Imports go one way, and what must be light stays light."""
 
 import ast
+import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +95,17 @@ def test_every_part_is_listed():
 def test_light_imports_stay_light(statement, heavy):
     code = f"{statement}\nimport sys\nassert not [m for m in {heavy!r} if m in sys.modules]"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE.parent / "examples").glob("*.py")), ids=lambda p: p.stem
+)
+def test_examples_import_what_exists(path):
+    """Also those that take too long to be run here."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eqcalc"):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                submodule = f"{node.module}.{name.name}"
+                known = hasattr(module, name.name) or importlib.util.find_spec(submodule)
+                assert known, f"{path.name}: {submodule}"
