@@ -9,6 +9,7 @@ from potentials import some_crowding, untrained
 from runs import tiny, write_frames
 
 from eqcalc import EquivariantCalculator
+from eqcalc.checks.symmetry import check_symmetry
 from eqcalc.data.dataset import Batch
 from eqcalc.nn.crowding import Crowding
 from eqcalc.training.finetune import read_source
@@ -104,6 +105,13 @@ def test_forces_and_stress_are_derivatives(faded, engine):
     np.testing.assert_allclose(analytic, numeric, rtol=1e-4, atol=1e-6)
     shear = (e[6] - e[7]) / (2.0 * step * atoms.get_volume())
     assert result["stress"][5] == pytest.approx(shear, rel=1e-4, abs=1e-8)
+
+
+def test_symmetries(faded):
+    """Rotations, reflections, permutations, images and supercells."""
+    calc = EquivariantCalculator(faded, dtype="float64")
+    report = check_symmetry(oxide(), {"float64": calc})
+    assert report.passed, str(report)
 
 
 def test_calm_structures_are_untouched(faded, plain):

@@ -21,7 +21,7 @@ from eqcalc.data.store import pack
 from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.nn.radial import InnerLimit
-from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy
+from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy, zbl_slope
 from eqcalc.training import pairs
 from eqcalc.training.dryrun import dry_run
 from eqcalc.training.folder import load_run
@@ -361,3 +361,15 @@ def test_many_elements():
     assert fit.force_rms < 0.7 * np.sqrt(np.mean([f.forces**2 for f in frames]))
     with pytest.raises(InputError, match=f"at most {MOST_ELEMENTS} elements, and the frames have"):
         fit_pairs(dataset, [*numbers, 50], [0.0] * (MOST_ELEMENTS + 1), CUTOFF)
+
+
+def test_slope_of_the_nuclear_repulsion():
+    """That of the core repulsion where its envelope is one to rounding."""
+    core = CoreRepulsion([8, 14])
+    core.limit([[1e3, 1e3], [1e3, 1e3]])
+    r = torch.tensor([0.5, 1.0, 1.7], dtype=torch.float64, requires_grad=True)
+    zero, one = torch.zeros(2, dtype=torch.int64)[:1], torch.ones(1, dtype=torch.int64)
+    species = torch.tensor([0, 1])
+    energy = 2.0 * core(species, one.expand(3), zero.expand(3), r)
+    (expected,) = torch.autograd.grad(energy.sum(), r)
+    torch.testing.assert_close(zbl_slope(r, 8, 14), expected, rtol=1e-12, atol=0.0)

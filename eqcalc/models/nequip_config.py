@@ -59,11 +59,10 @@ class NequIPConfig:
         core_repulsion: add the ZBL repulsion at short distance.
         core_cutoff: Å, where that ends; 0: at the sum of the covalent radii.
         core_envelope_power: p of its polynomial envelope.
-        pair_potential: add a pair potential that is fitted to the labels before training; the
-            network learns the rest, which is smaller. At distances much shorter than all of the
-            training, where networks may do anything, it is told no shorter ones, and the pair
-            potential is repulsive (`eqcalc.training.pairs`). The core repulsion ends inside of the
-            training's distances, and at the sum of the covalent radii at most.
+        pair_potential: add a repulsion of pairs that is fitted to the labels before training; the
+            network learns the rest. It sees no distances much shorter than all of the training
+            (`eqcalc.training.pairs`). The core repulsion ends inside of the training's distances,
+            and at the sum of the covalent radii at most.
         crowding_limit: messages to atoms that are more crowded than any of the training fade, so
             that dense structures have no energy but that of the pair terms, which repel
             (`eqcalc.nn.crowding`). No number of the training frames changes by it.

@@ -12,7 +12,6 @@ network learns only what pairs cannot explain. A Morse potential has the first t
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from ase import units
 from ase.data import covalent_radii
@@ -20,18 +19,24 @@ from torch import Tensor, nn
 
 from eqcalc.nn.radial import polynomial_envelope
 
-#: of the screening function, eqs. 2-9 of Ziegler, Biersack and Littmark
-WEIGHTS = 0.18175, 0.50986, 0.28022, 0.02817
-DECAYS = 3.19980, 0.94229, 0.40290, 0.20162
-
 COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi eps_0), eV Å
 
 
-def zbl_slope(r: np.ndarray, a: int, b: int) -> np.ndarray:
-    """dV_ZBL/dr [n] eV/Å of elements Z = a, b at r [n] Å, without any cutoff."""
-    screening = 0.46850 / (a**0.23 + b**0.23)
-    terms = np.array(WEIGHTS) * np.exp(-np.outer(r / screening, DECAYS))
-    return -COULOMB * a * b * (terms @ (np.array(DECAYS) / screening) / r + terms.sum(1) / r**2)
+def screening_function(x: Tensor) -> Tensor:
+    """phi of Ziegler, Biersack and Littmark, at distances in units of the screening length."""
+    return (
+        0.18175 * torch.exp(-3.19980 * x)
+        + 0.50986 * torch.exp(-0.94229 * x)
+        + 0.28022 * torch.exp(-0.40290 * x)
+        + 0.02817 * torch.exp(-0.20162 * x)
+    )
+
+
+def zbl_slope(r: Tensor, a: int, b: int) -> Tensor:
+    """dV_ZBL/dr [n] eV/Å of elements Z = a, b at r [n] Å float64, without any cutoff."""
+    r = r.detach().requires_grad_()
+    energy = COULOMB * a * b / r * screening_function(r * (a**0.23 + b**0.23) / 0.46850)
+    return torch.autograd.grad(energy.sum(), r)[0]
 
 
 class CoreRepulsion(nn.Module):
@@ -68,12 +73,7 @@ class CoreRepulsion(nn.Module):
     ) -> Tensor:
         a, b = species.index_select(0, edge_dst), species.index_select(0, edge_src)
         x = length / self.screening[a, b]
-        phi = (
-            0.18175 * torch.exp(-3.19980 * x)
-            + 0.50986 * torch.exp(-0.94229 * x)
-            + 0.28022 * torch.exp(-0.40290 * x)
-            + 0.02817 * torch.exp(-0.20162 * x)
-        )
+        phi = screening_function(x)
         envelope = polynomial_envelope(length / self.pair_cutoff[a, b], self.power)
         return 0.5 * self.charges[a, b] / length * phi * envelope
 

@@ -139,7 +139,8 @@ class _Fit:
         for pair in np.flatnonzero(np.isfinite(self.shortest)):
             mine = slice(pair * ORDERS.size, (pair + 1) * ORDERS.size)
             r = np.linspace(*PRIOR, 12) * self.shortest[pair]
-            wanted = zbl_slope(r, atomic_numbers[first[pair]], atomic_numbers[second[pair]])
+            ends = atomic_numbers[first[pair]], atomic_numbers[second[pair]]
+            wanted = zbl_slope(torch.from_numpy(r), *ends).numpy()
             matrix = _terms(r, self.cutoff)[1] / wanted[:, None] / size[mine]
             square[mine, mine] += PRIOR_WEIGHT * matrix.T @ matrix / len(r)
             right[mine] += PRIOR_WEIGHT * matrix.sum(axis=0) / len(r)

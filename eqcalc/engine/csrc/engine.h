@@ -584,9 +584,8 @@ class Network {
           const double *v = graph.edge_vec + 3 * e;
           const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
           const int b = node_species_[graph.edge_src[e]];
-          double slope = 0.0;
-          if (!crowding_.none()) crowd += crowding_.term(a, b, r, slope);
-          slope = 0.0;
+          double slope = 0.0, unused;
+          if (!crowding_.none()) crowd += crowding_.term(a, b, r, unused);
           core_.add(a, b, r, energies[i], slope);
           pair_.add(a, b, r, energies[i], slope);
           if (!gradient) continue;
