@@ -54,18 +54,28 @@ def relabel(frames, module, numbers, offset):
     return made
 
 
-def force(coefficients: list[float], r: np.ndarray) -> np.ndarray:
-    """Of one pair, positive where it repels."""
-    module = PairEnergy([[coefficients]], CUTOFF)
+def slope_and_curvature(
+    coefficients: list[float], r: np.ndarray, cutoff: float = CUTOFF
+) -> tuple[np.ndarray, np.ndarray]:
+    """V' [n] eV/Å and V'' [n] eV/Å^2 of one pair at r [n] Å."""
+    module = PairEnergy([[coefficients]], cutoff)
     length = torch.from_numpy(r).requires_grad_()
     one = torch.zeros(len(r), dtype=torch.int64)
     energy = 2.0 * module(one, one, one, length)
-    return -torch.autograd.grad(energy.sum(), length)[0].numpy()
+    (slope,) = torch.autograd.grad(energy.sum(), length, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), length)
+    return slope.detach().numpy(), curvature.numpy()
 
 
-def test_repulsion_that_pairs_can_explain_is_found(molecules, monkeypatch):
+def assert_convex(coefficients: list[float], cutoff: float = CUTOFF) -> None:
+    """Repulsion that never weakens on the way in; bonds have curvatures of tens of eV/Å^2."""
+    slope, curvature = slope_and_curvature(coefficients, np.linspace(1e-3, cutoff, 4001), cutoff)
+    assert slope.max() < 1e-6
+    assert curvature.min() > -2e-3
+
+
+def test_repulsion_that_pairs_can_explain_is_found(molecules):
     """Labels of such a potential: forces and relative energies to 1 %, atoms' energies aside."""
-    monkeypatch.setattr(pairs, "PRIOR_WEIGHT", 0.0)  # what the labels alone say
     coefficients = [
         [[0.0] * 6, [0.0, 0.0, 900.0, 0, 0, 0]],
         [[0.0] * 6, [9.0, 50.0, 0, 0, 0, 0]],
@@ -86,7 +96,7 @@ def test_repulsion_that_pairs_can_explain_is_found(molecules, monkeypatch):
 
 
 def test_pairs_only_repel(molecules):
-    """Whatever the labels, at all distances; below those of the frames like bare nuclei."""
+    """Whatever the labels, at all distances, and ever more the closer two atoms are."""
     frames = read_frames(molecules)
     rng = np.random.default_rng(0)
     random = [replace(f, forces=rng.normal(size=f.forces.shape)) for f in frames]
@@ -105,15 +115,72 @@ def test_pairs_only_repel(molecules):
                 if {f.atoms.numbers[i], f.atoms.numbers[j]} == {numbers[a], numbers[b]}
             ]
             shortest = min(distances)
-            assert min(constants.coefficients[a][b]) >= 0.0
-            assert force(constants.coefficients[a][b], np.linspace(0.1, CUTOFF, 41)).min() >= 0.0
-            assert force(constants.coefficients[a][b], np.array([0.7 * shortest])) > 0.0
+            assert_convex(constants.coefficients[a][b])
+            at = np.array([0.7 * shortest])
+            assert slope_and_curvature(constants.coefficients[a][b], at)[0] < -1.0
             expected = pytest.approx(INNER * shortest, abs=1e-4)
             assert inner[a, b] == inner[b, a] == expected
             covalent = float(CoreRepulsion(numbers).pair_cutoff[a, b])
             assert (
                 core[a, b] == core[b, a] == pytest.approx(min(covalent, CORE * shortest), abs=1e-4)
             )
+
+
+def silicon() -> list[Frame]:
+    return read_frames(Path(__file__).parent / "data" / "silicon_surfaces.xyz")
+
+
+def test_convex_in_a_crystal():
+    """Of DFT labels, with a cutoff that takes in many shells."""
+    constants = fit_pairs(FrameDataset(silicon(), [14], 5.0), [14], [-5.4], 5.0).constants
+    assert_convex(constants.coefficients[0][0], 5.0)
+
+
+def test_least_squares_with_known_answers():
+    """The free minimum where it is allowed; else on the plane that it violates, or in a corner."""
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(6, 6))
+    square, right = half @ half.T + np.eye(6), rng.normal(size=6)
+    free = np.linalg.solve(square, right)
+    allowed = np.sign(free)[:, None] * np.eye(6)
+    assert pairs._least_squares(square, right, allowed) == pytest.approx(free, rel=1e-10)
+    # one plane p.x >= 0: x = free + S^-1 p l with p.x = 0, by Lagrange
+    plane = -free / np.linalg.norm(free)
+    step = np.linalg.solve(square, plane)
+    on_plane = free - step * (plane @ free) / (plane @ step)
+    got = pairs._least_squares(square, right, plane[None])
+    assert got == pytest.approx(on_plane, rel=1e-10)
+    # nearest point of the quadrant x >= 0, y >= x to (1, -2)
+    corner = pairs._least_squares(np.eye(2), np.array([1.0, -2.0]), np.array([[1, 0], [-1, 1.0]]))
+    assert corner == pytest.approx(np.zeros(2), abs=1e-12)
+    edge = pairs._least_squares(np.eye(2), np.array([2.0, 1.0]), np.array([[1, 0], [-1, 1.0]]))
+    assert edge == pytest.approx([1.5, 1.5], rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["molecules", "crystal"])
+def test_wall_of_the_free_fit(molecules, monkeypatch, kind):
+    """Below the shortest distance the slope is near that of a fit that may attract."""
+    if kind == "molecules":
+        frames, numbers, shift, cutoff = read_frames(molecules), [1, 3], [-2.1, -2.3], CUTOFF
+    else:
+        frames, numbers, shift, cutoff = silicon(), [14], [-5.4], 5.0
+
+    def fitted():
+        return fit_pairs(FrameDataset(frames, numbers, cutoff), numbers, shift, cutoff).constants
+
+    drawn = fitted()
+    monkeypatch.setattr(pairs, "WALL_WEIGHT", 0.0)
+    convex = fitted()
+    monkeypatch.setattr(pairs, "_least_squares", lambda s, right, _: np.linalg.solve(s, right))
+    free = fitted()
+    for a, b in zip(*np.triu_indices(len(numbers)), strict=True):
+        r = np.linspace(*pairs.WALL, 12) * drawn.inner_limits[a][b] / INNER
+        wall, *slopes = (
+            slope_and_curvature(c.coefficients[a][b], r, cutoff)[0] for c in (free, drawn, convex)
+        )
+        off, before = (np.sqrt(np.mean((s / wall - 1.0) ** 2)) for s in slopes)
+        assert off < 0.3
+        assert off < 0.7 * before
 
 
 def test_elements_that_never_meet():
@@ -132,9 +199,8 @@ def test_elements_that_never_meet():
         assert mixed == pytest.approx(0.5 * (neon + argon), rel=1e-5)
 
 
-def test_labels_without_forces(molecules, monkeypatch):
+def test_labels_without_forces(molecules):
     """Energies alone give a potential."""
-    monkeypatch.setattr(pairs, "PRIOR_WEIGHT", 0.0)
     module = PairEnergy([[[0.0, 90.0, 0, 0, 0, 0]] * 2] * 2, CUTOFF)
     frames = relabel(read_frames(molecules), module, [1, 3], {1: -2.0, 3: -2.3})
     frames = [replace(f, forces=None) for f in frames]
@@ -357,7 +423,7 @@ def test_many_elements():
     numbers = list(range(3, 3 + MOST_ELEMENTS))
     dataset = FrameDataset(frames, numbers, CUTOFF)
     fit = fit_pairs(dataset, numbers, [0.0] * MOST_ELEMENTS, CUTOFF)
-    # of Lennard-Jones forces the repulsion alone, drawn to that of bare nuclei
+    # of Lennard-Jones forces the repulsion alone
     assert fit.force_rms < 0.7 * np.sqrt(np.mean([f.forces**2 for f in frames]))
     with pytest.raises(InputError, match=f"at most {MOST_ELEMENTS} elements, and the frames have"):
         fit_pairs(dataset, [*numbers, 50], [0.0] * (MOST_ELEMENTS + 1), CUTOFF)

@@ -8,17 +8,24 @@ squares,
 the offsets e of the elements being thrown away. Exponentials are nearly dependent on each other;
 the ridge, on coefficients in units of what they do to the forces, keeps them small.
 
-No coefficient is negative: the potential only repels. The frames of one molecule never change the
-number of its bonds, so nothing in them tells how strong each kind of bond is; attraction that is
-fitted to them all the same makes holes where a bond breaks and another forms. (Acetylacetone: -3.3
-eV for O-H and -0.8 eV for C-H; a hydrogen that moved from carbon to oxygen gained 2.5 eV.)
+V is convex, V'' >= 0, so that it only repels and ever more the closer two atoms are. The frames of
+one molecule never change the number of its bonds, so nothing in them tells how strong each kind of
+bond is; attraction that is fitted to them all the same makes holes where a bond breaks and another
+forms. (Acetylacetone: -3.3 eV for O-H and -0.8 eV for C-H; a hydrogen that moved from carbon to
+oxygen gained 2.5 eV.) What such a fit does know is the wall of a bond: half of its curvature is the
+harmonic force of the bond, and its slope below the shortest distance is about a Morse potential's.
+So the same least squares are solved twice, first free, for the slopes W below the shortest
+distance, then convex and drawn to these,
 
-Below the shortest distance of a pair, where there are no labels, the slope is drawn to that of the
-bare nuclei's screened repulsion (Ziegler, Biersack and Littmark, `eqcalc.nn.reference`),
+    ... + WALL_WEIGHT <(V' / W - 1)^2>.
 
-    ... + PRIOR_WEIGHT <(V'_pair / V'_ZBL - 1)^2>,
+Where the free fit is no wall (elements that are not bonded in the frames), W is the slope of the
+bare nuclei's screened repulsion (Ziegler, Biersack and Littmark, `eqcalc.nn.reference`). The
+network sees no distances much shorter than the shortest (`eqcalc.nn.radial.InnerLimit`).
 
-and the network sees no distances much shorter than that (`eqcalc.nn.radial.InnerLimit`).
+References:
+    C. L. Lawson and R. J. Hanson, Solving Least Squares Problems (1974), chapter 23: least squares
+    with linear inequalities as a problem of non-negative least squares.
 """
 
 from __future__ import annotations
@@ -28,7 +35,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import lsq_linear
+from scipy.optimize import nnls
 
 from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.errors import InputError
@@ -40,26 +47,42 @@ RIDGE = 1e-5
 #: of the shortest distance: where the network is no longer told how short a distance is, and where
 #: the core repulsion ends
 INNER, CORE = 0.93, 0.85
-#: of the shortest distance: where the slope is drawn to that of V_ZBL; the weight of that beside
-#: mean squares of forces in eV/Å
-PRIOR = 0.55, 0.9
-PRIOR_WEIGHT = 0.1
+#: of the shortest distance: where the slope is drawn to that of the free fit, or else of V_ZBL; the
+#: weight of that beside mean squares of forces in eV/Å
+WALL, BARE = (0.7, 0.95), (0.55, 0.9)
+WALL_WEIGHT = 0.3
 #: pairs grow as its square, operations as its sixth power
 MOST_ELEMENTS = 10
 #: frames that are looked at, evenly spread over the set
 FRAMES = 2000
 
+#: the curvature is checked at so many distances up to this part of the cutoff
+POINTS, LAST = 200, 0.99
+
 ORDERS = np.arange(1, PairEnergy.TERMS + 1)
 
 
-def _terms(r: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of every coefficient 1 eV: energy [E, TERMS] eV and slope [E, TERMS] eV/Å at r [E]."""
-    decay = np.exp(-PairEnergy.RATE * np.outer(r, ORDERS))
+def _terms(r: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every coefficient 1 eV: energy eV, slope eV/Å and curvature eV/Å^2 [E, TERMS] at r [E]."""
+    rate = PairEnergy.RATE * ORDERS
+    decay = np.exp(-np.outer(r, rate))
     length = torch.from_numpy(r).requires_grad_()
     envelope = polynomial_envelope(length / cutoff, 6)
-    (slope,) = torch.autograd.grad(envelope.sum(), length)
-    u, u_slope = envelope.detach().numpy()[:, None], slope.numpy()[:, None]
-    return decay * u, decay * (u_slope - PairEnergy.RATE * ORDERS * u)
+    (slope,) = torch.autograd.grad(envelope.sum(), length, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), length)
+    u, u1, u2 = (t.detach().numpy()[:, None] for t in (envelope, slope, curvature))
+    return decay * u, decay * (u1 - rate * u), decay * (u2 - 2 * rate * u1 + rate**2 * u)
+
+
+def _least_squares(square: np.ndarray, right: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """The x that makes x.square.x / 2 - right.x least under positive @ x >= 0."""
+    factor = np.linalg.cholesky(square).T
+    free = np.linalg.solve(factor.T, right)
+    rows = np.linalg.solve(factor.T, positive.T)
+    system = np.vstack([rows, -(free @ rows)])
+    residual = system @ nnls(system, np.eye(len(system))[-1], maxiter=100 * len(rows))[0]
+    residual[-1] -= 1.0
+    return np.linalg.solve(factor, free - residual[:-1] / residual[-1])
 
 
 @dataclass(frozen=True)
@@ -81,7 +104,7 @@ def _design(item: Batch, index: np.ndarray, cutoff: float) -> _Design:
     src, dst = graph.edge_src.numpy(), graph.edge_dst.numpy()
     r = np.sqrt(np.square(vec).sum(axis=1))
     pair = index[species[dst], species[src]]
-    energy, slope = _terms(r, cutoff)
+    energy, slope, _ = _terms(r, cutoff)
     number, size = index.max() + 1, len(species)
     total = np.zeros((number, ORDERS.size))
     np.add.at(total, pair, 0.5 * energy)
@@ -130,26 +153,39 @@ class _Fit:
         self.rows += int(known.sum()) + 1
 
     def solve(self, atomic_numbers: Sequence[int]) -> np.ndarray:
-        """Coefficients [pairs, TERMS] eV, none negative."""
+        """Coefficients [pairs, TERMS] eV of a convex potential."""
         size = np.sqrt(np.diag(self.square) / self.rows)
         size[size == 0.0] = 1.0  # of pairs that never meet
         square = self.square / self.rows / np.outer(size, size) + RIDGE * np.eye(len(size))
         right = self.right / self.rows / size
+        free = np.linalg.solve(square, right)
         first, second = np.triu_indices(self.num_species)
+        convex = []
         for pair in np.flatnonzero(np.isfinite(self.shortest)):
             mine = slice(pair * ORDERS.size, (pair + 1) * ORDERS.size)
-            r = np.linspace(*PRIOR, 12) * self.shortest[pair]
             ends = atomic_numbers[first[pair]], atomic_numbers[second[pair]]
-            wanted = zbl_slope(torch.from_numpy(r), *ends).numpy()
-            matrix = _terms(r, self.cutoff)[1] / wanted[:, None] / size[mine]
-            square[mine, mine] += PRIOR_WEIGHT * matrix.T @ matrix / len(r)
-            right[mine] += PRIOR_WEIGHT * matrix.sum(axis=0) / len(r)
-        factor = np.linalg.cholesky(square).T
-        target = np.linalg.solve(factor.T, right)
-        lower = np.full(len(size), -np.inf)
-        lower[: self.width] = 0.0
-        solution = lsq_linear(factor, target, (lower, np.inf), method="bvls").x / size
-        return np.maximum(solution[: self.width].reshape(-1, ORDERS.size), 0.0)
+            slope, wall = self._wall(pair, free[mine] / size[mine], *ends)
+            matrix = slope / wall[:, None] / size[mine]
+            square[mine, mine] += WALL_WEIGHT * matrix.T @ matrix / len(wall)
+            right[mine] += WALL_WEIGHT * matrix.sum(axis=0) / len(wall)
+            rows = np.zeros((POINTS, len(size)))
+            r = np.linspace(0.0, LAST * self.cutoff, POINTS)
+            rows[:, mine] = _terms(r, self.cutoff)[2] / size[mine]
+            convex.append(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        solution = _least_squares(square, right, np.concatenate(convex)) / size
+        return solution[: self.width].reshape(-1, ORDERS.size)
+
+    def _wall(
+        self, pair: int, free: np.ndarray, first: int, second: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Slopes per coefficient [points, TERMS] and the slopes that they are drawn to [points]."""
+        r = np.linspace(*WALL, 12) * self.shortest[pair]
+        slope = _terms(r, self.cutoff)[1]
+        wall = slope @ free
+        if (wall < 0.0).all() and (np.diff(wall) > 0.0).all():
+            return slope, wall
+        r = np.linspace(*BARE, 12) * self.shortest[pair]
+        return _terms(r, self.cutoff)[1], zbl_slope(torch.from_numpy(r), first, second).numpy()
 
 
 def _limited(constants: PairConstants, shortest: np.ndarray) -> PairConstants:
