@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +24,8 @@ from eqcalc import export
 from eqcalc.engine import plan as plans
 from eqcalc.engine.arrays import address, converted
 from eqcalc.engine.build import compile_library, load_library
-from eqcalc.engine.kernels import LAYOUT_VERSION, compiler_flags, library_source
+from eqcalc.engine.description import DESCRIPTION_VERSION, encode
+from eqcalc.engine.kernels import compiler_flags, library_source
 from eqcalc.engine.tables import tabulate
 from eqcalc.errors import InputError
 from eqcalc.reuse import Reused
@@ -37,111 +37,53 @@ SCALARS = {torch.float32: "float", torch.float64: "double"}
 TABLES = {"float": (5, 2e-7), "double": (7, 1e-11)}
 
 
-class _Writer:
-    """Numbers in the order in which csrc/engine.h reads them."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def integers(self, *values: int) -> None:
-        self.parts.append(struct.pack(f"{len(values)}q", *values))
-
-    def numbers(self, values: Any) -> None:
-        self.parts.append(np.ascontiguousarray(values, dtype=np.float64).tobytes())
-
-    def products(self, products: list[plans.Product]) -> None:
-        self.integers(len(products))
-        for p in products:
-            self.integers(p.at_in, p.stride_in, p.dim, p.at_out, p.stride_out, len(p.matrices))
-            self.numbers(p.matrices)
+def _radial(layer: plans.LayerPlan, radial: str) -> dict[str, Any]:
+    if radial == "network":
+        return {"matrices": [{"matrix": matrix} for matrix in layer.radial_network]}
+    segments = [{"start": start, "intervals": n} for start, n in layer.table.segments]
+    return {"segments": segments, "coefficients": layer.table.coefficients}
 
 
-def _write_message_product(out: _Writer, product: plans.MessageProduct | None) -> None:
-    out.integers(int(product is not None))
-    if product is None:
-        return
-    out.integers(product.width_factors, product.width_products, product.channels)
-    out.products(product.into)
-    out.products(product.out)
-    out.integers(len(product.terms))
-    for *columns, coefficient in product.terms:
-        out.integers(*columns)
-        out.numbers(coefficient)
-
-
-def _write_readout(out: _Writer, layer: plans.LayerPlan) -> None:
-    out.integers(int(layer.readout_in is not None))
-    if layer.readout_in is not None:
-        out.integers(*layer.readout_in.shape)
-        out.numbers(layer.readout_in)
-        out.numbers(layer.readout_out)
-
-
-def _write_pair_terms(out: _Writer, plan: plans.Plan) -> None:
-    out.integers(int(bool(plan.core)))
-    if plan.core:
-        out.integers(plan.core_power)
-        for name in ("charges", "screening", "pair_cutoff"):
-            out.numbers(plan.core[name])
-    out.integers(0 if plan.pair is None else plan.pair.coefficients.shape[2])
-    if plan.pair is not None:
-        out.numbers(np.array([plan.pair.rate, plan.pair.cutoff]))
-        out.numbers(plan.pair.coefficients)
-    out.integers(int(plan.inner_limits is not None))
-    if plan.inner_limits is not None:
-        out.numbers(plan.inner_limits)
-    out.integers(int(plan.crowding is not None))
-    if plan.crowding is not None:
-        for values in plan.crowding:
-            out.numbers(values)
+def _layer(layer: plans.LayerPlan, kernels: int, radial: str) -> dict[str, Any]:
+    return {
+        "kernels": kernels,
+        "width_in": layer.width_in,
+        "width_message": layer.convolution.width_out,
+        "width_pre": layer.width_pre,
+        "width_out": layer.width_out,
+        "num_weights": layer.convolution.num_weights,
+        "up": layer.up,
+        "own": layer.own,
+        "mix": layer.mix,
+        "up_bias": layer.up_bias,
+        "pre_bias": layer.pre_bias,
+        "product": layer.product,
+        "gate": layer.gate,
+        "readout_in": layer.readout_in,
+        "readout_out": layer.readout_out,
+        "radial": _radial(layer, radial),
+    }
 
 
 def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:
-    """The network's description for `eqcalc_open`."""
-    out = _Writer()
-    out.integers(LAYOUT_VERSION, len(plan.layers), plan.num_species)
-    out.numbers([plan.cutoff, *plan.activation_scales])
-    if radial == "network":
-        envelope = [plan.envelope_power, plan.envelope_onset]
-        out.numbers([plan.prefactor, *envelope, plan.activation_scales[0]])
-        out.integers(len(plan.orders))
-        out.numbers(plan.orders)
-    for layer, kernel in zip(plan.layers, kernels, strict=True):
-        out.integers(
-            kernel,
-            layer.width_in,
-            layer.convolution.width_out,
-            layer.width_pre,
-            layer.width_out,
-            layer.convolution.num_weights,
-        )
-        for products in (layer.up, layer.own, layer.mix):
-            out.products(products)
-        for bias in (layer.up_bias, layer.pre_bias):
-            out.integers(int(bias is not None))
-            if bias is not None:
-                out.numbers(bias)
-        _write_message_product(out, layer.product)
-        out.integers(len(layer.gate))
-        for g in layer.gate:
-            out.integers(g.kind, g.at_in, g.dim, g.mul, g.gate, g.at_out)
-        _write_readout(out, layer)
-        if radial == "table":
-            out.integers(len(layer.table.segments))
-            for start, intervals in layer.table.segments:
-                out.numbers(start)
-                out.integers(intervals)
-            out.numbers(layer.table.coefficients)
-        else:
-            out.integers(len(layer.radial_network))
-            for matrix in layer.radial_network:
-                out.integers(*matrix.shape)
-                out.numbers(matrix)
-    out.numbers(plan.scale)
-    out.numbers(plan.shift)
-    _write_pair_terms(out, plan)
-    out.numbers(plan.embedding)
-    return b"".join(out.parts)
+    """The network's description for `eqcalc_open`; kernels: of each layer, in the library."""
+    return encode(
+        {
+            "version": DESCRIPTION_VERSION,
+            "num_species": plan.num_species,
+            "cutoff": plan.cutoff,
+            "activation_scales": plan.activation_scales,
+            "basis": plan.basis,
+            "layers": [_layer(*of, radial) for of in zip(plan.layers, kernels, strict=True)],
+            "scale": plan.scale,
+            "shift": plan.shift,
+            "core": plan.core,
+            "pair": plan.pair,
+            "inner_limits": plan.inner_limits,
+            "crowding": plan.crowding,
+            "embedding": plan.embedding,
+        }
+    )
 
 
 class _Graph(ctypes.Structure):

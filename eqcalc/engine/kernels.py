@@ -21,10 +21,8 @@ from collections import defaultdict
 import numpy as np
 
 from eqcalc.engine.build import header
+from eqcalc.engine.description import DESCRIPTION_VERSION
 from eqcalc.engine.plan import ConvolutionPlan, Path, Plan
-
-#: changes with the order of the numbers that C++ reads
-LAYOUT_VERSION = 5
 
 #: products in a convolution from which on it takes long to compile
 LARGE = 300
@@ -306,16 +304,16 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]
         for (convolution, features), n in different.items()
     ]
     table = ", ".join(f"{{forward_{n}, backward_{n}}}" for n in different.values())
-    most = max(p.dim for layer in plan.layers for p in layer.products)
+    most = max(p.dim for layer in plan.layers for p in layer.linear_maps)
     parts = [
         f"using T = {plan.scalar};\n",
         header("interface.h"),
         header("threads.h"),
         header("simd.h"),
         f"namespace {{\nconstexpr int NUM_Y = {num_y}, DEGREE = {degree}, MOST_ROWS = {most};\n"
-        f"constexpr I LAYOUT_VERSION = {LAYOUT_VERSION};\n" + _harmonics(plan) + "}\n",
+        f"constexpr I DESCRIPTION_VERSION = {DESCRIPTION_VERSION};\n" + _harmonics(plan) + "}\n",
         header("edges.h"),
-        header("reader.h"),
+        header("description.h"),
         header(f"radial_{radial}.h"),
         "namespace {\nstruct Kernels {\n"
         "  void (*forward)(const Radial &, const Centre &, const int *, const T *, T *);\n"
@@ -323,6 +321,7 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]
         "                   T *, const EdgeGradient &);\n};\n"
         + "".join(code)
         + f"const Kernels KERNELS[] = {{{table}}};\n}}\n",
+        header("pair_terms.h"),
         header("engine.h"),
     ]
     return "\n".join(parts), kernels

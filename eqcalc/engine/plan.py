@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -97,8 +97,8 @@ class ConvolutionPlan:
 
 
 @dataclass
-class Product:
-    """Rows [dim, stride_in] times a matrix per species, added to rows of the output."""
+class LinearStep:
+    """Rows [dim, stride_in] times a matrix, or one per species, added to rows of the output."""
 
     at_in: int
     stride_in: int
@@ -113,15 +113,18 @@ class MessageProduct:
     """Products of messages with themselves (see eqcalc.nn.product), in padded rows.
 
     into: messages -> factors; out: products -> rows before the gate; channels: padded, of each
-    factor; terms: (first column of a factor, of another, of a product, coefficient).
+    factor; product[n] += coefficients[n] factor first[n] * factor second[n], by first columns.
     """
 
     width_factors: int
     width_products: int
     channels: int
-    into: list[Product]
-    out: list[Product]
-    terms: list[tuple[int, int, int, float]]
+    into: list[LinearStep]
+    out: list[LinearStep]
+    first: list[int]
+    second: list[int]
+    product: list[int]
+    coefficients: np.ndarray
 
 
 @dataclass
@@ -167,9 +170,9 @@ class LayerPlan:
     width_in: int
     width_pre: int
     width_out: int
-    up: list[Product]
-    own: list[Product]
-    mix: list[Product]
+    up: list[LinearStep]
+    own: list[LinearStep]
+    mix: list[LinearStep]
     product: MessageProduct | None
     gate: list[GateBlock]
     readout_in: np.ndarray | None  # [padded scalars, padded hidden]
@@ -180,14 +183,50 @@ class LayerPlan:
     table: RadialTable | None = None
 
     @property
-    def products(self) -> list[Product]:
-        """All linear maps."""
+    def linear_maps(self) -> list[LinearStep]:
         of_messages = [] if self.product is None else [*self.product.into, *self.product.out]
         return [*self.up, *self.own, *self.mix, *of_messages]
 
 
 @dataclass
-class PairPlan:
+class ActivationScales:
+    """What activations are multiplied by."""
+
+    silu: float
+    tanh: float
+    sigmoid: float
+
+
+@dataclass
+class BesselConstants:
+    """Bessel functions in an envelope (eqcalc.nn.radial)."""
+
+    orders: np.ndarray
+    prefactor: float
+    envelope_power: float
+    envelope_onset: float  # Å, of XPLOR; 0: polynomial
+
+
+@dataclass
+class CoreTables:
+    """That of eqcalc.nn.reference; arrays [species, species]."""
+
+    charges: np.ndarray
+    screening: np.ndarray
+    cutoff: np.ndarray
+    power: int
+
+
+@dataclass
+class CrowdingTables:
+    """Where messages fade (eqcalc.nn.crowding)."""
+
+    distances: np.ndarray  # [species, species] Å
+    onset: np.ndarray  # [species]
+
+
+@dataclass
+class PairTables:
     """The pair potential of eqcalc.nn.reference."""
 
     rate: float
@@ -206,18 +245,14 @@ class Plan:
     harmonics: list[np.ndarray]  # couplings Y_1 x Y_l -> Y_{l+1}: [3, 2l + 1, 2l + 3]
     embedding: np.ndarray  # [species, width of layer 0]
     layers: list[LayerPlan]
-    activation_scales: tuple[float, float, float]
-    orders: np.ndarray
-    prefactor: float
-    envelope_power: int
+    activation_scales: ActivationScales
+    basis: BesselConstants
     scale: np.ndarray
     shift: np.ndarray
-    envelope_onset: float = 0.0  # of XPLOR; 0: polynomial
-    core: dict[str, np.ndarray] = field(default_factory=dict)
-    core_power: int = 6
-    pair: PairPlan | None = None
+    core: CoreTables | None = None
+    pair: PairTables | None = None
     inner_limits: np.ndarray | None = None  # [species, species]
-    crowding: tuple[np.ndarray, np.ndarray] | None = None  # distances [species, species], onset
+    crowding: CrowdingTables | None = None
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
@@ -228,14 +263,14 @@ def _children(module: Any) -> list[Any]:
     return [getattr(module, name) for name, _ in module.named_children()]
 
 
-def _products(
+def _linear_maps(
     linear: Any, inputs: Layout, outputs: Layout, norm: np.ndarray | None = None
-) -> list[Product]:
+) -> list[LinearStep]:
     """The blocks of a (species) linear map between padded rows.
 
     `norm` multiplies the (unpadded) columns that come in, the same for a whole block.
     """
-    products = []
+    maps = []
     for block, (at, dim, mul_in, mul_out, first) in enumerate(linear._blocks):
         if mul_in == 0:
             continue
@@ -247,8 +282,8 @@ def _products(
         padded[:, rows[:, None], columns[None, :]] = (
             weight.reshape(-1, mul_in, mul_out) * factor / math.sqrt(mul_in)
         )
-        products.append(
-            Product(
+        maps.append(
+            LinearStep(
                 inputs.offset(source),
                 inputs.stride(source),
                 dim,
@@ -257,7 +292,7 @@ def _products(
                 padded,
             )
         )
-    return products
+    return maps
 
 
 def _clean(c: float) -> float:
@@ -335,22 +370,17 @@ def _message_product(
     ]
     coupling = as_array(channel_product.coupling)
     first, second = channel_product.first.tolist(), channel_product.second.tolist()
-    terms = [
-        (
-            row_of_factors[first[pair]],
-            row_of_factors[second[pair]],
-            row_of_products[row],
-            float(coupling[row, pair]),
-        )
-        for row, pair in np.argwhere(np.abs(coupling) > 1e-12)
-    ]
+    used = np.argwhere(np.abs(coupling) > 1e-12).tolist()
     return MessageProduct(
         width_factors=factors.width,
         width_products=products.width,
         channels=padded,
-        into=_products(module.linear_in.linear, messages, factors, norm),
-        out=_products(module.linear_out.linear, products, outputs),
-        terms=terms,
+        into=_linear_maps(module.linear_in.linear, messages, factors, norm),
+        out=_linear_maps(module.linear_out.linear, products, outputs),
+        first=[row_of_factors[first[pair]] for _, pair in used],
+        second=[row_of_factors[second[pair]] for _, pair in used],
+        product=[row_of_products[row] for row, _ in used],
+        coefficients=np.array([coupling[row, pair] for row, pair in used]),
     )
 
 
@@ -433,9 +463,9 @@ def _layer(module: Any, inputs: Layout, silu: float) -> tuple[LayerPlan, Layout]
         width_in=inputs.width,
         width_pre=before.width,
         width_out=after.width,
-        up=_products(module.linear_up.linear, inputs, inputs),
-        own=_products(module.self_connection, inputs, before),
-        mix=_products(module.linear_mix.linear, messages, before, norm),
+        up=_linear_maps(module.linear_up.linear, inputs, inputs),
+        own=_linear_maps(module.self_connection, inputs, before),
+        mix=_linear_maps(module.linear_mix.linear, messages, before, norm),
         product=None if product is None else _message_product(product, messages, before, norm),
         gate=gate,
         readout_in=readout_in,
@@ -447,7 +477,7 @@ def _layer(module: Any, inputs: Layout, silu: float) -> tuple[LayerPlan, Layout]
     return plan, after
 
 
-def _activation_scales(layers: list[Any]) -> tuple[float, float, float]:
+def _activation_scales(layers: list[Any]) -> ActivationScales:
     """What SiLU, tanh and the sigmoid of gates are multiplied by, measured on the file's gates."""
     one = torch.ones((), dtype=torch.float64)
     silu = torch.nn.functional.silu(one)
@@ -462,7 +492,7 @@ def _activation_scales(layers: list[Any]) -> tuple[float, float, float]:
         for _, dim, mul, _, kind in blocks:
             scales[kind % 3] = float(out[column] / plain[kind])
             column += dim * mul
-    return scales[0], scales[1], scales[2]
+    return ActivationScales(*scales)
 
 
 def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
@@ -475,22 +505,30 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
     layers = []
     scales = _activation_scales(_children(module.layers))
     for child in _children(module.layers):
-        plan, layout = _layer(child, layout, scales[0])
+        plan, layout = _layer(child, layout, scales.silu)
         layers.append(plan)
     reference = module.reference_energy
-    core = {}
+    core = None
     if reference.core_repulsion:
-        core = {name: as_array(buffer) for name, buffer in reference.repulsion.named_buffers()}
+        parts = {name: as_array(buffer) for name, buffer in reference.repulsion.named_buffers()}
+        core = CoreTables(
+            charges=parts["charges"],
+            screening=parts["screening"],
+            cutoff=parts["pair_cutoff"],
+            power=int(getattr(reference.repulsion, "power", 6)),  # not in older files
+        )
     pair = None
     if "pair" in dict(reference.named_children()):  # not in older files
         term = reference.pair
-        pair = PairPlan(float(term.rate), float(term.cutoff), as_array(term.coefficients))
+        pair = PairTables(float(term.rate), float(term.cutoff), as_array(term.coefficients))
     inner = None
     if "inner_limit" in dict(module.named_children()):
         inner = as_array(module.inner_limit.distances)
     crowding = None
     if "crowding" in dict(module.named_children()):
-        crowding = as_array(module.crowding.distances), as_array(module.crowding.onset)
+        crowding = CrowdingTables(
+            as_array(module.crowding.distances), as_array(module.crowding.onset)
+        )
     l_max = int(module.spherical_harmonics.l_max)
     steps = _children(module.spherical_harmonics.steps)
     return Plan(
@@ -502,14 +540,15 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
         embedding=embedding,
         layers=layers,
         activation_scales=scales,
-        orders=as_array(module.radial_basis.orders),
-        prefactor=float(module.radial_basis.prefactor),
-        envelope_power=int(module.radial_basis.power),
-        envelope_onset=float(getattr(module.radial_basis, "onset", 0.0)),  # not in older files
+        basis=BesselConstants(
+            orders=as_array(module.radial_basis.orders),
+            prefactor=float(module.radial_basis.prefactor),
+            envelope_power=float(module.radial_basis.power),
+            envelope_onset=float(getattr(module.radial_basis, "onset", 0.0)),  # not in older files
+        ),
         scale=as_array(reference.scale),
         shift=as_array(reference.shift),
         core=core,
-        core_power=int(getattr(reference.repulsion, "power", 6)),
         pair=pair,
         inner_limits=inner,
         crowding=crowding,

@@ -141,11 +141,11 @@ def tabulate(
     on; thirty times that from half of it on; nearer they are less exact.
     """
     start = min(covalent_radii[z] for z in module.atomic_numbers)
-    borders = _borders(start, plan.envelope_onset, plan.cutoff)
+    borders = _borders(start, plan.basis.envelope_onset, plan.cutoff)
     errors = []
     for k, layer in enumerate(plan.layers):
         of = partial(sample, module, k)
-        counts, made, error = _fitted(of, borders, plan.envelope_onset, degree, tolerance)
+        counts, made, error = _fitted(of, borders, plan.basis.envelope_onset, degree, tolerance)
         padded = np.zeros((len(made), degree + 1, layer.convolution.num_weights))
         padded[:, :, layer.weights.places] = made * layer.weights.scales
         layer.table = RadialTable(list(zip(borders[:-1], counts, strict=True)), padded)

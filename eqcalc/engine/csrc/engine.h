@@ -17,18 +17,15 @@ namespace {
 constexpr int BLOCK = 16;     // atoms
 
 // rows [dim, stride_in] of each atom times a matrix, or one per species
-class Product {
+class LinearStep {
  public:
-  explicit Product(Reader &in)
+  explicit LinearStep(const Record &from) :
+      at_in_(from.integer("at_in")), stride_in_(from.integer("stride_in")),
+      dim_(from.integer("dim")), at_out_(from.integer("at_out")),
+      stride_out_(from.integer("stride_out")), matrices_(from.array("matrices").length(0))
   {
-    at_in_ = in.integer();
-    stride_in_ = in.integer();
-    dim_ = in.integer();
-    at_out_ = in.integer();
-    stride_out_ = in.integer();
-    matrices_ = in.integer();
     const I size = stride_in_ * stride_out_;
-    const auto values = in.numbers(matrices_ * size);
+    const Array &values = from.array("matrices");
     T *plain = plain_.get(matrices_ * size), *turned = turned_.get(matrices_ * size);
     for (I n = 0; n < matrices_; n++)
       for (I a = 0; a < stride_in_; a++)
@@ -68,10 +65,15 @@ class Product {
           y[rows] = to[b] + at_to + m * stride_to;
         }
       }
-      product(rows, static_cast<int>(stride_from), x, matrix, static_cast<int>(stride_to), y);
+      gemm(rows, static_cast<int>(stride_from), x, matrix, static_cast<int>(stride_to), y);
     }
   }
 };
+
+inline void read_linear(const Record &from, const char *name, std::vector<LinearStep> &maps)
+{
+  for (const Record &map : from.records(name)) maps.emplace_back(map);
+}
 
 struct ActivationScales {
   T silu, tanh, sigmoid;
@@ -79,14 +81,11 @@ struct ActivationScales {
 
 class GateBlock {
  public:
-  GateBlock(Reader &in, const ActivationScales &scales) : scales_(scales)
+  GateBlock(const Record &from, const ActivationScales &scales) :
+      kind_(from.integer("kind")), at_in_(from.integer("at_in")), dim_(from.integer("dim")),
+      mul_(from.integer("mul")), gate_(from.integer("gate")), at_out_(from.integer("at_out")),
+      scales_(scales)
   {
-    kind_ = in.integer();
-    at_in_ = in.integer();
-    dim_ = in.integer();
-    mul_ = in.integer();
-    gate_ = in.integer();
-    at_out_ = in.integer();
   }
 
   void forward(const T *pre, T *out) const
@@ -146,24 +145,21 @@ struct MessageProduct {
     T coefficient;
   };
   I width_factors, width_products, channels;
-  std::vector<Product> into, out;
+  std::vector<LinearStep> into, out;
   std::vector<Term> terms;
   Buffer<T> factors;     // [own atoms, width_factors]
 
-  explicit MessageProduct(Reader &in)
+  explicit MessageProduct(const Record &from) :
+      width_factors(from.integer("width_factors")),
+      width_products(from.integer("width_products")), channels(from.integer("channels"))
   {
-    width_factors = in.integer();
-    width_products = in.integer();
-    channels = in.integer();
-    for (auto *list : {&into, &out})
-      for (I n = in.integer(); n > 0; n--) list->emplace_back(in);
-    terms.resize(in.integer());
-    for (Term &term : terms) {
-      term.first = in.integer();
-      term.second = in.integer();
-      term.out = in.integer();
-      term.coefficient = static_cast<T>(in.number());
-    }
+    read_linear(from, "into", into);
+    read_linear(from, "out", out);
+    const auto first_ = from.integers("first"), second_ = from.integers("second");
+    const auto product_ = from.integers("product");
+    const Array &coefficients = from.array("coefficients");
+    for (std::size_t n = 0; n < first_.size(); n++)
+      terms.push_back({first_[n], second_[n], product_[n], static_cast<T>(coefficients[n])});
   }
 
   void forward(const T *a, T *b) const
@@ -189,12 +185,9 @@ struct Readout {
   I scalars, hidden;
   Buffer<T> in, in_turned, out;
 
-  explicit Readout(Reader &reader)
+  Readout(const Array &weight, const Array &last) :
+      scalars(weight.length(0)), hidden(weight.length(1))
   {
-    scalars = reader.integer();
-    hidden = reader.integer();
-    const auto weight = reader.numbers(scalars * hidden);
-    const auto last = reader.numbers(hidden);
     T *a = in.get(scalars * hidden), *b = in_turned.get(scalars * hidden), *c = out.get(hidden);
     for (I s = 0; s < scalars; s++)
       for (I h = 0; h < hidden; h++)
@@ -206,7 +199,7 @@ struct Readout {
 struct Layer {
   const Kernels *kernels;
   I width_in, width_message, width_pre, width_out, num_weights;
-  std::vector<Product> up, own, mix;     // up and own act on the features before the layer
+  std::vector<LinearStep> up, own, mix;     // up and own act on the features before the layer
   Buffer<T> up_bias, pre_bias;           // rows that their sums begin with, mostly zeros
   std::unique_ptr<MessageProduct> product;
   std::vector<GateBlock> gate;
@@ -216,30 +209,31 @@ struct Layer {
   Buffer<T> x;        // [rows, width_in], multiplied by `up`
   Buffer<T> pre;      // [own atoms, width_pre]; on the way back their gradients
 
-  Layer(Reader &in, const ActivationScales &scales, const RadialBasis &basis)
+  Layer(const Record &from, const ActivationScales &scales, const RadialBasis &basis)
   {
-    kernels = &KERNELS[in.integer()];
-    width_in = in.integer();
-    width_message = in.integer();
-    width_pre = in.integer();
-    width_out = in.integer();
-    num_weights = in.integer();
-    for (auto *list : {&up, &own, &mix})
-      for (I n = in.integer(); n > 0; n--) list->emplace_back(in);
-    read_row(in, width_in, up_bias);
-    read_row(in, width_pre, pre_bias);
-    if (in.integer()) product = std::make_unique<MessageProduct>(in);
-    for (I n = in.integer(); n > 0; n--) gate.emplace_back(in, scales);
-    if (in.integer()) readout = std::make_unique<Readout>(in);
-    radial.read(in, num_weights, basis);
+    kernels = &KERNELS[from.integer("kernels")];
+    width_in = from.integer("width_in");
+    width_message = from.integer("width_message");
+    width_pre = from.integer("width_pre");
+    width_out = from.integer("width_out");
+    num_weights = from.integer("num_weights");
+    read_linear(from, "up", up);
+    read_linear(from, "own", own);
+    read_linear(from, "mix", mix);
+    read_row(from, "up_bias", width_in, up_bias);
+    read_row(from, "pre_bias", width_pre, pre_bias);
+    if (from.has("product")) product = std::make_unique<MessageProduct>(from.record("product"));
+    for (const Record &block : from.records("gate")) gate.emplace_back(block, scales);
+    if (from.has("readout_in"))
+      readout = std::make_unique<Readout>(from.array("readout_in"), from.array("readout_out"));
+    radial.read(from.record("radial"), num_weights, basis);
   }
 
-  static void read_row(Reader &in, I width, Buffer<T> &row)
+  static void read_row(const Record &from, const char *name, I width, Buffer<T> &row)
   {
     T *to = row.get(width);
     std::fill_n(to, width, T(0));
-    if (!in.integer()) return;
-    for (I c = 0; c < width; c++) to[c] = static_cast<T>(in.number());
+    if (from.has(name)) from.array(name).copy(to);
   }
 
   // before `up` and `own` of `count` atoms are added
@@ -257,183 +251,24 @@ struct Layer {
   }
 };
 
-// 1 at r = 0; value, slope and curvature zero at the cutoff: eqcalc.nn.radial
-inline void envelope(double r, double cutoff, I power, double &u, double &slope)
-{
-  const double y = r / cutoff, p = static_cast<double>(power);
-  const double a = (p + 1.0) * (p + 2.0) / 2.0, b = p * (p + 2.0), c = p * (p + 1.0) / 2.0;
-  double q = 1.0;
-  for (I n = 1; n < power; n++) q *= y;
-  u = 1.0 + q * y * (-a + y * (b - c * y));
-  slope = q * (-a * p + y * (b * (p + 1.0) - c * (p + 2.0) * y)) / cutoff;
-}
-
-// Ziegler, Biersack and Littmark (1985), see eqcalc.nn.reference; half to each atom of a pair
-struct CoreRepulsion {
-  I num_species = 0, power = 6;
-  std::vector<double> charges, screening, cutoff;     // [species, species]; empty: none
-
-  void read(Reader &in, I species)
-  {
-    num_species = species;
-    if (!in.integer()) return;
-    power = in.integer();
-    charges = in.numbers(species * species);
-    screening = in.numbers(species * species);
-    cutoff = in.numbers(species * species);
-  }
-
-  // adds the energy and its slope at r
-  void add(I a, I b, double r, double &energy, double &slope) const
-  {
-    const I ab = a * num_species + b;
-    if (charges.empty() || r >= cutoff[ab]) return;
-    constexpr double C[4] = {0.18175, 0.50986, 0.28022, 0.02817};
-    constexpr double K[4] = {3.19980, 0.94229, 0.40290, 0.20162};
-    const double x = r / screening[ab];
-    double phi = 0.0, phi_slope = 0.0;
-    for (int n = 0; n < 4; n++) {
-      const double term = C[n] * std::exp(-K[n] * x);
-      phi += term;
-      phi_slope -= K[n] * term / screening[ab];
-    }
-    double u, u_slope;
-    envelope(r, cutoff[ab], power, u, u_slope);
-    const double q = 0.5 * charges[ab] / r;
-    energy += q * phi * u;
-    slope += q * (phi_slope * u + phi * u_slope - phi * u / r);
-  }
-};
-
-// fitted to the labels, see eqcalc.nn.reference; half to each atom of a pair
-struct PairEnergy {
-  I num_species = 0, terms = 0;                       // no terms: none
-  double rate = 0.0, cutoff = 0.0;
-  std::vector<double> coefficients;                   // [species, species, terms]
-
-  void read(Reader &in, I species)
-  {
-    num_species = species;
-    terms = in.integer();
-    if (!terms) return;
-    rate = in.number();
-    cutoff = in.number();
-    coefficients = in.numbers(species * species * terms);
-  }
-
-  // adds the energy and its slope at r
-  void add(I a, I b, double r, double &energy, double &slope) const
-  {
-    if (!terms || r >= cutoff) return;
-    const double *c = coefficients.data() + (a * num_species + b) * terms;
-    const double decay = std::exp(-rate * r);
-    double sum = 0.0, sum_slope = 0.0, power = 1.0;
-    for (I k = 0; k < terms; k++) {
-      power *= decay;
-      sum += c[k] * power;
-      sum_slope -= rate * static_cast<double>(k + 1) * c[k] * power;
-    }
-    double u, u_slope;
-    envelope(r, cutoff, 6, u, u_slope);
-    energy += 0.5 * sum * u;
-    slope += 0.5 * (sum_slope * u + sum * u_slope);
-  }
-};
-
-// Messages to an atom that is more crowded than any of the training fade: eqcalc.nn.crowding
-class Crowding {
- public:
-  void read(Reader &in, I species, double cutoff)
-  {
-    if (!in.integer()) return;
-    num_species_ = species;
-    cutoff_ = cutoff;
-    distances_ = in.numbers(species * species);
-    onset_ = in.numbers(species);
-  }
-
-  bool none() const { return onset_.empty(); }
-
-  void begin(I num_local)
-  {
-    if (!none()) atoms_.resize(num_local);
-  }
-
-  // what a neighbour adds, and its slope at r
-  double term(int a, int b, double r, double &slope) const
-  {
-    if (r >= cutoff_) return slope = 0.0;
-    const double q = distances_[a * num_species_ + b] / r, q2 = q * q, q4 = q2 * q2, q8 = q4 * q4;
-    double u, u_slope;
-    envelope(r, cutoff_, 6, u, u_slope);
-    slope = q8 * (u_slope - 8.0 * u / r);
-    return q8 * u;
-  }
-
-  // of own atom i of species a, with the sum of its neighbours' terms
-  void settle(I i, int a, double crowd)
-  {
-    if (none()) return;
-    const double t = std::min(1.0, crowd / onset_[a] - 1.0);
-    Atom &atom = atoms_[i];
-    atom = {1.0, 0.0, 0.0};
-    if (t <= 0.0) return;
-    atom.calm = t < 1.0 ? 1.0 - t * t * t * (10.0 + t * (6.0 * t - 15.0)) : 0.0;
-    atom.slope = -30.0 * t * t * (1.0 - t) * (1.0 - t) / onset_[a];
-  }
-
-  bool acts(I i) const { return !none() && atoms_[i].calm < 1.0; }
-
-  void calm(I i, T *message, I width) const
-  {
-    const T s = static_cast<T>(atoms_[i].calm);
-    for (I c = 0; c < width; c += L) store(message + c, s > T(0) ? s * load(message + c) : V{});
-  }
-
-  // from the gradient in a message that has been calmed, and what it was before
-  void pull(I i, const T *gradient, const T *message, I width)
-  {
-    double sum = 0.0;
-    for (I c = 0; c < width; c++) sum += static_cast<double>(gradient[c]) * message[c];
-    atoms_[i].pull += sum;
-  }
-
-  // dE/dc_i, once all layers have pulled
-  double gradient(I i) const { return atoms_[i].pull * atoms_[i].slope; }
-
- private:
-  struct Atom {
-    double calm, slope;     // s_i, ds_i/dc_i
-    double pull;            // dE/ds_i
-  };
-  I num_species_ = 0;
-  double cutoff_ = 0.0;
-  std::vector<double> distances_, onset_;     // [species, species], [species]; empty: none
-  std::vector<Atom> atoms_;                   // own
-};
-
 class Network {
  public:
-  explicit Network(Reader in)
+  explicit Network(const Record &from) :
+      num_species_(from.integer("num_species")), cutoff_(from.number("cutoff"))
   {
-    if (in.integer() != LAYOUT_VERSION) throw std::runtime_error("made by another eqcalc");
-    const I num_layers = in.integer();
-    num_species_ = in.integer();
-    cutoff_ = in.number();
-    scales_.silu = static_cast<T>(in.number());
-    scales_.tanh = static_cast<T>(in.number());
-    scales_.sigmoid = static_cast<T>(in.number());
-    basis_.read(in, cutoff_);
-    for (I k = 0; k < num_layers; k++) layers_.emplace_back(in, scales_, basis_);
-    scale_ = in.numbers(num_species_);
-    shift_ = in.numbers(num_species_);
-    core_.read(in, num_species_);
-    pair_.read(in, num_species_);
-    if (in.integer()) edges_.limit(num_species_, in.numbers(num_species_ * num_species_));
-    crowding_.read(in, num_species_, cutoff_);
+    const Record &scales = from.record("activation_scales");
+    scales_ = {static_cast<T>(scales.number("silu")), static_cast<T>(scales.number("tanh")),
+               static_cast<T>(scales.number("sigmoid"))};
+    basis_.read(from, cutoff_);
+    for (const Record &layer : from.records("layers")) layers_.emplace_back(layer, scales_, basis_);
+    scale_ = from.numbers("scale");
+    shift_ = from.numbers("shift");
+    if (from.has("core")) core_.read(from.record("core"), num_species_);
+    if (from.has("pair")) pair_.read(from.record("pair"), num_species_);
+    if (from.has("inner_limits")) edges_.limit(num_species_, from.numbers("inner_limits"));
+    if (from.has("crowding")) crowding_.read(from.record("crowding"), num_species_, cutoff_);
     const I width = layers_[0].width_in;
-    const auto embedding = in.numbers(num_species_ * width);
-    if (!in.done()) throw std::runtime_error("the network's description is too long");
+    const Array &embedding = from.array("embedding");
 
     // the first layer's features depend on the species only
     T *x = layers_[0].x.get(num_species_ * width);
@@ -443,8 +278,8 @@ class Network {
       T *from = row.get(width), *to = x + s * width, *to_pre = pre + s * layers_[0].width_pre;
       for (I c = 0; c < width; c++) from[c] = static_cast<T>(embedding[s * width + c]);
       layers_[0].begin(1, &to, &to_pre);
-      for (Product &p : layers_[0].up) p.forward(1, &s, &from, &to);
-      for (Product &p : layers_[0].own) p.forward(1, &s, &from, &to_pre);
+      for (LinearStep &p : layers_[0].up) p.forward(1, &s, &from, &to);
+      for (LinearStep &p : layers_[0].own) p.forward(1, &s, &from, &to_pre);
     }
   }
 
@@ -629,7 +464,7 @@ class Network {
           if (k == 0)
             std::copy_n(first_pre_.data() + species[b] * layer.width_pre, layer.width_pre, p[b]);
         }
-        for (Product &product : layer.mix) product.forward(count, species, m, p);
+        for (LinearStep &map : layer.mix) map.forward(count, species, m, p);
         if (layer.product) add_products(*layer.product, first, count, species, m, mine, p);
         for (int b = 0; b < count; b++)
           for (const GateBlock &block : layer.gate) block.forward(p[b], x[b]);
@@ -650,8 +485,8 @@ class Network {
           rows_of(x_next, next->width_in, first, count, to_x);
           rows_of(pre_next, next->width_pre, first, count, to_pre);
           next->begin(count, to_x, to_pre);
-          for (Product &product : next->up) product.forward(count, species, x, to_x);
-          for (Product &product : next->own) product.forward(count, species, x, to_pre);
+          for (LinearStep &map : next->up) map.forward(count, species, x, to_x);
+          for (LinearStep &map : next->own) map.forward(count, species, x, to_pre);
         }
       }
     });
@@ -666,9 +501,9 @@ class Network {
     rows_of(mine.products.data(), layer.width_products, 0, count, b);
     std::fill_n(a[0], count * layer.width_factors, T(0));
     std::fill_n(b[0], count * layer.width_products, T(0));
-    for (Product &product : layer.into) product.forward(count, species, m, a);
+    for (LinearStep &map : layer.into) map.forward(count, species, m, a);
     for (int n = 0; n < count; n++) layer.forward(a[n], b[n]);
-    for (Product &product : layer.out) product.forward(count, species, b, p);
+    for (LinearStep &map : layer.out) map.forward(count, species, b, p);
   }
 
   // dm += what it owes to dp by way of the products
@@ -681,9 +516,9 @@ class Network {
     rows_of(mine.products.data(), layer.width_products, 0, count, db);
     std::fill_n(da[0], count * layer.width_factors, T(0));
     std::fill_n(db[0], count * layer.width_products, T(0));
-    for (Product &product : layer.out) product.backward(count, species, dp, db);
+    for (LinearStep &map : layer.out) map.backward(count, species, dp, db);
     for (int n = 0; n < count; n++) layer.backward(a[n], db[n], da[n]);
-    for (Product &product : layer.into) product.backward(count, species, da, dm);
+    for (LinearStep &map : layer.into) map.backward(count, species, da, dm);
   }
 
   // h = in^T x, before the activation
@@ -691,7 +526,7 @@ class Network {
   {
     rows_of(memory.data(), readout.hidden, 0, count, h);
     std::fill_n(memory.data(), count * readout.hidden, T(0));
-    product(count, static_cast<int>(readout.scalars), x, readout.in.data(),
+    gemm(count, static_cast<int>(readout.scalars), x, readout.in.data(),
             static_cast<int>(readout.hidden), h);
   }
 
@@ -710,7 +545,7 @@ class Network {
         const V slope = scales_.silu * (s + a * s * (T(1) - s));
         store(h[b] + c, static_cast<T>(scale_[species[b]]) * load(readout.out.data() + c) * slope);
       }
-    product(count, static_cast<int>(readout.hidden), h, readout.in_turned.data(),
+    gemm(count, static_cast<int>(readout.hidden), h, readout.in_turned.data(),
             static_cast<int>(readout.scalars), dx);
   }
 
@@ -752,13 +587,13 @@ class Network {
         if (next) {
           rows_of(dx_next, next->width_in, first, count, from_x);
           rows_of(pre_next, next->width_pre, first, count, from_pre);
-          for (Product &product : next->up) product.backward(count, species, from_x, g);
-          for (Product &product : next->own) product.backward(count, species, from_pre, g);
+          for (LinearStep &map : next->up) map.backward(count, species, from_x, g);
+          for (LinearStep &map : next->own) map.backward(count, species, from_pre, g);
         }
         for (int b = 0; b < count; b++)
           for (const GateBlock &block : layer.gate) block.backward(p[b], g[b]);
         std::fill_n(dm[0], count * layer.width_message, T(0));
-        for (Product &product : layer.mix) product.backward(count, species, p, dm);
+        for (LinearStep &map : layer.mix) map.backward(count, species, p, dm);
         if (layer.product)
           add_product_gradients(*layer.product, first, count, species, p, mine, dm);
         for (int b = 0; b < count; b++) {
@@ -825,7 +660,12 @@ int eqcalc_interface_version() { return EQCALC_INTERFACE_VERSION; }
 int eqcalc_open(const char *network, I bytes, void **engine, char *error, I size)
 {
   try {
-    *engine = new Network(Reader(network, bytes));
+    Words words(network, bytes);
+    const Value description(words);
+    if (description.tag != Value::RECORD || !words.done() ||
+        description.record->integer("version") != DESCRIPTION_VERSION)
+      throw std::runtime_error("the network's description was made by another eqcalc");
+    *engine = new Network(*description.record);
     return 0;
   } catch (const std::bad_alloc &) {
     return failed(std::runtime_error("out of memory"), error, size);

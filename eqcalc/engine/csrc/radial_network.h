@@ -27,14 +27,15 @@ struct Radial {
 
 class RadialBasis {
  public:
-  void read(Reader &in, double cutoff)
+  void read(const Record &network, double cutoff)
   {
+    const Record &from = network.record("basis");
     cutoff_ = cutoff;
-    prefactor_ = in.number();
-    power_ = in.number();
-    onset_ = in.number();
-    silu_ = static_cast<T>(in.number());
-    orders_ = in.numbers(in.integer());
+    prefactor_ = from.number("prefactor");
+    power_ = from.number("envelope_power");
+    onset_ = from.number("envelope_onset");
+    silu_ = static_cast<T>(network.record("activation_scales").number("silu"));
+    orders_ = from.numbers("orders");
     width_ = (static_cast<I>(orders_.size()) + PADDING - 1) / PADDING * PADDING;
   }
 
@@ -136,16 +137,15 @@ class RadialBasis {
 
 class RadialFunctions {
  public:
-  void read(Reader &in, I num_weights, const RadialBasis &)
+  void read(const Record &from, I num_weights, const RadialBasis &)
   {
     num_weights_ = num_weights;
-    const I count = in.integer();
-    for (I n = 0; n < count; n++) {
+    for (const Record &layer : from.records("matrices")) {
+      const Array &values = layer.array("matrix");
       Matrix m;
-      m.inputs = in.integer();
-      m.outputs = in.integer();
-      T *w = m.values.get(m.inputs * m.outputs);
-      for (I k = 0; k < m.inputs * m.outputs; k++) w[k] = static_cast<T>(in.number());
+      m.inputs = values.length(0);
+      m.outputs = values.length(1);
+      values.copy(m.values.get(values.size()));
       matrices_.push_back(std::move(m));
     }
   }
@@ -220,7 +220,7 @@ class RadialFunctions {
       y[p] = out + p * m.outputs;
     }
     std::fill_n(out, count * m.outputs, T(0));
-    product(count, static_cast<int>(m.inputs), x, m.values.data(), static_cast<int>(m.outputs), y);
+    gemm(count, static_cast<int>(m.inputs), x, m.values.data(), static_cast<int>(m.outputs), y);
   }
 };
 

@@ -54,7 +54,7 @@ struct Radial {
 
 class RadialBasis {
  public:
-  void read(Reader &, double cutoff) { cutoff_ = cutoff; }
+  void read(const Record &, double cutoff) { cutoff_ = cutoff; }
   void begin(const Edges &, int) {}
   double cutoff() const { return cutoff_; }
   I bytes() const { return 0; }
@@ -65,28 +65,28 @@ class RadialBasis {
 
 class RadialFunctions {
  public:
-  void read(Reader &in, I num_weights, const RadialBasis &basis)
+  void read(const Record &from, I num_weights, const RadialBasis &basis)
   {
     stride_ = num_weights * (DEGREE + 1);
-    segments_.resize(in.integer());
     I intervals = 0;
-    for (Segment &s : segments_) {
-      s.start = in.number();
-      s.first = intervals;
-      s.count = in.integer();
-      intervals += s.count;
+    for (const Record &segment : from.records("segments")) {
+      const I count = segment.integer("intervals");
+      segments_.push_back({segment.number("start"), 0.0, intervals, count});
+      intervals += count;
     }
     for (std::size_t n = 0; n < segments_.size(); n++) {
       const bool last = n + 1 == segments_.size();
       const double end = last ? basis.cutoff() : segments_[n + 1].start;
       segments_[n].per_length = static_cast<double>(segments_[n].count) / (end - segments_[n].start);
     }
+    const Array &coefficients = from.array("coefficients");
     T *table = table_.get(intervals * stride_);
+    I next = 0;
     for (I k = 0; k < intervals; k++)
       for (I d = 0; d <= DEGREE; d++)
         for (I w = 0; w < num_weights; w++)
           table[k * stride_ + (w / L * (DEGREE + 1) + d) * L + w % L] =
-              static_cast<T>(in.number());
+              static_cast<T>(coefficients[next++]);
   }
 
   Radial weights(RadialBasis &, const Edges &edges, int, bool) const

@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <functional>
+#include <map>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -97,7 +99,7 @@ template <class U> class Buffer {
 // ---- y += x w for a list of rows; w [inputs, outputs], outputs a multiple of PADDING
 
 template <int R, int N>
-inline void product_tile(int inputs, const T *const *x, const T *w, int outputs, T *const *y, int at)
+inline void gemm_tile(int inputs, const T *const *x, const T *w, int outputs, T *const *y, int at)
 {
   V sum[R][N];
 #pragma GCC unroll 8
@@ -123,35 +125,35 @@ inline void product_tile(int inputs, const T *const *x, const T *w, int outputs,
 }
 
 template <int R>
-inline void product_rows(int inputs, const T *const *x, const T *w, int outputs, T *const *y)
+inline void gemm_rows(int inputs, const T *const *x, const T *w, int outputs, T *const *y)
 {
   int at = 0;
   for (; at + GEMM_VECTORS * L <= outputs; at += GEMM_VECTORS * L)
-    product_tile<R, GEMM_VECTORS>(inputs, x, w, outputs, y, at);
+    gemm_tile<R, GEMM_VECTORS>(inputs, x, w, outputs, y, at);
   if (GEMM_VECTORS > 2)
     for (; at + 2 * L <= outputs; at += 2 * L)
-      product_tile<R, 2>(inputs, x, w, outputs, y, at);
-  for (; at < outputs; at += L) product_tile<R, 1>(inputs, x, w, outputs, y, at);
+      gemm_tile<R, 2>(inputs, x, w, outputs, y, at);
+  for (; at < outputs; at += L) gemm_tile<R, 1>(inputs, x, w, outputs, y, at);
 }
 
 template <int R>
-inline void product_rest(int rows, int inputs, const T *const *x, const T *w, int outputs,
+inline void gemm_rest(int rows, int inputs, const T *const *x, const T *w, int outputs,
                          T *const *y)
 {
   if constexpr (R > 0) {
     if (rows == R)
-      product_rows<R>(inputs, x, w, outputs, y);
+      gemm_rows<R>(inputs, x, w, outputs, y);
     else
-      product_rest<R - 1>(rows, inputs, x, w, outputs, y);
+      gemm_rest<R - 1>(rows, inputs, x, w, outputs, y);
   }
 }
 
-inline void product(int rows, int inputs, const T *const *x, const T *w, int outputs, T *const *y)
+inline void gemm(int rows, int inputs, const T *const *x, const T *w, int outputs, T *const *y)
 {
   int r = 0;
   for (; r + GEMM_ROWS <= rows; r += GEMM_ROWS)
-    product_rows<GEMM_ROWS>(inputs, x + r, w, outputs, y + r);
-  product_rest<GEMM_ROWS - 1>(rows - r, inputs, x + r, w, outputs, y + r);
+    gemm_rows<GEMM_ROWS>(inputs, x + r, w, outputs, y + r);
+  gemm_rest<GEMM_ROWS - 1>(rows - r, inputs, x + r, w, outputs, y + r);
 }
 
 // ---- elementary functions, a few units in the last place
