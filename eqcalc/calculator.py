@@ -19,7 +19,7 @@ from ase.calculators.calculator import (
 )
 from ase.outputs import Properties, all_outputs
 
-from eqcalc import export, network
+from eqcalc import export, names, network
 from eqcalc.derivatives import stress_volume
 from eqcalc.domain import ACTIONS, Domain, Exit, OutsideDomainError
 from eqcalc.engine.backends import Outcome, open_backend, refuse_overlap
@@ -39,12 +39,6 @@ SPREAD = ("energy", "forces", "stress")
 
 #: columns of a flat 3x3 matrix, and of its transpose, in ASE's order xx yy zz yz xz xy
 _VOIGT, _VOIGT_TURNED = [0, 4, 8, 5, 2, 1], [0, 4, 8, 7, 6, 3]
-
-
-def _lasting(model: str | os.PathLike) -> str:
-    """A name under which another process, in another folder, finds the same file."""
-    path = export.resolve(model)
-    return path.stem if path.parent == export.PRETRAINED else str(path.absolute())
 
 
 def _properties(outcome: Outcome, volume: float | None) -> dict[str, Any]:
@@ -98,8 +92,9 @@ class EquivariantCalculator(Calculator):
     """A potential file, or a committee of them, behind ASE.
 
     Args:
-        model: a potential file, the name of a bundled model ("si"), or a list of such: a committee,
-            whose results are the means over its members.
+        model: a potential file, the name of a bundled model ("si") or of published weights that an
+            installed package holds ("7net-0", "7net-mf-0:PBE", see `eqcalc.names`), or a list of
+            such: a committee, whose results are the means over its members.
         device: "cpu" (default), "cuda", "cuda:1", ..., or "auto": a GPU if there is one.
         dtype: "float32" or "float64"; None takes the file's own. Edge vectors are formed, and
             energies summed, in float64 either way; take "float64" for tight relaxations, phonons
@@ -170,7 +165,7 @@ class EquivariantCalculator(Calculator):
         models = [model] if isinstance(model, str | os.PathLike) else list(model)
         if not models:
             raise InputError("The list of models is empty: name at least one potential file.")
-        self._models = [_lasting(m) for m in models]
+        self._models = [names.lasting(m) for m in models]
         self._options = {"device": device, "dtype": dtype, "engine": engine, "threads": threads}
         self._skin, self._on_domain_exit = skin, on_domain_exit
         self._left: set[str] = set()
@@ -185,7 +180,7 @@ class EquivariantCalculator(Calculator):
         self._load()
 
     def _load(self) -> None:
-        self.members = [open_backend(model, **self._options) for model in self._models]
+        self.members = [open_backend(names.find(model), **self._options) for model in self._models]
         #: TorchScript of the members by (member, dtype), opened when it is needed
         self._networks: dict[tuple[int, str], export.PotentialFile] = {}
         watches = [Domain.watch(member.potential.metadata) for member in self.members]
@@ -417,8 +412,9 @@ class EquivariantCalculator(Calculator):
         key = member, dtype
         with self._lock:
             if key not in self._networks:
-                device = self.members[member].potential.device
-                self._networks[key] = export.load(self._models[member], device=device, dtype=dtype)
+                potential = self.members[member].potential
+                device, path = potential.device, potential.path
+                self._networks[key] = export.load(path, device=device, dtype=dtype)
             return self._networks[key]
 
     def _once(self, key: Any, atoms: Atoms | None, make: Callable[[Atoms], np.ndarray]) -> Any:

@@ -41,7 +41,9 @@ app.add_typer(data_app, name="data")
 app.add_typer(lammps_app, name="lammps")
 app.command("import")(import_command)
 
-Model = Annotated[str, typer.Argument(help="A potential file, or a bundled model's name: si.")]
+Model = Annotated[
+    str, typer.Argument(help="A potential file, or a model's name: si, 7net-0, 7net-mf-0:PBE.")
+]
 
 
 @app.command()
@@ -183,15 +185,16 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="The whole metadata as JSON.")] = False,
 ) -> None:
     """Print what is in a potential file."""
+    from eqcalc import names, origin
     from eqcalc.domain import Domain
-    from eqcalc.export import read_metadata, resolve
+    from eqcalc.export import read_metadata
 
-    document = read_metadata(model)
+    path = names.find(model)
+    document = read_metadata(path)
     if as_json:
         typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
         return
     hyper = document.get("hyperparameters", {})
-    path = resolve(model)
     rows = [
         ("file", f"{path} ({path.stat().st_size / 1e6:.2f} MB)"),
         ("format version", document["format_version"]),
@@ -206,7 +209,10 @@ def info(
             ", ".join(f"{k} {v:.6f} eV" for k, v in document["reference_energies"].items()),
         ),
         *(
-            [("origin", ", ".join(f"{k} {v}" for k, v in document["origin"].items()))]
+            [
+                ("origin", origin.line(document["origin"])),
+                ("imported from", "{source}, SHA-256 {sha256}".format(**document["origin"])),
+            ]
             if "origin" in document
             else []
         ),
@@ -231,7 +237,7 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A potential file, a bundled model's name, or the folder of a committee, whose "
+            help="A potential file, a model's name, or the folder of a committee, whose "
             "mean is evaluated."
         ),
     ],
@@ -262,7 +268,7 @@ def evaluate(
     A data store is evaluated by the torch engine, a few frames at a time; its labels were named
     when it was packed, and it holds no positions, so that no predictions can be written.
     """
-    from eqcalc import export
+    from eqcalc import export, names
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.report import write_json
     from eqcalc.committee import member_files
@@ -279,8 +285,8 @@ def evaluate(
     }
     members = member_files([Path(model)]) if Path(model).is_dir() else [model]
     if any(map(is_store, frames)):
-        names = {f"{label}_key": name for label, name in DEFAULT_KEYS.items()}
-        changed = keys != names or pulay_pressure
+        usual = {f"{label}_key": name for label, name in DEFAULT_KEYS.items()}
+        changed = keys != usual or pulay_pressure
         others = len(frames) > 1 or len(members) > 1
         if others or predictions or engine not in {"auto", "torch"} or changed:
             raise InputError(
@@ -288,7 +294,7 @@ def evaluate(
                 "--predictions and with the labels that it was packed with: leave the other "
                 "options out."
             )
-        result = ev.evaluate_store(members[0], frames[0], dtype=dtype, device=device)
+        result = ev.evaluate_store(names.find(members[0]), frames[0], dtype=dtype, device=device)
     else:
         calculator = EquivariantCalculator(members, dtype=dtype, engine=engine, device=device)
         labelled = read_frames(frames, **keys, pulay_pressure=pulay_pressure)
@@ -301,7 +307,7 @@ def evaluate(
         results = calculator.evaluate(frame.atoms for frame in labelled)
         result = ev.evaluate_results(labelled, results)
     typer.echo(ev.format_table(result.summary()))
-    added = export.read_metadata(members[0]).get("training", {}).get("pulay_pressure")
+    added = export.read_metadata(names.find(members[0])).get("training", {}).get("pulay_pressure")
     if added and not pulay_pressure:
         typer.echo(
             f"The model was trained with {added:+g} GPa added to the stresses of its data: "
@@ -410,7 +416,7 @@ def lammps_doctor(
 @lammps_app.command("input")
 def lammps_input(
     structure: Annotated[Path, typer.Argument(help="A structure that ASE reads.")],
-    model: Annotated[str, typer.Option(help="A potential file, or a bundled model's name.")],
+    model: Annotated[str, typer.Option(help="A potential file, or a model's name.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
     ensemble: Annotated[str, typer.Option(help="nve, nvt, npt or minimize.")] = "nve",
     temperature: Annotated[float, typer.Option(help="K")] = 300.0,

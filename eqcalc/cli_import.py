@@ -13,7 +13,7 @@ def import_command(
         str,
         typer.Argument(
             help="A SevenNet checkpoint, or the name of one that an installed sevenn package "
-            "holds: 7net-0, 7net-l3i5, 7net-mf-0."
+            "holds: 7net-0, 7net-l3i5, 7net-mf-0:PBE."
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The potential file to write.")],
@@ -36,6 +36,8 @@ def import_command(
     made = import_model(source, output, elements=kept, task=task, dtype=dtype)
     typer.echo(f"{output}: {made.line()}")
     if verify:
+        from eqcalc.calculator import EquivariantCalculator
         from eqcalc.importers.verify import verify as compare
 
-        typer.echo(compare(made))
+        calculator = EquivariantCalculator(made.path, engine="torch", dtype="float32")
+        typer.echo(compare(made, calculator))

@@ -26,7 +26,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from eqcalc import derivatives
+from eqcalc import derivatives, origin
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure, network_tensors, set_precision
 from eqcalc.domain import TEXT_FILE, Domain
 from eqcalc.errors import InputError
@@ -36,7 +36,6 @@ from eqcalc.runtime import choose_device, memory_errors, out_of_memory, own_torc
 from eqcalc.structure import as_array
 
 METADATA_FILE = "eqcalc.json"
-PRETRAINED = Path(__file__).parent / "pretrained"
 
 #: allowed deviation from the reference structure: energies (eV per atom), forces (eV/Å), strain
 #: derivative (eV per atom). float64 files differ by rounding; float32 ones by 1e7 times as much.
@@ -233,6 +232,8 @@ def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, An
         extra = {METADATA_FILE: json.dumps(document, indent=1)}
         if domain := Domain.read(document):
             extra[TEXT_FILE] = domain.text()
+        if "origin" in document:
+            extra[origin.TEXT_FILE] = origin.line(document["origin"])
         content = io.BytesIO()
         torch.jit.save(scripted, content, _extra_files=extra)
     with (
@@ -246,23 +247,9 @@ def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, An
     return path
 
 
-def resolve(model: str | os.PathLike) -> Path:
-    """The file behind a path or the name of a bundled model."""
-    path = user_path(model)
-    if path.is_file():
-        return path
-    bundled = {p.stem: p for p in PRETRAINED.glob("*.pth")}
-    if str(model) in bundled:
-        return bundled[str(model)]
-    known = ", ".join(sorted(bundled)) or "none"
-    raise InputError(
-        f"There is no model file '{model}', nor a bundled model of that name (bundled: {known})."
-    )
-
-
-def read_metadata(model: str | os.PathLike) -> dict[str, Any]:
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """The JSON of a file, after checking that it is one of ours and of a version we know."""
-    path = resolve(model)
+    path = user_path(path)
     foreign = InputError(
         f"{path} is not an eqcalc potential file; make one with 'eqcalc export RUN -o model.pth'."
     )
@@ -274,6 +261,8 @@ def read_metadata(model: str | os.PathLike) -> dict[str, Any]:
             document = json.loads(archive.read(names[0]))
     except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError):
         raise foreign from None
+    except FileNotFoundError:
+        raise InputError(f"There is no model file '{path}'.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     version = document.get("format_version")
@@ -318,7 +307,7 @@ def _open_module(data: bytes, path: Path, device: torch.device) -> torch.jit.Scr
 
 
 def load(
-    model: str | os.PathLike,
+    path: str | os.PathLike,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
@@ -328,7 +317,7 @@ def load(
     A TorchScript file is a program: open files only from people you trust.
 
     Args:
-        model: a path, or the name of a bundled model ("si").
+        path: of the file; `eqcalc.names.find` has those of models with names.
         device: see `eqcalc.runtime.choose_device`.
         dtype: torch.float32 or torch.float64 (or their names); None takes the file's own.
 
@@ -336,7 +325,7 @@ def load(
         InputError: no such file, a foreign file, another format version, no such device, or
             numbers that differ from those stored in the file.
     """
-    path = resolve(model)
+    path = user_path(path)
     metadata = read_metadata(path)
     device = choose_device(device)
     dtype = precision(dtype, metadata)

@@ -35,6 +35,7 @@ namespace {
 constexpr int64_t FORMAT_VERSION = 1;
 constexpr const char *METADATA_FILE = "eqcalc.json";
 constexpr const char *DOMAIN_FILE = "eqcalc_domain.txt";
+constexpr const char *ORIGIN_FILE = "eqcalc_origin.txt";
 constexpr const char *FLOAT64_PREFIX = "reference_";     // submodules that stay float64
 
 // torch's message without its stack traces
@@ -248,6 +249,7 @@ class TorchEngine final : public Engine {
   const std::vector<int> &exchange_widths() const override { return exchange_widths_; }
   bool single() const override { return dtype_ == torch::kFloat32; }
   const std::string &training_domain() const override { return training_domain_; }
+  const std::string &origin() const override { return origin_; }
   const std::vector<double> &reference_energies() const override { return reference_energies_; }
 
   std::string describe() const override
@@ -289,7 +291,7 @@ class TorchEngine final : public Engine {
   double cutoff_ = 0.0, deviation_ = 0.0;
   int64_t num_atoms_ = 0, num_edges_ = 0;     // of this call
   std::vector<int> atomic_numbers_, exchange_widths_;
-  std::string training_domain_;
+  std::string training_domain_, origin_;
   std::vector<double> reference_energies_;
   std::vector<Tensor> features_;     // before each layer, own atoms and ghosts, reused; on the CPU
   Tensor rows_;                      // gradients on their way back, reused; on the CPU
@@ -355,7 +357,8 @@ class TorchEngine final : public Engine {
     const std::string foreign =
         path + " is not an eqcalc potential file; make one with 'eqcalc export RUN -o model.pth'";
     std::unordered_map<std::string, std::string> extra = {{METADATA_FILE, ""},
-                                                          {DOMAIN_FILE, ""}};
+                                                          {DOMAIN_FILE, ""},
+                                                          {ORIGIN_FILE, ""}};
     try {
       module_ = torch::jit::load(path, device_, extra);
     } catch (const std::exception &error) {
@@ -381,6 +384,7 @@ class TorchEngine final : public Engine {
       for (const auto &layer : module_.attr("layers").toModule().children())
         layers_.push_back(layer);
       training_domain_ = extra[DOMAIN_FILE];
+      origin_ = extra[ORIGIN_FILE];
       if (module_.hasattr("reference_energy"))
         reference_energies_ = numbers(module_.attr("reference_energy").toModule(), "shift");
       set_precision();

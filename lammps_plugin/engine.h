@@ -72,6 +72,7 @@ class Engine {
   virtual bool single() const = 0;                                  // float network
   virtual std::string describe() const = 0;                         // for a log file
   virtual const std::string &training_domain() const = 0;           // the file's lines, or nothing
+  virtual const std::string &origin() const = 0;     // one line on what it was imported from, or nothing
   virtual const std::vector<double> &reference_energies() const = 0;     // eV, of each species
 
   // energies [num_local] eV, gradient [num_edges, 3] eV/Å. Without exchange there are no ghosts.

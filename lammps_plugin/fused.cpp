@@ -23,15 +23,16 @@ extern char **environ;
 
 namespace eqcalc {
 
-std::string prepare_fused(const std::string &path, const std::string &precision,
-                          const std::string &radial)
+namespace {
+
+// The first line that a module of Python prints; empty where it cannot be run.
+std::string ask_python(const std::vector<std::string> &module_and_arguments)
 {
-  const std::string wanted = precision.empty() ? "file" : precision;
-  const char *const arguments[] = {EQCALC_PYTHON,  "-P",           "-m",
-                                   "eqcalc.engine.prepare",        path.c_str(),
-                                   wanted.c_str(), radial.c_str(), nullptr};
+  std::vector<const char *> arguments = {EQCALC_PYTHON, "-P", "-m"};
+  for (const std::string &word : module_and_arguments) arguments.push_back(word.c_str());
+  arguments.push_back(nullptr);
   int ends[2];
-  if (pipe(ends) != 0) return "unavailable no pipe to Python";
+  if (pipe(ends) != 0) return "";
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
@@ -39,7 +40,7 @@ std::string prepare_fused(const std::string &path, const std::string &precision,
   posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", 0, 0);
   pid_t child;
   const int failed = posix_spawn(&child, EQCALC_PYTHON, &actions, nullptr,
-                                 const_cast<char *const *>(arguments), environ);
+                                 const_cast<char *const *>(arguments.data()), environ);
   posix_spawn_file_actions_destroy(&actions);
   close(ends[1]);
   std::string answer;
@@ -54,11 +55,31 @@ std::string prepare_fused(const std::string &path, const std::string &precision,
     while (waitpid(child, nullptr, 0) < 0 && errno == EINTR) {}
   }
   close(ends[0]);
-  answer = answer.substr(0, answer.find('\n'));
+  return answer.substr(0, answer.find('\n'));
+}
+
+}    // namespace
+
+std::string prepare_fused(const std::string &path, const std::string &precision,
+                          const std::string &radial)
+{
+  const std::string wanted = precision.empty() ? "file" : precision;
+  const std::string answer = ask_python({"eqcalc.engine.prepare", path, wanted, radial});
   for (const char *known : {"ready ", "unavailable ", "error ", "fault "})
     if (answer.rfind(known, 0) == 0) return answer;
   return std::string("unavailable ") + EQCALC_PYTHON +
       " could not prepare the kernels: run 'eqcalc lammps doctor'";
+}
+
+std::string find_model(const std::string &name, const std::vector<std::string> &elements)
+{
+  std::vector<std::string> words = {"eqcalc.names", name};
+  words.insert(words.end(), elements.begin(), elements.end());
+  const std::string answer = ask_python(words);
+  for (const char *known : {"ready ", "error "})
+    if (answer.rfind(known, 0) == 0) return answer;
+  return "error there is no file " + name + ", and " + EQCALC_PYTHON +
+      " could not tell what else it means: run 'eqcalc lammps doctor'";
 }
 
 namespace {
@@ -120,6 +141,7 @@ class FusedEngine final : public Engine {
     const int used = ::open((folder + "/used").c_str(), O_RDONLY | O_CLOEXEC);
     if (used >= 0) flock(used, LOCK_SH | LOCK_NB);
     training_domain_ = content(folder + "/domain.txt");
+    origin_ = content(folder + "/origin.txt");
     void *handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);     // stays open
     if (!handle) throw EngineError(library + " cannot be loaded: " + dlerror());
     const auto find = [&](auto &function, const char *name) {
@@ -161,6 +183,7 @@ class FusedEngine final : public Engine {
   const std::vector<int> &exchange_widths() const override { return exchange_widths_; }
   bool single() const override { return single_; }
   const std::string &training_domain() const override { return training_domain_; }
+  const std::string &origin() const override { return origin_; }
   const std::vector<double> &reference_energies() const override { return reference_energies_; }
 
   std::string describe() const override
@@ -207,7 +230,7 @@ class FusedEngine final : public Engine {
   double cutoff_ = 0.0, deviation_ = 0.0;
   bool single_ = false;
   std::vector<int> atomic_numbers_, exchange_widths_;
-  std::string training_domain_;
+  std::string training_domain_, origin_;
   std::vector<double> reference_energies_;
   void *network_ = nullptr;
   decltype(&eqcalc_close) close_ = nullptr;

@@ -15,6 +15,10 @@ namespace eqcalc {
 std::string prepare_fused(const std::string &path, const std::string &precision,
                           const std::string &radial);
 
+// The file behind the name of a potential, of which these elements are needed. Runs Python; the answer
+// is "ready PATH" or "error ...".
+std::string find_model(const std::string &name, const std::vector<std::string> &elements);
+
 // Opens a prepared folder and evaluates the reference structure in it; throws EngineError.
 std::unique_ptr<Engine> open_fused(const std::string &folder, const EngineOptions &,
                                    const std::string &radial);

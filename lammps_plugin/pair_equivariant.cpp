@@ -254,6 +254,8 @@ void PairEquivariant::coeff(int narg, char **arg)
   options.threads = threads;
   options.rank_on_machine = (options.device == "cuda") ? rank_on_machine() : 0;
   options.with_exchange = comm->nprocs > 1;
+  if (options.path.find('/') == std::string::npos)
+    options.path = find_model(options.path, {arg + 3, arg + narg});
   open_engine(options);
   const auto &model = *engine;
   cutoff = model.cutoff();
@@ -298,9 +300,12 @@ void PairEquivariant::coeff(int narg, char **arg)
   comm_forward = std::max(1, widest.doubles());
   comm_reverse = comm_reverse_off = std::max(9, widest.doubles());
 
-  if (comm->me == 0)
+  if (comm->me == 0) {
     utils::logmesg(lmp, "Pair style equivariant: {} ({}), {}\n", options.path, known,
                    model.describe());
+    if (!model.origin().empty())
+      utils::logmesg(lmp, "Pair style equivariant: imported from {}\n", model.origin());
+  }
 }
 
 /* ----------------------------------------------------------------------
@@ -335,6 +340,42 @@ void PairEquivariant::open_engine(eqcalc::EngineOptions &options)
 }
 
 /* ----------------------------------------------------------------------
+   What one process of each machine says, on all of that machine.
+------------------------------------------------------------------------- */
+
+std::string PairEquivariant::once_per_machine(const std::function<std::string()> &ask)
+{
+  MPI_Comm machine;
+  int rank;
+  MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, comm->me, MPI_INFO_NULL, &machine);
+  MPI_Comm_rank(machine, &rank);
+  std::string answer;
+  if (rank == 0) answer = ask();
+  answer = from_first(answer, 0, machine);
+  MPI_Comm_free(&machine);
+  return answer;
+}
+
+/* ----------------------------------------------------------------------
+   A file in this folder, or that of a model with a name: bundled, or imported for these elements
+------------------------------------------------------------------------- */
+
+std::string PairEquivariant::find_model(const std::string &name,
+                                        const std::vector<std::string> &elements)
+{
+  std::vector<std::string> needed;
+  for (const std::string &element : elements)
+    if (element != "NULL") needed.push_back(element);
+  const std::string answer = once_per_machine([&] {
+    return platform::file_is_readable(name) ? "ready " + name : eqcalc::find_model(name, needed);
+  });
+  const auto space = answer.find(' ');
+  if (answer.substr(0, space) != "ready") problem = answer.substr(space + 1);
+  stop_together();
+  return answer.substr(space + 1);
+}
+
+/* ----------------------------------------------------------------------
    One process of each machine has Python prepare the file. Empty, or on all processes the sentence
    of the first that has not got the kernels. What goes wrong with kernels that there are is an
    error.
@@ -342,14 +383,8 @@ void PairEquivariant::open_engine(eqcalc::EngineOptions &options)
 
 std::string PairEquivariant::open_fused(eqcalc::EngineOptions options, const std::string &radial)
 {
-  MPI_Comm machine;
-  int rank;
-  MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, comm->me, MPI_INFO_NULL, &machine);
-  MPI_Comm_rank(machine, &rank);
-  std::string answer;
-  if (rank == 0) answer = eqcalc::prepare_fused(options.path, precision, radial);
-  answer = from_first(answer, 0, machine);
-  MPI_Comm_free(&machine);
+  const std::string answer = once_per_machine(
+      [&] { return eqcalc::prepare_fused(options.path, precision, radial); });
 
   std::string reason;
   if (options.threads == 0) options.threads = comm->nthreads;

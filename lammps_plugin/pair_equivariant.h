@@ -12,6 +12,7 @@
 #include "training_domain.h"
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -98,6 +99,8 @@ class PairEquivariant : public Pair {
   std::string choose_device() const;
   void open_engine(eqcalc::EngineOptions &);
   std::string open_fused(eqcalc::EngineOptions, const std::string &);
+  std::string once_per_machine(const std::function<std::string()> &);
+  std::string find_model(const std::string &, const std::vector<std::string> &);
   void evaluate();
   int species_of(int i) const { return type2species[atom->type[i]]; }
   int absent_groups() const;

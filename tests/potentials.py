@@ -1,9 +1,13 @@
 """Untrained potentials: random weights obey every law of physics that we check."""
 
+import shutil
+from pathlib import Path
+
 import torch
 from ase.build import bulk
 
 from eqcalc import export
+from eqcalc.importers import published
 from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.neighbors import neighbor_list
 from eqcalc.nn.crowding import CrowdingConstants
@@ -84,3 +88,17 @@ def untrained(
             torch.nn.init.normal_(parameter)
     model.reference_structure = export.reference_structure(model, species, vectors, *edges)
     return export.save(model, path, {"architecture": "NequIP"})
+
+
+def installed_sevenn(folder: Path) -> Path:
+    """A folder for sys.path with a package sevenn that cannot be imported and two files of weights.
+
+    "7net-0" knows O, Si and Cu, "7net-mf-0" has the tasks omat24 and mpa.
+    """
+    data = Path(__file__).parent / "data" / "sevennet"
+    for name, file in (("7net-0", "so3.pth"), ("7net-mf-0", "tasks.pth")):
+        path = folder / "sevenn" / "pretrained_potentials" / published.SEVENN[name]
+        path.parent.mkdir(parents=True)
+        shutil.copy(data / file, path)
+    (folder / "sevenn" / "__init__.py").write_text("raise RuntimeError('nobody imports this')\n")
+    return folder

@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk
 from potentials import untrained
 
-from eqcalc import EquivariantCalculator, export
+from eqcalc import EquivariantCalculator, export, names
 from eqcalc.engine import backends, build, fused, kernels, plan, tables
 from eqcalc.errors import InputError
 from eqcalc.neighbors import VerletList, neighbor_list
@@ -268,7 +268,7 @@ def test_selected_pairs_are_those_of_a_new_list(potential_path):
 
 def test_memory_of_a_thousand_atoms():
     """The bundled model, tables included."""
-    engine = fused.fuse("si")
+    engine = fused.fuse(names.find("si"))
     atoms = bulk("Si", cubic=True).repeat(5)
     atoms.rattle(0.05, seed=0)
     engine.evaluate(*graph(engine, atoms))

@@ -29,6 +29,8 @@ from eqcalc.importers import import_model, published, unpickle
 DATA = Path(__file__).parent / "data" / "sevennet"
 #: how far the package's constants in float32 are from those in float64, in forces
 KINDS = {"so3": 3e-10, "parity": 3e-10, "linear": 1e-8}
+#: tasks of a network with the options of SevenNet-MF-ompa
+TASKS = ("omat24", "mpa")
 WHEEL = "sevenn-0.13.0-py3-none-any.whl"
 
 
@@ -69,6 +71,16 @@ def test_numbers_are_those_of_the_package(kind, engine, tmp_path):
     expected = json.loads((DATA / "expected.json").read_text())[kind]
     assert energy == pytest.approx(expected["energy"], abs=KINDS[kind] + table)
     assert forces == pytest.approx(np.array(expected["forces"]), abs=KINDS[kind] + table)
+
+
+@pytest.mark.parametrize("engine", ["torch", "fused"])
+@pytest.mark.parametrize("task", TASKS)
+def test_numbers_of_a_multi_task_network_with_both_parities(task, engine, tmp_path):
+    import_model(DATA / "tasks.pth", tmp_path / "m.pth", dtype="float64", task=task)
+    energy, forces = results(tmp_path / "m.pth", structure(), engine=engine)
+    expected = json.loads((DATA / "expected.json").read_text())[f"tasks:{task}"]
+    assert energy == pytest.approx(expected["energy"], abs=1e-11)
+    assert forces == pytest.approx(np.array(expected["forces"]), abs=1e-11)
 
 
 def test_fewer_elements(tmp_path):

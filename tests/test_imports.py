@@ -28,9 +28,14 @@ ALLOWED = {
     "reuse": {"runtime"},
     "neighbors": {"structure"},
     "domain": {"errors"},
+    "origin": set(),
+    "names": {"cache", "importers"},
     "nn": {"errors"},
     "models": {"contract", "errors", "nn"},
-    "export": {"contract", "derivatives", "domain", "errors", "reuse", "runtime", "structure"},
+    "export": {
+        *("contract", "derivatives", "domain", "errors", "origin", "reuse", "runtime"),
+        "structure",
+    },
     "engine": {
         *("contract", "derivatives", "errors", "export", "graph", "neighbors", "nn", "runtime"),
         *("cache", "files", "reuse", "toolchain"),
@@ -38,17 +43,17 @@ ALLOWED = {
     "data": {"derivatives", "errors", "graph", "neighbors"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "graph", "models", "nn"),
-        *("domain", "runtime", "sampling"),
+        *("domain", "names", "runtime", "sampling"),
     },
-    "importers": {"calculator", "errors", "export", "models", "neighbors", "nn"},
+    "importers": {"errors", "export", "models", "neighbors", "nn", "origin"},
     "network": {"derivatives", "errors", "export", "neighbors", "structure"},
     "calculator": {
         *("derivatives", "domain", "engine", "errors", "export", "neighbors", "network", "runtime"),
-        "structure",
+        *("names", "structure"),
     },
     "committee": {"calculator", "errors"},
     "sampling": {"calculator", "committee", "derivatives", "errors"},
-    "lammps": {"cache", "errors", "export", "files", "neighbors", "toolchain"},
+    "lammps": {"cache", "errors", "export", "files", "names", "neighbors", "toolchain"},
     "checks": {"calculator", "derivatives", "domain", "errors", "lammps", "neighbors"},
 }
 

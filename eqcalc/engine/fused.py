@@ -28,6 +28,7 @@ from eqcalc.engine.description import DESCRIPTION_VERSION, encode
 from eqcalc.engine.kernels import compiler_flags, library_source
 from eqcalc.engine.tables import tabulate
 from eqcalc.errors import InputError
+from eqcalc.files import user_path
 from eqcalc.reuse import Reused
 from eqcalc.runtime import TurnLock, own_torch
 
@@ -284,7 +285,7 @@ class FusedPotential:
 
 
 def fuse(
-    model: str | os.PathLike,
+    path: str | os.PathLike,
     *,
     dtype: str | torch.dtype | None = None,
     radial: str = "table",
@@ -293,7 +294,7 @@ def fuse(
     """Opens a potential file on the fused engine and checks it against its reference structure.
 
     Args:
-        model: a path, or the name of a bundled model.
+        path: of the file.
         dtype: float32 or float64; None takes the file's own.
         radial: "table" (splines through the radial functions) or "network" (exact).
         threads: that it will run on, and on which the reference structure is evaluated; None
@@ -303,7 +304,7 @@ def fuse(
         EngineUnavailable: an architecture that the engine does not know; no compiler.
         InputError: a bad file; numbers that differ from those in the file.
     """
-    path = export.resolve(model)
+    path = user_path(path)
     metadata = export.read_metadata(path)
     chosen = export.precision(dtype, metadata)
     content = export.content(path)[1]

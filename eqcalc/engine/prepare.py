@@ -10,6 +10,7 @@ prints `ready FOLDER`, `unavailable SENTENCE`, `error SENTENCE` or, for a bug of
                    references (their energies, eV)
     network.bin    for eqcalc_open
     domain.txt     limits of the training domain, if the file has them
+    origin.txt     one line on where an imported potential comes from, else empty
     reference.bin  the reference structure, int64 and float64: counts of atoms and edges, species,
                    edge_src, edge_dst, edge_vec, energies, forces, strain
 
@@ -85,7 +86,9 @@ def _write(folder: Path, model: Path, precision: str, radial: str) -> None:
         "numbers " + " ".join(map(str, potential.atomic_numbers)),
         "references " + " ".join(map(repr, potential.module.reference_energy.shift.tolist())),
     ]
-    (folder / "domain.txt").write_text(_extra_file(model, "eqcalc_domain.txt"), encoding="utf-8")
+    for name in ("domain", "origin"):
+        text = _extra_file(model, f"eqcalc_{name}.txt")
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     (folder / "engine.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

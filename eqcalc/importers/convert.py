@@ -15,7 +15,7 @@ import torch
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
-from eqcalc import export
+from eqcalc import export, origin
 from eqcalc.errors import InputError
 from eqcalc.importers import published, sevennet, unpickle
 from eqcalc.models.nequip import NequIP
@@ -38,16 +38,7 @@ class Imported:
 
     def line(self) -> str:
         """For people."""
-        return origin_line(self.origin)
-
-
-def origin_line(origin: dict[str, Any]) -> str:
-    """What an export says of its origin, in one line."""
-    task = f", task {origin['task']}" if "task" in origin else ""
-    return (
-        f"{origin['title']}{task}, {origin['package']} {origin['package_version']} "
-        f"({origin['licence']}); {origin['citation']}; SHA-256 {origin['sha256'][:12]}..."
-    )
+        return origin.line(self.origin)
 
 
 def _elements(symbols: Sequence[str] | None) -> list[int] | None:
@@ -55,7 +46,7 @@ def _elements(symbols: Sequence[str] | None) -> list[int] | None:
         return None
     unknown = [s for s in symbols if atomic_numbers.get(s, 0) == 0]
     if unknown:
-        raise InputError(f"--elements: {', '.join(unknown)} is no element.")
+        raise InputError(f"There is no element {', '.join(unknown)}: name symbols.")
     return sorted({atomic_numbers[s] for s in symbols})
 
 
@@ -101,7 +92,7 @@ def import_model(
     """Reads a SevenNet checkpoint and writes an export with the same energies and forces.
 
     Args:
-        source: the file, or a name in `published.SEVENN`.
+        source: the file, or a name in `published.SEVENN`, with the task behind it (NAME:TASK).
         output: where to write.
         elements: symbols of those to keep, default all; fewer make smaller files.
         task: of a multi-task model.
@@ -110,7 +101,8 @@ def import_model(
     Raises:
         InputError: no such file, a kind of file or an option that is not covered.
     """
-    path = published.find(source)
+    path, named = published.find(source)
+    task = task or named
     if zipfile.is_zipfile(path) and any(
         name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()
     ):
@@ -118,11 +110,11 @@ def import_model(
     content = unpickle.load(path)
     if not sevennet.is_checkpoint(content):
         raise InputError(f"{path} is no SevenNet checkpoint: no other kind is covered yet.")
-    model, config, origin = sevennet.convert(content, path.name, _elements(elements), task)
+    model, config, package = sevennet.convert(content, path.name, _elements(elements), task)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     title, licence = published.KNOWN.get(digest, (path.name, "licence not known"))
     known = {"source": path.name, "sha256": digest, "title": title, "licence": licence}
-    origin = {**known, **origin}
+    facts = {**known, **package}
     for parameter in model.parameters():  # constants stay in float64, as in files of training
         parameter.data = parameter.data.to(export.precision(dtype, {}))
     model = _with_reference(model)
@@ -130,6 +122,6 @@ def import_model(
     export.save(
         model,
         output,
-        {"architecture": "NequIP", "hyperparameters": hyper, "origin": origin},
+        {"architecture": "NequIP", "hyperparameters": hyper, "origin": facts},
     )
-    return Imported(Path(output), path, origin)
+    return Imported(Path(output), path, facts)

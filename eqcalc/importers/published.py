@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from eqcalc.errors import InputError
+from eqcalc.files import user_path
 
 _FOLDER = "pretrained_potentials"
 #: name -> file in the sevenn package
@@ -26,25 +28,31 @@ KNOWN = {
 }
 
 
-def find(source: str | Path) -> Path:
-    """The file behind a path, or behind the name of published weights; nothing is imported.
+def is_name(source: str | os.PathLike) -> bool:
+    """Whether these are published weights, with or without a task (NAME:TASK)."""
+    return str(source).partition(":")[0] in SEVENN
+
+
+def find(source: str | os.PathLike) -> tuple[Path, str | None]:
+    """The file behind a path or the name of published weights, and the task behind the name.
 
     Raises:
         InputError: there is none.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file():
-        return path
-    if str(source) not in SEVENN:
+        return path, None
+    name, _, task = str(source).partition(":")
+    if name not in SEVENN:
         names = ", ".join(SEVENN)
         raise InputError(f"There is no file '{source}', nor published weights so called ({names}).")
     found = importlib.util.find_spec("sevenn")
     folders = list(found.submodule_search_locations or ()) if found else []
     for folder in folders:
-        path = Path(folder) / _FOLDER / SEVENN[str(source)]
+        path = Path(folder) / _FOLDER / SEVENN[name]
         if path.is_file():
-            return path
+            return path, task or None
     raise InputError(
-        f"The weights of {source} come with the package sevenn: "
+        f"The weights of {name} come with the package sevenn: "
         "'pip install --no-deps sevenn==0.13.0' brings them."
     )

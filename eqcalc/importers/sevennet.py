@@ -25,6 +25,7 @@ from eqcalc.importers.weights import (
 )
 from eqcalc.models.nequip import InteractionLayer, NequIP
 from eqcalc.models.nequip_config import NequIPConfig, target_irreps
+from eqcalc.nn.convolution import Path, allowed_paths
 
 CITATION = "Park et al., J. Chem. Theory Comput. 20, 4857 (2024), doi:10.1021/acs.jctc.4c00190"
 
@@ -178,7 +179,8 @@ class _Task:
         if task not in tasks:
             raise InputError(
                 f"{source} has the tasks {', '.join(tasks)}: choose one with --task "
-                f"{next(iter(tasks))}" + (f"; there is no {task}." if task else ".")
+                f"{next(iter(tasks))}, or behind the model's name (NAME:{next(iter(tasks))})"
+                + (f"; there is no {task}." if task else ".")
             )
         self.name, self.place = task, int(tasks[task])
 
@@ -220,6 +222,27 @@ def _own(
     return matrices
 
 
+def _all_paths(layer: InteractionLayer, options: dict[str, Any], *, last: bool) -> list[Path]:
+    """Those of the file: into every irrep up to the highest degree that the layer keeps."""
+    parities = (1,) if last or not options["is_parity"] else (1, -1)
+    degrees = range(layer.irreps_out.lmax + 1)
+    into = o3.Irreps([(1, (l, p)) for l in degrees for p in parities])  # noqa: E741
+    l_max, so3 = layer.convolution.l_max, not options["is_parity"]
+    return allowed_paths(layer.irreps_in, l_max, into, so3=so3)
+
+
+def _columns(layer: InteractionLayer, paths: list[Path], version: str) -> list[int]:
+    """Columns of the file's radial weights in the order of ours; `paths` are the file's."""
+    places = list(range(len(paths)))
+    if _sorted_paths(version):
+        places.sort(key=lambda n: paths[n].ir_out)
+    starts, at = {}, 0
+    for n in places:
+        starts[paths[n]] = at
+        at += paths[n].mul
+    return [starts[path] + n for path in layer.convolution.paths for n in range(path.mul)]
+
+
 def _fill_layer(
     layer: InteractionLayer,
     weights: Weights,
@@ -239,9 +262,11 @@ def _fill_layer(
         weights.take(f"{k}_self_interaction_1.linear.weight"), irreps, irreps,
         "use_modal_self_inter_intro",
     )  # fmt: skip
+    every = _all_paths(layer, task.options, last=layer.has_readout)
+    messages = o3.Irreps([(path.mul, path.ir_out) for path in every]).sort().irreps.simplify()
     mix, mix_bias = task.split(
-        weights.take(f"{k}_self_interaction_2.linear.weight"), layer.convolution.irreps_out,
-        before, "use_modal_self_inter_outro",
+        weights.take(f"{k}_self_interaction_2.linear.weight"), messages, before,
+        "use_modal_self_inter_outro",
     )  # fmt: skip
     own = _own(weights, layer, k, rows, of)
     fill_linear(layer.linear_up.linear, {ir: m * ratios[ir] for ir, m in up.items()}, irreps)
@@ -253,18 +278,18 @@ def _fill_layer(
             if bias is not None:
                 module.bias.copy_(bias)
     paths = layer.convolution.paths
-    order = list(range(len(paths)))
-    if _sorted_paths(version):
-        order.sort(key=lambda n: paths[n].ir_out)
     prefix = f"{k}_convolution.convolution._compiled_main_left_right._w3j"
     signs = wigner_signs(
         paths, irreps, lambda *degrees: weights.peek("_".join([prefix, *map(str, degrees)]))
     )
     matrices = [
-        weights.take(f"{k}_convolution.weight_nn.layer{n}.weight", w.numel())
-        for n, w in enumerate(layer.radial_network.weights)
+        weights.take(f"{k}_convolution.weight_nn.layer{n}.weight", len(w) * w.shape[1])
+        for n, w in enumerate(layer.radial_network.weights[:-1])
     ]
-    fill_radial(layer, matrices, order, signs)
+    width = len(layer.radial_network.weights[-1]) * sum(path.mul for path in every)
+    of_paths = weights.take(f"{k}_convolution.weight_nn.layer{len(matrices)}.weight", width)
+    matrices.append(of_paths[:, _columns(layer, every, version)])
+    fill_radial(layer, matrices, list(range(len(paths))), signs)
 
 
 def convert(

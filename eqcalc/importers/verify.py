@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from eqcalc.calculator import EquivariantCalculator
 from eqcalc.errors import InputError
 from eqcalc.importers.convert import Imported, every_element
 
@@ -34,13 +33,16 @@ def _results(atoms: Atoms, calculator: Any) -> tuple[float, np.ndarray]:
     return atoms.get_potential_energy() / len(atoms), atoms.get_forces()
 
 
-def verify(made: Imported) -> str:
+def verify(made: Imported, ours: Any) -> str:
     """One sentence on the differences, on a structure of all elements kept.
+
+    Args:
+        made: the import.
+        ours: a calculator of it.
 
     Raises:
         InputError: the package is not installed, or says something else.
     """
-    ours = EquivariantCalculator(made.path, engine="torch", dtype="float32")
     atoms = every_element(ours.members[0].potential.atomic_numbers)
     (e, f), (e0, f0) = (_results(atoms, c) for c in (ours, _original(made)))
     energy, force = abs(e - e0), float(np.abs(f - f0).max())

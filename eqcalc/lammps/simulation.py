@@ -116,8 +116,7 @@ def write_data(atoms: Atoms, elements: list[str], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def _quoted(path: Path) -> str:
-    text = str(path)
+def _quoted(text: str) -> str:
     if any(c in text for c in "\"'$\n"):
         raise InputError(f"LAMMPS cannot read a path with quotes or dollar signs: {text}")
     return f'"{text}"'
@@ -166,7 +165,7 @@ def write_input(
 
     Args:
         atoms: the structure; its velocities are kept if it has any.
-        model_path: a potential file, or the name of a bundled one.
+        model_path: a potential file, or the name of a model (`eqcalc.names`).
         folder: made if need be.
         ensemble: "nve", "nvt", "npt" (all axes alike) or "minimize".
         temperature: K; of the thermostat, and of new velocities where atoms have none.
@@ -182,7 +181,7 @@ def write_input(
     Raises:
         InputError: no such file, or an element that the model does not know.
     """
-    from eqcalc import export
+    from eqcalc import export, names
 
     if ensemble not in get_args(Ensemble):
         raise InputError(f"ensemble '{ensemble}'{did_you_mean(ensemble, get_args(Ensemble))}.")
@@ -190,7 +189,7 @@ def write_input(
         raise InputError("The structure has no atoms.")
     if timestep_fs <= 0 or temperature < 0:
         raise InputError("timestep_fs must be positive and temperature not negative.")
-    model = export.resolve(model_path).resolve()
+    model = names.find(model_path)
     species = export.read_metadata(model)["species"]
     present = set(atoms.get_chemical_symbols())
     if not present <= set(species):
@@ -216,7 +215,7 @@ def write_input(
         f"read_data {DATA_FILE}",
         "",
         style,
-        f"pair_coeff * * {_quoted(model)} {' '.join(elements)}",
+        f"pair_coeff * * {_quoted(names.lasting(model_path))} {' '.join(elements)}",
         f"neighbor {skin:g} bin",
         "neigh_modify every 1 delay 0 check yes",
         "",

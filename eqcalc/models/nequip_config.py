@@ -195,9 +195,6 @@ def _checked_irreps(config: NequIPConfig) -> list[o3.Irreps]:
     """`layer_irreps`, parsed.
 
     Raises:
-        crowding_limit: messages to atoms that are more crowded than any of the training fade, so
-            that dense structures have no energy but that of the pair terms, which repel
-            (`eqcalc.nn.crowding`). No number of the training frames changes by it.
         InputError: they cannot be the features of a network.
     """
     name, given = "layer_irreps", config.layer_irreps

@@ -19,7 +19,7 @@ from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
-from eqcalc import export
+from eqcalc import export, names
 from eqcalc.contract import set_precision
 from eqcalc.data.dataset import GraphDataset
 from eqcalc.data.frames import Frame
@@ -59,7 +59,7 @@ def read_source(name: str) -> Source:
         config, model, setup = load_run(*folder)
         weights = {k: p.detach() for k, p in model.named_parameters()}
         return Source(name, config.model, Constants.from_setup(setup), weights)
-    file = export.load(name, dtype="float64")  # constants as they are in the file
+    file = export.load(names.find(name), dtype="float64")  # constants as they are in the file
     hyper = dict(file.metadata.get("hyperparameters", {}))
     if file.metadata.get("architecture") != "NequIP" or "avg_num_neighbors" not in hyper:
         raise InputError(
