@@ -10,8 +10,10 @@ from runs import tiny, write_frames
 
 from eqcalc import EquivariantCalculator
 from eqcalc.checks.symmetry import check_symmetry
-from eqcalc.data.dataset import Batch
-from eqcalc.nn.crowding import Crowding
+from eqcalc.data.dataset import Batch, FrameDataset
+from eqcalc.data.frames import Frame
+from eqcalc.nn.crowding import Crowding, CrowdingConstants
+from eqcalc.training.domain import crowding_of
 from eqcalc.training.finetune import read_source
 from eqcalc.training.folder import load_run
 from eqcalc.training.prepare import prepare
@@ -187,3 +189,33 @@ def test_kept_by_runs_files_and_fine_tuning(molecules, tmp_path):
     assert onset[1] == pytest.approx(constants["onset"][0])  # no hydrogen in the new frames
     assert onset[3] >= constants["onset"][1]
     assert onset[4] > 0.0
+
+
+def test_elements_that_never_meet():
+    """Frames of each alone do not make an alloy of both crowded, nor does one that is added."""
+    frames = []
+    for symbol, a in (("Nb", 3.3), ("W", 3.17)):
+        atoms = bulk(symbol, cubic=True, a=a).repeat(2)
+        atoms.rattle(0.1, seed=len(frames))
+        frames.append(Frame(atoms, 0.0, None, None, symbol, symbol))
+    both, alone = ([41, 74], frames), ([41], frames[:1])
+    made = {
+        len(numbers): crowding_of(FrameDataset(some, numbers, 5.0), numbers, 5.0)
+        for numbers, some in (both, alone)
+    }
+    (nb, mixed), (_, w) = made[2].distances
+    assert mixed == pytest.approx(0.5 * (nb + w), rel=1e-5)
+    fading = Crowding(made[2], 5.0)
+    alloy = bulk("Nb", cubic=True, a=3.2).repeat(2)
+    alloy.numbers[::2] = 74
+    (item,) = FrameDataset([Frame(alloy, 0.0, None, None, "alloy", "alloy")], [41, 74], 5.0)
+    graph = item.graph
+    ends = graph.species, graph.edge_src, graph.edge_dst
+    assert not len(fading(*ends, graph.edge_vec.norm(dim=1)))
+    old = CrowdingConstants([[nb, np.inf], [np.inf, np.inf]], [made[1].onset[0], 0.0])
+    added = crowding_of(FrameDataset(frames[1:], [41, 74], 5.0), [41, 74], 5.0, old)
+    assert added == made[2]
+    # two elements that do not meet themselves either
+    lone = [Frame(Atoms(s), 0.0, None, None, s, s) for s in ("O", "Si")]
+    apart = crowding_of(FrameDataset(lone, [8, 14], 5.0), [8, 14], 5.0)
+    assert apart.distances[0][1] == pytest.approx(0.9 * (0.66 + 1.11))

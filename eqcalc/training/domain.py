@@ -91,6 +91,21 @@ def measure(
     )
 
 
+def _units(shortest: np.ndarray, atomic_numbers: Sequence[int]) -> np.ndarray:
+    """[species, species] Å of `shortest`, and what stands for pairs that never met (inf there).
+
+    That is the mean of what each element has with itself, as in a pair potential: frames of pure
+    metals do not make their alloys crowded. Elements that do not meet themselves have their
+    covalent radii.
+    """
+    like = shortest.diagonal()
+    radii = covalent_radii[list(atomic_numbers)]
+    unmet = UNMET * np.add.outer(radii, radii)
+    mean = 0.5 * np.add.outer(like, like)
+    unit = np.where(np.isfinite(shortest), shortest, np.where(np.isfinite(mean), mean, unmet))
+    return np.vectorize(lambda r: float(f"{r:.6g}"))(unit)
+
+
 def crowding_of(
     frames: GraphDataset,
     atomic_numbers: Sequence[int],
@@ -103,18 +118,18 @@ def crowding_of(
         frames: all of which are looked at.
         atomic_numbers: Z of each species.
         cutoff: Å.
-        known: of a network that is trained further, for these species; onsets only rise.
+        known: of a network that is trained further, for these species, distances being inf and
+            onsets 0 where it knows none; onsets only rise.
 
     Returns:
         Numbers of six digits, so that machines agree on them.
     """
     count = len(atomic_numbers)
+    shortest = shortest_distances(frames, count)
     if known is None:
-        radii = covalent_radii[list(atomic_numbers)]
-        shortest = shortest_distances(frames, count)
-        unit = np.where(np.isfinite(shortest), shortest, UNMET * np.add.outer(radii, radii))
-        unit = np.vectorize(lambda r: float(f"{r:.6g}"))(unit)
-        known = CrowdingConstants(unit.tolist(), [0.0] * count)
+        known = CrowdingConstants(np.full_like(shortest, np.inf).tolist(), [0.0] * count)
+    shortest = np.where(np.isfinite(known.distances), known.distances, shortest)
+    known = CrowdingConstants(_units(shortest, atomic_numbers).tolist(), known.onset)
     measure_with = Crowding(known, cutoff)
     most = np.zeros(count)
     for item in frames:

@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 import numpy as np
 import torch
 from ase.data import atomic_numbers as number_of
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from eqcalc import export, names
@@ -31,7 +31,7 @@ from eqcalc.models.nequip import NequIP, NequIPConfig
 from eqcalc.nn.crowding import CrowdingConstants
 from eqcalc.nn.reference import PairConstants, no_pairs
 from eqcalc.training.config import model_config
-from eqcalc.training.domain import UNMET, crowding_of
+from eqcalc.training.domain import crowding_of
 from eqcalc.training.folder import Constants, build_model, load_run
 from eqcalc.training.options import Config
 from eqcalc.training.pairs import relimited
@@ -108,11 +108,10 @@ def _crowding(module: torch.jit.ScriptModule) -> CrowdingConstants | None:
 
 
 def _extend_crowding(old: Constants, numbers: list[int]) -> CrowdingConstants | None:
-    """That of `old` for the species `numbers`; onsets of new elements are to be measured."""
+    """That of `old` for the species `numbers`; what new elements have is to be measured."""
     if old.crowding is None:
         return None
-    radii = covalent_radii[numbers]
-    distances, onset = UNMET * np.add.outer(radii, radii), np.zeros(len(numbers))
+    distances, onset = np.full(2 * [len(numbers)], np.inf), np.zeros(len(numbers))
     rows = [numbers.index(z) for z in old.atomic_numbers]
     distances[np.ix_(rows, rows)] = old.crowding.distances
     onset[rows] = old.crowding.onset
