@@ -53,6 +53,16 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def where_unmet(shortest: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """Shortest distances [species, species] Å, and what stands for pairs that never met (inf).
+
+    That is the mean of what each element has with itself, as in a fitted pair potential: an alloy
+    is no denser than the metals of which the frames are. Else it is `otherwise`.
+    """
+    like = 0.5 * np.add.outer(shortest.diagonal(), shortest.diagonal())
+    return np.where(np.isfinite(shortest), shortest, np.where(np.isfinite(like), like, otherwise))
+
+
 class OutsideDomainError(InputError):
     """A structure is outside of the training domain, and `on_domain_exit` is "stop"."""
 

@@ -1,6 +1,7 @@
 """Holes that open when many atoms are pressed together, or hot, are found and named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from ase.io import read
 from eqcalc.checks import packings
 from eqcalc.checks.compression import compress
 from eqcalc.checks.hot import hot_runs
-from eqcalc.checks.smoothness import HOLES_FILE, check_smoothness
+from eqcalc.checks.page import write_report
+from eqcalc.checks.smoothness import check_smoothness
+from eqcalc.checks.suite import Outcome, Suite
 from eqcalc.checks.trained import Trained
 from eqcalc.domain import Domain
 from eqcalc.neighbors import neighbor_list
@@ -103,15 +106,23 @@ def test_hole_in_crowds_is_found_and_written(argon, tmp_path):
     assert {path.name for path in written} == {
         "smoothness.json",
         "smoothness.png",
-        HOLES_FILE,
+        "smoothness_holes.extxyz",
     }
-    holes = read(tmp_path / HOLES_FILE, ":")
+    holes = read(tmp_path / "smoothness_holes.extxyz", ":")
     named = next(a for a in holes if a.info["failure"].startswith("fcc Ar"))
     k = failed["fcc Ar"].failure[0]
     distance = named.repeat(3).get_distance(0, 1)
     assert distance == pytest.approx(3.1 * failed["fcc Ar"].x[k], abs=1e-6)
     document = json.loads((tmp_path / "smoothness.json").read_text())
     assert not next(c for c in document["compression"] if c["name"] == "fcc Ar")["passed"]
+    # beside the page of all checks, too; one that found none removes those of an earlier run
+    suite = Suite({"file": "a.pth"}, "x", [Outcome("smoothness", "Smoothness", report=report)])
+    *_, again = write_report(suite, tmp_path / "all" / "report.html")
+    assert again == tmp_path / "all" / "smoothness_holes.extxyz"
+    assert len(read(again, ":")) == len(holes)
+    sound = replace(report, compressions=[], runs=[])
+    assert not sound.write_holes(again.parent)
+    assert not again.exists()
 
 
 def test_energy_below_the_training_fails():

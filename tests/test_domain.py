@@ -18,7 +18,8 @@ from ase.md.verlet import VelocityVerlet
 from runs import tiny
 
 from eqcalc import EquivariantCalculator
-from eqcalc.domain import Domain, OutsideDomainError
+from eqcalc.checks.trained import Trained
+from eqcalc.domain import Domain, OutsideDomainError, where_unmet
 from eqcalc.errors import InputError
 from eqcalc.export import read_metadata
 from eqcalc.training.run import train
@@ -48,6 +49,19 @@ def model(tmp_path_factory) -> Path:
     config = tiny(crystals(folder / "all.xyz"), data=data, epochs=1)
     train(config, folder / "run", quiet=True)
     return folder / "run" / "model.pth"
+
+
+def test_elements_that_never_met(model):
+    """Checks take the mean of what each has with itself, else covalent radii."""
+    metadata = read_metadata(model)
+    shortest = Domain.read(metadata).shortest_training(["Ar", "Ne"])
+    assert np.isinf(shortest[0, 1])
+    trained = Trained.read(metadata, Atoms("NeAr"), ["Ne", "Ar"])
+    assert trained.symbols == ["Ar", "Ne"]
+    assert trained.shortest[0, 1] == trained.shortest[1, 0] == shortest.diagonal().mean()
+    assert (trained.shortest.diagonal() == shortest.diagonal()).all()
+    lone = where_unmet(np.array([[1.0, np.inf], [np.inf, np.inf]]), np.full((2, 2), 3.0))
+    assert lone.tolist() == [[1.0, 3.0], [3.0, 3.0]]
 
 
 def test_measured(model):

@@ -99,10 +99,14 @@ def render(suite: Suite) -> str:
 
 
 def write_report(suite: Suite, path: Path) -> list[Path]:
-    """Writes NAME.html and NAME.json, each aside first; returns both."""
+    """Writes NAME.html, NAME.json and what checks find as structures; returns what was written."""
     if path.suffix != ".html":
         raise InputError(f"The report '{path}' must end in .html; the JSON is written beside it.")
-    return [
+    written = [
         write_json(path.with_suffix(".json"), suite.to_dict()),
         write_bytes(path, render(suite).encode()),
     ]
+    for outcome in suite.outcomes:
+        if outcome.report:
+            written += outcome.report.write_holes(path.parent)
+    return written

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from ase import Atoms
+from ase.io import write as ase_write
 
 from eqcalc import files
 
@@ -67,6 +71,11 @@ class Report(ABC):
         return None
 
     @property
+    def holes(self) -> list[tuple[str, Atoms]]:
+        """Why structures failed, and these, for a look at them."""
+        return []
+
+    @property
     def undecided(self) -> list[str]:
         """Why there is no verdict, one sentence each; empty where there is one."""
         return []
@@ -91,19 +100,29 @@ class Report(ABC):
         return "\n".join([*(f"{table}\n" for table in self.tables()), *verdict])
 
     def write(self, folder: str | os.PathLike) -> list[Path]:
-        """NAME.json and, if it can be drawn, NAME.png; returns what was written."""
+        """NAME.json, NAME.png if it can be drawn, and `holes`; returns what was written."""
         folder = files.user_path(folder)
         written = [write_json(folder / f"{self.name}.json", self.to_dict())]
         figure = self.draw()
         if figure is not None:
             written.append(files.write_bytes(folder / f"{self.name}.png", png(figure)))
-        return written
+        return written + self.write_holes(folder)
+
+    def write_holes(self, folder: str | os.PathLike) -> list[Path]:
+        """NAME_holes.extxyz, if there are any; else that of an earlier run is removed."""
+        path = files.user_path(folder) / f"{self.name}_holes.extxyz"
+        if not self.holes:
+            path.unlink(missing_ok=True)
+            return []
+        text = io.StringIO()
+        for reason, atoms in self.holes:
+            atoms.info = {"failure": reason}
+            ase_write(text, atoms, format="extxyz")
+        return [files.write_bytes(path, text.getvalue().encode())]
 
 
 def png(figure: Figure, dpi: int = 110, colours: int = 96) -> bytes:
     """The picture as a file's content, in few colours: a third of the size, nothing to be seen."""
-    import io
-
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -9,19 +9,14 @@ must not fall below where it began (`hot`).
 
 from __future__ import annotations
 
-import io
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
-from ase.io import write as ase_write
 
-from eqcalc import files
 from eqcalc.checks import compression, hot
 from eqcalc.checks.compression import Compression, compress
 from eqcalc.checks.hot import HotRun, hot_runs
@@ -38,9 +33,6 @@ if TYPE_CHECKING:
 #: shows where its Lennard-Jones potential ends at 7 Å with one derivative too few (4e-4, 5e-4)
 TOLERANCE = {"energy": 1e-8, "force": 1e-6, "slope": 2e-4}
 UNITS = {"energy": "eV", "force": "eV/Å", "slope": "eV/Å²"}
-
-#: the structures that failed, beside the report
-HOLES_FILE = "smoothness_holes.extxyz"
 
 
 @dataclass(frozen=True)
@@ -161,20 +153,10 @@ class SmoothnessReport(Report):
             hot.table(self.runs, known=bool(self.trained.temperature)),
         ]
 
-    def write(self, folder: str | os.PathLike) -> list[Path]:
-        """The structures that failed, too."""
-        failed = [(c.failure[1], c.atoms(c.failure[0])) for c in self.compressions if c.failure]
-        failed += [(run.failure, run.final) for run in self.runs if run.failure]
-        written = super().write(folder)
-        path = files.user_path(folder) / HOLES_FILE
-        if not failed:
-            path.unlink(missing_ok=True)  # of an earlier run
-            return written
-        for reason, atoms in failed:
-            atoms.info = {"failure": reason}
-        text = io.StringIO()
-        ase_write(text, [atoms for _, atoms in failed], format="extxyz")
-        return [*written, files.write_bytes(path, text.getvalue().encode())]
+    @property
+    def holes(self) -> list[tuple[str, Atoms]]:
+        found = [(c.failure[1], c.atoms(c.failure[0])) for c in self.compressions if c.failure]
+        return found + [(run.failure, run.final) for run in self.runs if run.failure]
 
     def draw(self) -> Figure:
         """Scans, near their minima and to the end on a logarithmic scale; compressions."""

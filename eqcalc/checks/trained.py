@@ -12,7 +12,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers, covalent_radii
 
 from eqcalc.calculator import EquivariantCalculator
-from eqcalc.domain import Domain
+from eqcalc.domain import Domain, where_unmet
 from eqcalc.neighbors import neighbor_list
 
 #: of a distance at rest: as near as hot atoms come, where only a structure at rest is known
@@ -89,8 +89,8 @@ class Trained:
         met = np.isfinite(shortest)
         return cls(
             symbols,
-            np.where(met, shortest, covalent_sums(symbols)),
-            "of the training" + ("" if met.all() else "; pairs that never met: covalent radii"),
+            where_unmet(shortest, covalent_sums(symbols)),
+            "of the training" + ("" if met.all() else "; means where two elements never met"),
             reference,
             lowest,
             domain.document.get("temperature"),

@@ -10,7 +10,7 @@ from ase import Atoms, units
 from ase.data import chemical_symbols, covalent_radii
 
 from eqcalc.data.dataset import GraphDataset
-from eqcalc.domain import Domain
+from eqcalc.domain import Domain, where_unmet
 from eqcalc.nn.crowding import Crowding, CrowdingConstants
 
 #: of the sum of the covalent radii: a unit of length for two elements that never meet
@@ -91,21 +91,6 @@ def measure(
     )
 
 
-def _units(shortest: np.ndarray, atomic_numbers: Sequence[int]) -> np.ndarray:
-    """[species, species] Å of `shortest`, and what stands for pairs that never met (inf there).
-
-    That is the mean of what each element has with itself, as in a pair potential: frames of pure
-    metals do not make their alloys crowded. Elements that do not meet themselves have their
-    covalent radii.
-    """
-    like = shortest.diagonal()
-    radii = covalent_radii[list(atomic_numbers)]
-    unmet = UNMET * np.add.outer(radii, radii)
-    mean = 0.5 * np.add.outer(like, like)
-    unit = np.where(np.isfinite(shortest), shortest, np.where(np.isfinite(mean), mean, unmet))
-    return np.vectorize(lambda r: float(f"{r:.6g}"))(unit)
-
-
 def crowding_of(
     frames: GraphDataset,
     atomic_numbers: Sequence[int],
@@ -129,7 +114,10 @@ def crowding_of(
     if known is None:
         known = CrowdingConstants(np.full_like(shortest, np.inf).tolist(), [0.0] * count)
     shortest = np.where(np.isfinite(known.distances), known.distances, shortest)
-    known = CrowdingConstants(_units(shortest, atomic_numbers).tolist(), known.onset)
+    radii = covalent_radii[list(atomic_numbers)]
+    unit = where_unmet(shortest, UNMET * np.add.outer(radii, radii))
+    unit = np.vectorize(lambda r: float(f"{r:.6g}"))(unit)
+    known = CrowdingConstants(unit.tolist(), known.onset)
     measure_with = Crowding(known, cutoff)
     most = np.zeros(count)
     for item in frames:
