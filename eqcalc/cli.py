@@ -327,8 +327,9 @@ def sample(
     teacher: Annotated[
         list[str],
         typer.Argument(
-            help="gfn2 or gfn1 (semi-empirical, by tblite); or the folder of 'eqcalc train "
-            "--committee', or potential files, whose mean is the label."
+            help="gfn2 or gfn1 (semi-empirical, by tblite); a model's name (7net-0); MODULE:CLASS "
+            "of a calculator of ASE; or the folder of 'eqcalc train --committee', or potential "
+            "files, whose mean is the label."
         ),
     ],
     start: Annotated[
@@ -350,12 +351,20 @@ def sample(
         float,
         typer.Option(help="eV/Å by which a committee may disagree on a force: trajectories end."),
     ] = 0.5,
+    strain: Annotated[
+        float, typer.Option(help="Largest strain of a trajectory's cell, drawn anew for each.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of starts, velocities and thermostat.")] = 1,
+    teacher_option: Annotated[
+        list[str] | None,
+        typer.Option(help="name=value, a keyword argument of the teacher's calculator."),
+    ] = None,
 ) -> None:
     """Labelled frames from the dynamics of a cheaper or a better teacher, for a network to learn.
 
-    gfn2: for a network to learn before DFT; a section [pretrain] does both. A committee: to train
-    one network, on these and the DFT frames together, that is as good as the mean of several.
+    gfn2: for a network to learn before DFT; a section [pretrain] does both. A universal model: for
+    a network of these elements alone, which is many times faster. A committee: to train one
+    network, on these and the DFT frames together, that is as good as the mean of several.
     """
     from tqdm import tqdm
 
@@ -363,6 +372,7 @@ def sample(
     from eqcalc.data.labels import config_type, is_isolated_atom
     from eqcalc.sampling.dynamics import Sampling, write_sample
     from eqcalc.sampling.teachers import open_teacher
+    from eqcalc.training.config import parse_value
 
     chosen = {"temperatures": temperature} if temperature else {}
     sampling = Sampling(
@@ -371,10 +381,14 @@ def sample(
         interval=interval,
         timestep=timestep,
         limit=limit,
+        strain=strain,
         seed=seed,
         **chosen,
     )
-    source = open_teacher(teacher)
+    pairs = [text.partition("=") for text in teacher_option or ()]
+    if unclear := [name for name, equals, _ in pairs if not equals]:
+        raise InputError(f"--teacher-option {unclear[0]}: write name=value.")
+    source = open_teacher(teacher, {name: parse_value(value) for name, _, value in pairs})
     images = [atoms for atoms, _ in iter_images(start)]
     starts = [atoms for atoms in images if not is_isolated_atom(config_type(atoms))]
     with tqdm(total=frames, desc="frames") as bar:

@@ -5,14 +5,16 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import CalculationFailed
+from ase.calculators.lj import LennardJones
 from ase.io import read, write
-from potentials import untrained
+from potentials import installed_sevenn, untrained
 from typer.testing import CliRunner
 
-from eqcalc import EquivariantCalculator, InputError
+from eqcalc import EquivariantCalculator, InputError, names
 from eqcalc.committee import forces_deviation
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import Interrupted
@@ -158,6 +160,7 @@ def test_ctrl_c_keeps_what_there_is(paths, starts, tmp_path):
         ({"limit": float("nan")}, "limit = nan"),
         ({"temperatures": [300.0, -5.0]}, "temperatures = "),
         ({"temperatures": []}, "temperatures = "),
+        ({"strain": 0.5}, "strain = 0.5: it must be 0 .. 0.5"),
     ],
 )
 def test_impossible_settings(options, sentence):
@@ -218,6 +221,134 @@ def test_semi_empirical_crystals_have_stresses():
     sampling = some(frames=1, temperatures=[300.0], interval=2.0)
     (frame,) = sample(open_teacher(["gfn1"]), [bulk("Si")], sampling, Tally())
     assert frame.get_stress().shape == (6,)
+
+
+LENNARD_JONES = "ase.calculators.lj:LennardJones"
+OPTIONS = {"sigma": 2.0, "epsilon": 0.3, "rc": 4.0, "smooth": True}
+
+
+def test_any_calculator_teaches(starts):
+    """With its options; stress where everything is periodic."""
+    slab = starts[0].copy()
+    slab.pbc = [True, True, False]
+    teacher = open_teacher([LENNARD_JONES], OPTIONS)
+    frames = list(sample(teacher, [starts[0], slab], some(), Tally()))
+    assert {f.info["config_type"] for f in frames} == {"LennardJones_300K", "LennardJones_600K"}
+    assert {"stress" in f.calc.results for f in frames} == {True, False}
+    for frame in frames:
+        atoms = frame.copy()
+        atoms.calc = LennardJones(**OPTIONS)
+        assert frame.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+        assert frame.get_forces() == pytest.approx(atoms.get_forces(), abs=1e-9)
+        assert ("stress" in frame.calc.results) == frame.pbc.all()
+        if frame.pbc.all():
+            assert frame.get_stress() == pytest.approx(atoms.get_stress(), abs=1e-12)
+
+
+#: a user's module: forces are the derivatives of the free energy
+MODULE = """
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+
+class Smeared(Calculator):
+    implemented_properties = ["energy", "free_energy", "forces"]
+    calls = 0
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        Smeared.calls += 1
+        if Smeared.calls in (5, 6):
+            raise RuntimeError("not converged")
+        forces = np.full((len(atoms), 3), np.nan if Smeared.calls == 8 else 0.0)
+        self.results = {"energy": 1.0, "free_energy": -2.0, "forces": forces}
+
+def nothing():
+    return 3
+"""
+
+
+def test_a_calculator_in_a_file_of_the_user(starts, tmp_path, monkeypatch):
+    """Whatever it raises, and what is not finite, costs a trajectory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "users_module.py").write_text(MODULE)
+    tally = Tally()
+    teacher = open_teacher(["users_module:Smeared"])
+    frames = list(sample(teacher, starts[:1], some(interval=1e-9), tally))
+    assert [f.get_potential_energy() for f in frames] == [-2.0] * 6
+    assert tally.failed > 1
+    for name, sentence in (
+        ("users_module:nothing", "is no calculator of ASE that has forces"),
+        ("users_module:absent", "cannot be imported: .*absent"),
+        ("no_module_like_this:Class", "cannot be imported: No module named"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            open_teacher([name])
+    assert str(tmp_path) not in sys.path
+
+
+def test_what_a_calculator_does_not_know_is_told_at_once(starts, paths):
+    with pytest.raises(InputError, match=r"Start 0: the teacher cannot label it: .*EMT"):
+        list(sample(open_teacher(["ase.calculators.emt:EMT"]), starts, some(), Tally()))
+    with pytest.raises(InputError, match=r"Options of the teacher .*nonsense"):
+        open_teacher(paths, {"nonsense": 1})
+    with pytest.raises(InputError, match="teaches alone"):
+        open_teacher([LENNARD_JONES, paths[0]])
+
+
+def test_networks_take_options_and_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(installed_sevenn(tmp_path / "packages"))
+    teacher = open_teacher(["7net-0"], {"dtype": "float64", "engine": "torch"})
+    assert teacher.calc.potential.path == names.find("7net-0")
+    assert teacher.drivers[0].potential.dtype == torch.float64
+    with pytest.raises(InputError, match="there is no PBE"):  # a task, no module and class
+        open_teacher(["7net-mf-0:PBE"])
+
+
+def test_cells_are_strained(paths, starts):
+    slab = starts[0].copy()
+    slab.pbc = [True, True, False]
+    slab.cell[2] = [1.0, 2.0, 30.0]
+    molecule = starts[0].copy()
+    molecule.set_cell(None)
+    molecule.pbc = False
+    sampling = some(frames=12, interval=1e-6, timestep=1e-6, strain=0.04)
+    frames = list(sample(Networks(paths[:1]), [starts[0], slab, molecule], sampling, Tally()))
+    strains = []
+    for frame in frames:
+        if not frame.pbc.any():
+            assert not frame.cell.array.any()
+            continue
+        start = starts[0] if frame.pbc.all() else slab
+        change = np.linalg.solve(start.cell.array, frame.cell.array) - np.eye(3)
+        if frame.pbc.all():
+            strains.append(change)
+            assert np.abs(change - change.T).max() < 1e-9
+        else:
+            assert np.abs(change[2]).max() < 1e-9
+            assert frame.cell.array[:2, 2] == pytest.approx([0.0, 0.0])
+        expected = start.positions @ (np.eye(3) + change)
+        assert frame.positions == pytest.approx(expected, abs=1e-4)
+    assert 0.01 < np.abs(strains).max() <= 0.04
+    assert len({s.tobytes() for s in strains}) > 1
+
+
+def test_command_with_a_calculator(starts, tmp_path):
+    from eqcalc.cli import app
+
+    write(tmp_path / "starts.xyz", starts)
+    options = [f"--teacher-option={name}={value}" for name, value in OPTIONS.items()]
+    options = [option.replace("True", "true") for option in options]
+    arguments = ["sample", LENNARD_JONES, *options, "--start", str(tmp_path / "starts.xyz")]
+    arguments += ["-o", str(tmp_path / "out.xyz"), "--frames", "2", "--strain", "0.02"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    frame = read(tmp_path / "out.xyz", 0)
+    atoms = frame.copy()
+    atoms.calc = LennardJones(**OPTIONS)
+    assert frame.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
+    result = CliRunner().invoke(app, [*arguments, "--teacher-option", "sigma"])
+    assert "--teacher-option sigma: write name=value" in str(result.exception)
 
 
 def test_command(paths, starts, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.calculators.lj import LennardJones
 from ase.io import read
 from potentials import untrained
 from runs import MODEL, Killed, checkpoint, history, tiny, train_and_kill, weights, write_frames
@@ -19,10 +20,11 @@ from eqcalc.data.store import pack
 from eqcalc.errors import Interrupted
 from eqcalc.training import pretrain as module
 from eqcalc.training import run
-from eqcalc.training.config import from_dict, read_config
+from eqcalc.training.config import from_dict, override, read_config
 from eqcalc.training.dryrun import dry_run
 from eqcalc.training.folder import load_run
 from eqcalc.training.run import train
+from eqcalc.training.template import to_toml
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +228,42 @@ def test_config_file_names_the_teacher_beside_it(data, teacher, tmp_path):
     shutil.copy(teacher, tmp_path / "t.pth")
     path.write_text(f'[data]\ntrain = "{data}"\n[pretrain]\nteacher = "t.pth"\n')
     assert read_config(path).pretrain.teacher == str(tmp_path / "t.pth")
+
+
+def test_any_calculator_teaches(data, tmp_path):
+    options = {"sigma": 1.6, "epsilon": 0.2, "rc": 3.0, "smooth": True}
+    section = {"teacher_options": options, "strain": 0.02, "epochs": 1}
+    config = config_of(data, "ase.calculators.lj:LennardJones", section, epochs=1)
+    train(config, tmp_path, quiet=True)
+    frames = [f for p in sorted(tmp_path.rglob("frames_*.xyz")) for f in read(p, ":")]
+    assert len(frames) == 8
+    for frame in frames:
+        atoms = frame.copy()
+        atoms.calc = LennardJones(**options)
+        assert np.abs(frame.get_forces() - atoms.get_forces()).max() < 1e-5
+    changed = {"teacher_options": options | {"sigma": 1.7}}
+    again = config_of(data, "ase.calculators.lj:LennardJones", section | changed, epochs=1)
+    with pytest.raises(InputError, match=r"another setting of pretrain\.teacher_options"):
+        train(again, tmp_path, quiet=True)
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config))
+    assert read_config(path).pretrain == config.pretrain
+    changed = override(config, ["pretrain.teacher_options.sigma=1.7"])
+    assert changed.pretrain.teacher_options == options | {"sigma": 1.7}
+
+
+def test_frames_of_an_earlier_version_are_used(data, teacher, finished, tmp_path):
+    """Their record lacks options that did not exist."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    path = out / "pretrain" / "sampling.json"
+    record = json.loads(path.read_text())
+    for name in ("teacher_options", "strain"):
+        del record[name]
+    path.write_text(json.dumps(record))
+    before = (out / "summary.json").read_text()
+    train(config_of(data, teacher), out, quiet=True)
+    assert json.loads((out / "summary.json").read_text())["errors"] == json.loads(before)["errors"]
 
 
 def test_one_command_from_a_semi_empirical_method(data, tmp_path):

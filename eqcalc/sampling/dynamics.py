@@ -1,9 +1,9 @@
 """Labelled frames from the dynamics of a teacher, for a network to learn before or beside DFT.
 
 Trajectories start from given structures with velocities of a Maxwell-Boltzmann distribution and go
-on at that temperature (Langevin, cell fixed); every so often a frame is labelled. Where members of
-a committee disagree on the force of an atom by more than a limit, labels would be worth nothing:
-the trajectory ends, as it does where the teacher fails.
+on at that temperature (Langevin, cell fixed, strained if wanted); every so often a frame is
+labelled. Where members of a committee disagree on the force of an atom by more than a limit, labels
+would be worth nothing: the trajectory ends, as it does where the teacher fails.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Sampling:
         interval: fs between them, and before the first.
         timestep: fs; None: 1 with hydrogen, else 2.
         friction: 1/fs.
+        strain: largest component of the strain of a trajectory's cell along periodic directions,
+            drawn anew for each: stresses and elastic constants need more than one cell.
         limit: eV/Å, of a committee's `eqcalc.committee.forces_deviation`.
         seed: of starts, velocities and thermostat.
     """
@@ -52,6 +54,7 @@ class Sampling:
     interval: float = 10.0
     timestep: float | None = None
     friction: float = 0.02
+    strain: float = 0.0
     limit: float = 0.5
     seed: int = 1
 
@@ -60,6 +63,8 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} = {value}: it must be positive.")
+        if not 0.0 <= self.strain < 0.5:
+            raise InputError(f"strain = {self.strain}: it must be 0 .. 0.5.")
         if not self.temperatures or not min(self.temperatures) > 0:
             raise InputError(f"temperatures = {list(self.temperatures)} K: they must be positive.")
 
@@ -127,6 +132,16 @@ def _trajectory(
         yield _labelled(teacher, atoms, temperature)
 
 
+def _strain(atoms: Atoms, largest: float, rng: np.random.Generator) -> None:
+    """Strains cell and atoms by a symmetric tensor along the periodic directions."""
+    strain = rng.uniform(-largest, largest, (3, 3))
+    strain = 0.5 * (strain + strain.T)
+    vectors = atoms.cell.array[atoms.pbc]
+    span = np.linalg.pinv(vectors) @ vectors  # projects on what the periodic vectors span
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + span @ strain @ span), scale_atoms=False)
+    atoms.positions += atoms.positions @ span @ strain @ span
+
+
 def _starts(
     teacher: Teacher, starts: Sequence[Atoms], sampling: Sampling, rng: np.random.Generator
 ) -> Iterator[tuple[Atoms, float]]:
@@ -136,6 +151,8 @@ def _starts(
         if turn == 0:
             order = rng.permutation(len(starts))
         atoms = _bare(starts[order[turn]])
+        if sampling.strain:
+            _strain(atoms, sampling.strain, rng)
         atoms.calc = teacher.drivers[number % len(teacher.drivers)]
         yield atoms, sampling.temperatures[number % len(sampling.temperatures)]
 

@@ -1,4 +1,4 @@
-"""Who labels the frames that `eqcalc.sampling.dynamics` makes: another method, or networks.
+"""Who labels the frames that `eqcalc.sampling.dynamics` makes: networks, or any other method.
 
 A semi-empirical method knows in advance what a few DFT frames do not show: how stiff bonds are
 where no frame is, how groups turn, how protons move. A network that has learned it from thousands
@@ -9,13 +9,23 @@ learn it (Hinton, Vinyals and Dean, arXiv:1503.02531).
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, CalculatorError
+from ase.calculators.calculator import (
+    CalculationFailed,
+    Calculator,
+    CalculatorError,
+    all_changes,
+)
 
 from eqcalc.calculator import EquivariantCalculator
 from eqcalc.committee import member_files
@@ -53,11 +63,14 @@ class Teacher(ABC):
 
 
 class Networks(Teacher):
-    """Potential files: a committee, whose mean is the label, or a single one."""
+    """Potentials, by file or name: a committee, whose mean is the label, or a single one.
 
-    def __init__(self, models: Sequence[str | os.PathLike]) -> None:
-        self.calc = EquivariantCalculator(models)
-        self.drivers = [EquivariantCalculator(model) for model in models]
+    options: of EquivariantCalculator.
+    """
+
+    def __init__(self, models: Sequence[str | os.PathLike], **options: Any) -> None:
+        self.calc = EquivariantCalculator(models, **options)
+        self.drivers = [EquivariantCalculator(model, **options) for model in models]
         self.config_type = "committee" if len(models) > 1 else "network"
 
     def check(self, atoms: Atoms) -> None:
@@ -69,35 +82,141 @@ class Networks(Teacher):
         return results
 
 
-class SemiEmpirical(Teacher):
-    """An extended tight-binding method of the package tblite."""
+class Calculated(Teacher):
+    """One calculator of ASE. Stress is a label where it has one and all directions are periodic."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, calculator: Calculator, config_type: str) -> None:
+        self.drivers = [calculator]
+        self.config_type = config_type
+
+    def label(self, atoms: Atoms) -> Mapping[str, Any]:
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        if atoms.pbc.all() and "stress" in self.drivers[0].implemented_properties:
+            results["stress"] = atoms.get_stress()
+        return results
+
+
+class SemiEmpirical(Calculated):
+    """An extended tight-binding method of the package tblite; options: of its calculator."""
+
+    def __init__(self, name: str, **options: Any) -> None:
         try:
             from tblite.ase import TBLite
         except ImportError:
             raise InputError(
                 f"The teacher {name} needs the package tblite: pip install 'eqcalc[xtb]'."
             ) from None
-        self.drivers = [TBLite(method=METHODS[name], verbosity=0)]
-        self.config_type = name
-
-    def label(self, atoms: Atoms) -> Mapping[str, Any]:
-        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
-        if atoms.pbc.all():
-            results["stress"] = atoms.get_stress()
-        return results
+        super().__init__(TBLite(**{"method": METHODS[name], "verbosity": 0, **options}), name)
 
 
-def open_teacher(names: Sequence[str | os.PathLike]) -> Teacher:
-    """By the name of a method, or by potential files and folders of committees.
+class _Guarded(Calculator):
+    """A calculator of somebody else: whatever it raises, and what is not finite, is a failure.
+
+    Its energy is the one that its forces are derivatives of, the free energy where it knows one.
+    """
+
+    PROPERTIES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "energy": ("free_energy", "energy"),
+        "forces": ("forces",),
+        "stress": ("stress",),
+    }
+
+    def __init__(self, calculator: Any, name: str) -> None:
+        super().__init__()
+        self._calculator, self._name = calculator, name
+        known = calculator.implemented_properties
+        #: what is asked for, by what it is here
+        self._source = {
+            prop: next(s for s in sources if s in known)
+            for prop, sources in self.PROPERTIES.items()
+            if any(s in known for s in sources)
+        }
+        self.implemented_properties = list(self._source)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        for prop in properties:
+            try:
+                value = self._calculator.get_property(self._source[prop], self.atoms)
+            except Exception as error:
+                reason = str(error) or type(error).__name__
+                raise CalculationFailed(f"{self._name}: {reason}") from error
+            if not np.isfinite(value).all():
+                raise CalculationFailed(f"{self._name}: its {prop} is not finite")
+            self.results[prop] = value
+
+
+class AnyCalculator(Calculated):
+    """A class or function MODULE:NAME that makes a calculator of ASE; options: its arguments.
 
     Raises:
-        InputError: no such file, or a method beside something else.
+        InputError: there is none, it does not take the options, or what it makes has no forces.
     """
-    methods = [name for name in names if str(name) in METHODS and not user_path(name).exists()]
-    if not methods:
-        return Networks(member_files([user_path(name) for name in names]))
-    if len(names) > 1:
-        raise InputError(f"{methods[0]} teaches alone: name no other teacher beside it.")
-    return SemiEmpirical(str(methods[0]))
+
+    def __init__(self, name: str, **options: Any) -> None:
+        where, _, what = name.partition(":")
+        here = str(Path.cwd())
+        sys.path.append(here)  # as `python` would find it
+        try:
+            make = getattr(importlib.import_module(where), what)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"The teacher {name} cannot be imported: {error}.") from None
+        finally:
+            sys.path.remove(here)
+        calculator = make(**options)
+        if "forces" not in getattr(calculator, "implemented_properties", ()):
+            raise InputError(f"The teacher {name} is no calculator of ASE that has forces.")
+        super().__init__(_Guarded(calculator, name), what)
+        self._name = name
+        self._checked: set[frozenset[int]] = set()
+
+    def check(self, atoms: Atoms) -> None:
+        """Nothing but a calculation shows which elements it knows: one for each set of them."""
+        elements = frozenset(atoms.numbers.tolist())
+        if elements in self._checked:
+            return
+        try:
+            self.drivers[0].get_property("forces", atoms)
+        except CalculatorError as error:
+            raise InputError(f"the teacher cannot label it: {error}") from None
+        self._checked.add(elements)
+
+
+def _kind(name: str) -> type[Calculated] | None:
+    """What a name stands for that is no potential: a method, or MODULE:CLASS."""
+    if user_path(name).exists():
+        return None
+    if name in METHODS:
+        return SemiEmpirical
+    return AnyCalculator if re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) else None
+
+
+def open_teacher(
+    names: Sequence[str | os.PathLike], options: Mapping[str, Any] | None = None
+) -> Teacher:
+    """By the name of a method or a calculator, or by potentials and folders of committees.
+
+    Args:
+        names: "gfn2", "ase.calculators.emt:EMT", "7net-0", potential files, folders.
+        options: keyword arguments of the calculator.
+
+    Raises:
+        InputError: no such file, options that it does not take, a method beside something else.
+    """
+    options = dict(options or {})
+    kinds = {str(name): kind for name in names if (kind := _kind(str(name)))}
+    if kinds and len(names) > 1:
+        raise InputError(f"{next(iter(kinds))} teaches alone: name no other teacher beside it.")
+    try:
+        for name, kind in kinds.items():
+            return kind(name, **options)
+        return Networks(member_files([user_path(name) for name in names]), **options)
+    except TypeError as error:
+        if not options:
+            raise
+        raise InputError(f"Options of the teacher {names[0]}: {error}.") from None

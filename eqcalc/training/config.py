@@ -40,7 +40,8 @@ def _check(value: Any, kind: Any, name: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise InputError(f"{name} = {value!r}: a table is expected.")
-        return {k: _check(v, args[1], f"{name}.{k}") for k, v in value.items()}
+        free = args[1] is Any
+        return {k: v if free else _check(v, args[1], f"{name}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -111,6 +112,14 @@ def read_config(path: str | Path) -> Config:
     return dataclasses.replace(config, data=data, fine_tune=fine_tune, pretrain=pretrain)
 
 
+def parse_value(text: str) -> Any:
+    """A value in TOML; anything else is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
 def override(config: Config, assignments: list[str]) -> Config:
     """`section.key=value` strings, the value in TOML, on top of a config."""
     document = config.to_dict()
@@ -120,10 +129,7 @@ def override(config: Config, assignments: list[str]) -> Config:
         *sections, key = name.strip().split(".")
         if not (equals and sections):
             raise InputError(f"'{text}': write an override as section.option=value.")
-        try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value.strip()
+        parsed = parse_value(value)
         place = document
         for n, section in enumerate(sections):
             if not isinstance(place.get(section), dict):

@@ -95,28 +95,33 @@ class FineTuneConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """A cheap teacher to learn from first, in RUN/pretrain, before fine-tuning on the data.
+    """A teacher to learn from first, in RUN/pretrain, before fine-tuning on the data.
 
     Its dynamics, begun at the training frames, give frames with its labels, as `eqcalc sample`
     does; a new network learns them, with the options of [model] and, but for those below,
     [training]. It is then fine-tuned on the data, reference energies fitted anew.
 
     Attributes:
-        teacher: "gfn2" or "gfn1" (GFN2- or GFN1-xTB, by the package tblite), a potential file or
-            the folder of a committee; empty for none.
+        teacher: "gfn2" or "gfn1" (GFN2- or GFN1-xTB, by the package tblite), a potential file, a
+            model's name ("7net-0"), the folder of a committee, or a calculator of ASE as
+            MODULE:CLASS ("ase.calculators.emt:EMT"); empty for none.
+        teacher_options: keyword arguments of the teacher's calculator.
         frames: how many.
         temperatures: K, of Langevin dynamics; trajectories take them in turn.
         length: frames of a trajectory.
         interval: fs between them.
+        strain: largest component of the strain of a trajectory's cell, drawn anew for each.
         epochs: over these frames.
         learning_rate: of the optimizer, at the start of these epochs.
     """
 
     teacher: str = ""
+    teacher_options: dict[str, Any] = field(default_factory=dict)
     frames: int = 14000
     temperatures: list[float] = field(default_factory=lambda: [300.0, 600.0, 1000.0, 1500.0])
     length: int = 50
     interval: float = 10.0
+    strain: float = 0.0
     epochs: int = 9
     learning_rate: float = 2e-2
 

@@ -1,4 +1,4 @@
-"""What a network learns before it sees the training frames: a cheap teacher's energies and forces.
+"""What a network learns before it sees the training frames: a teacher's energies and forces.
 
 A section [pretrain] makes a run of two runs. RUN/pretrain holds the first one, see
 `eqcalc.training.folder`, and beside it
@@ -71,6 +71,7 @@ def chunks(config: Config) -> list[Sampling]:
         temperatures=options.temperatures,
         length=options.length,
         interval=options.interval,
+        strain=options.strain,
     )
     number = -(-options.frames // CHUNK)
     return [
@@ -89,6 +90,10 @@ def _write_whole(frames: Iterable[Atoms], path: Path, progress: Callable[[], obj
         for frame in frames:
             write(file, frame, format="extxyz")
             progress()
+
+
+def _teacher(options: PretrainConfig) -> Teacher:
+    return open_teacher([options.teacher], options.teacher_options)
 
 
 def start_structures(prepared: Prepared) -> list[Atoms]:
@@ -117,7 +122,7 @@ def label_frames(prepared: Prepared, folder: Path, world: World, *, quiet: bool)
         with tqdm(total=total, initial=done, desc="Frames of the teacher", disable=quiet) as bar:
             for k in missing:
                 # anew, as teachers begin from what they found last: files depend on nothing else
-                frames = sample(open_teacher([options.teacher]), starts, plan[k], Tally())
+                frames = sample(_teacher(options), starts, plan[k], Tally())
                 _write_whole(frames, paths[k], bar.update)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -142,7 +147,8 @@ def _claim(prepared: Prepared, folder: Path, world: World) -> None:
     path = folder / "sampling.json"
     if path.is_file() and any(folder.glob("frames_*.xyz")):  # else nothing could be mixed up
         old = read_json(path)
-        changed = [name for name, value in record.items() if old.get(name) != value]
+        usual = dataclasses.asdict(PretrainConfig())  # where it was written before there was one
+        changed = [n for n, value in record.items() if old.get(n, usual.get(n)) != value]
         if changed:
             named = {"seed": "training.seed", "starts": "the data"}
             changes = ", ".join(named.get(name, f"pretrain.{name}") for name in changed)
@@ -170,7 +176,7 @@ def first_run(prepared: Prepared, frames: Sequence[Path]) -> Config:
     config = prepared.config
     given = {}
     if config.model.exact_isolated_atoms:
-        teacher = open_teacher([config.pretrain.teacher])
+        teacher = _teacher(config.pretrain)
         given = isolated_energies(teacher, prepared.setup["atomic_numbers"])
     return dataclasses.replace(
         config,
@@ -208,7 +214,7 @@ def estimate(prepared: Prepared, step: float) -> dict[str, float]:
         InputError: as in `label_frames`.
     """
     options, batch = prepared.config.pretrain, prepared.config.training.batch_size
-    teacher = open_teacher([options.teacher])
+    teacher = _teacher(options)
     few = dataclasses.replace(chunks(prepared.config)[0], frames=4, length=4)
     frames = sample(teacher, start_structures(prepared), few, Tally())
     next(frames)  # the first one includes what is done once
