@@ -61,18 +61,18 @@ class Well(Calculator):
 
     implemented_properties = ("energy", "forces")
 
-    def __init__(self, depth):
+    def __init__(self, depth, width=0.15, spring=4.0):
         super().__init__()
-        self.depth = depth
+        self.depth, self.width, self.spring = depth, width, spring
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
         bond = atoms.positions[1] - atoms.positions[0]
         r = np.linalg.norm(bond)
-        hole = -self.depth * np.exp(-(((r - 2.4) / 0.15) ** 2))
-        slope = 8.0 * (r - 2.0) - 2.0 * (r - 2.4) / 0.15**2 * hole
-        pull = slope * bond / r
-        self.results = {"energy": 4.0 * (r - 2.0) ** 2 + hole, "forces": np.array([pull, -pull])}
+        hole = -self.depth * np.exp(-(((r - 2.4) / self.width) ** 2))
+        slope = 2.0 * self.spring * (r - 2.0) - 2.0 * (r - 2.4) / self.width**2 * hole
+        pull, energy = slope * bond / r, self.spring * (r - 2.0) ** 2 + hole
+        self.results = {"energy": energy, "forces": np.array([pull, -pull])}
 
 
 @pytest.fixture
@@ -145,6 +145,21 @@ def test_holes_reached_by_heat_fail():
     assert all(run.failure and run.failure.startswith("Ar2 at 5000 K") for run in fallen)
     assert all("a hole" in run.failure for run in fallen)
     assert all(min(run.quenched, run.energy.min()) < -0.3 for run in fallen)
+
+
+def test_molecules_run_longer_and_hotter():
+    """A barrier of 0.34 eV: 600 K do not cross it in 300 steps, 1000 K do in 3000."""
+    pair = Atoms("Ar2", [[0, 0, 0], [0, 0, 2.0]])
+    cold = Trained(["Ar"], np.array([[1.5]]), temperature=300.0)
+    sound = hot_runs(pair, Well(0.0, spring=5.0), cold)
+    assert [run.temperature for run in sound] == [600.0, 600.0, 1000.0]
+    assert [len(run.energy) for run in sound] == [301, 301, 3001]
+    assert not [run.failure for run in sound if run.failure]
+    short, again, longer = hot_runs(pair, Well(3.0, width=0.06, spring=5.0), cold)
+    assert short.failure is again.failure is None
+    assert longer.failure.startswith("Ar2 at 1000 K (run 2) falls to -")
+    crystal = bulk("Ar", a=5.3, cubic=True)
+    assert [len(run.energy) for run in hot_runs(crystal, lennard_jones(), ARGON)] == [301, 301]
 
 
 def test_domain_of_a_file():

@@ -22,6 +22,7 @@ from eqcalc.checks.trained import Trained
 from eqcalc.domain import Domain, OutsideDomainError, where_unmet
 from eqcalc.errors import InputError
 from eqcalc.export import read_metadata
+from eqcalc.training.domain import temperature
 from eqcalc.training.run import train
 
 
@@ -83,6 +84,13 @@ def test_measured(model):
     assert document["energy_per_atom"]["training"][0] >= -1e-6  # above the reference energies
     assert document["density"]["training"][1] == pytest.approx(4 / 4.4**3, rel=0.1)
     assert 600.0 <= document["temperature"] <= 800.0
+
+
+def test_temperature_of_names():
+    """As data sets write it: by itself, or as a part of a config_type."""
+    for name, kelvin in (("MD 300 K", 300.0), ("300K_MD", 300.0), ("aimd-1200.5K", 1200.5)):
+        assert temperature([(Atoms("H"), name)]) == kelvin
+    assert temperature([(Atoms("H"), "2Kr 3KCl K4")]) is None
 
 
 def test_text_for_lammps(model):

@@ -42,6 +42,7 @@ def brief(monkeypatch):
     """Packings and hot runs have tests of their own: one of each density, and a few steps."""
     monkeypatch.setattr(packings, "NUM_PACKINGS", 1)
     monkeypatch.setattr(hot, "STEPS", 10)
+    monkeypatch.setattr(hot, "STEPS_MOLECULE", 10)
 
 
 @pytest.fixture

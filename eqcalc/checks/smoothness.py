@@ -63,8 +63,9 @@ class SmoothnessReport(Report):
         "molecules, loose packings and clusters; and of as much of the sum of covalent radii) the "
         f"energy must not fall by more than {compression.FALL:g} eV/atom, and nowhere lie below "
         f"the training's lowest by its range or {MARGIN:g} eV/atom. The structure, relaxed, run "
-        f"for {hot.STEPS} steps at {hot.HEAT:g} times the training's highest temperature and "
-        f"relaxed again, must not lie below its start by more than {hot.GAIN:g} eV, or "
+        f"for {hot.STEPS} steps at {hot.HEAT:g} times the training's highest temperature, a "
+        f"molecule for {hot.STEPS_MOLECULE} at {hot.KELVIN_MOLECULE:g} K or more too, and relaxed "
+        f"again, must not lie below its start by more than {hot.GAIN:g} eV, or "
         f"{hot.GAIN_MOLECULE:g} eV/atom of a molecule, {hot.GAIN_PERIODIC:g} of a crystal."
     )
 

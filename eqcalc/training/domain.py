@@ -34,11 +34,11 @@ def shortest_distances(frames: GraphDataset, species: int) -> np.ndarray:
 
 
 def temperature(structures: Iterable[tuple[Atoms, str]]) -> float | None:
-    """The highest that structures or their config_types ("MD 300 K") tell, K."""
+    """The highest that structures or their config_types ("MD 300 K", "300K_MD") tell, K."""
     found = []
     for atoms, name in structures:
         given = [atoms.info[key] for key in TEMPERATURES if key in atoms.info]
-        given += re.findall(r"(\d+(?:\.\d+)?) ?K\b", name)
+        given += re.findall(r"(\d+(?:\.\d+)?) ?K(?![A-Za-z0-9])", name)
         found += [float(t) for t in given if str(t).replace(".", "", 1).isdigit()]
         if atoms.has("momenta") and len(atoms) > 1:
             found.append(2.0 * atoms.get_kinetic_energy() / (3.0 * len(atoms) * units.kB))
