@@ -16,6 +16,8 @@ from ase.build import bulk
 from ase.calculators.socketio import SocketClient, SocketIOCalculator
 from ase.constraints import FixAtoms, FixSymmetry
 from ase.filters import FrechetCellFilter
+from ase.io import read, write
+from ase.neighborlist import neighbor_list
 from ase.optimize import BFGS
 from ase.phonons import Phonons
 
@@ -84,6 +86,41 @@ def test_acetylacetone_as_in_the_table(name):
     found = calc.evaluate([frame.atoms for frame in frames])
     errors = [r["forces"] - f.forces for r, f in zip(found, frames, strict=True)]
     assert 1e3 * np.sqrt(np.square(errors).mean()) < rmse
+
+
+def test_a_teacher_without_download(tmp_path):
+    """examples/teacher_lifepo4.py in miniature: the bundled model teaches silicon."""
+    module = example("teacher_lifepo4")
+    olivine = module.lithium_iron_phosphate()
+    assert olivine.get_chemical_formula() == "Fe4Li4O16P4"
+    bonds = neighbor_list("d", olivine, {("P", "O"): 1.8})
+    assert len(bonds) == 2 * 16
+    assert (bonds.min(), bonds.max()) == pytest.approx((1.52, 1.56), abs=0.02)
+    module.MODEL = {"cutoff": 4.0, "num_layers": 1, "num_channels": [4, 4, 4], "radial_mlp": [4]}
+    module.TRAINING = {"batch_size": 2, "fused": False, "threads": 1}
+    write(tmp_path / "si.xyz", bulk("Si", cubic=True))
+    options = [
+        "--structure",
+        str(tmp_path / "si.xyz"),
+        "--teacher",
+        "si",
+        "--repeat",
+        "1",
+        "1",
+        "1",
+    ]
+    options += ["--frames", "8", "--epochs", "2", "--steps", "6", "--work", str(tmp_path / "work")]
+    found = module.main([*options, "--out", str(tmp_path)])
+    assert found["lattice"]["teacher"] == pytest.approx([5.469] * 3, abs=2e-3)
+    frames = read(tmp_path / "work" / "train.xyz", ":")
+    assert len(frames) == 8
+    assert {f.info["config_type"] for f in frames} == {"network_300K"}
+    assert frames[0].get_stress().shape == (6,)
+    assert 0.0 < found["errors"]["forces"]["mae"] < 1e4
+    assert list(found["largest_difference_of_g"]) == ["Si-Si"]
+    assert set(found["microseconds_per_atom_and_step"]) == {"teacher", "network"}
+    assert (tmp_path / "teacher_lifepo4.png").stat().st_size > 20_000
+    assert json.loads((tmp_path / "teacher_lifepo4.json").read_text()) == found
 
 
 def test_main_job(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import InputError
+from eqcalc.importers import import_model
 from eqcalc.training.finetune import read_source, species_tables
 from eqcalc.training.folder import load_run
 from eqcalc.training.prepare import prepare
 from eqcalc.training.run import train
 from eqcalc.training.task import predict
+
+SEVENNET = Path(__file__).parent / "data" / "sevennet"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -287,3 +291,60 @@ def test_the_bundled_model_of_one_element_learns_a_second(tmp_path):
     assert float(got.energy) == pytest.approx(crystal.get_potential_energy(), abs=1e-6)
     assert np.abs(got.forces.numpy() - crystal.get_forces()).max() < 1e-6
     assert np.abs(crystal.get_forces()).max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """O, Si and Cu, without parity, linear readout, weights in float64."""
+    path = tmp_path_factory.mktemp("imported") / "imported.pth"
+    return import_model(SEVENNET / "so3.pth", path, dtype="float64").path
+
+
+@pytest.fixture(scope="module")
+def oxide(tmp_path_factory):
+    return write_frames(tmp_path_factory.mktemp("oxide") / "sio.xyz", 12, symbols="SiO")
+
+
+def imported_predictions(imported, path):
+    found = EquivariantCalculator(imported, engine="torch").evaluate(read(path, ":"))
+    return [r["energy"] for r in found], np.concatenate([r["forces"] for r in found])
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_an_imported_model_is_where_training_begins(imported, oxide, drop):
+    """With all its elements or those of the data; nothing fades and nothing is added."""
+    section = {"model": str(imported), "drop_elements": drop}
+    prepared = prepare(tiny(oxide, fine_tune=section, precision="float64"))
+    assert prepared.model.atomic_numbers == ([8, 14] if drop else [8, 14, 29])
+    assert not prepared.config.model.pair_potential
+    assert not prepared.config.model.crowding_limit
+    got = predictions(prepared.model, oxide)
+    energies, forces = imported_predictions(imported, oxide)
+    assert np.abs(got.energy.numpy() - energies).max() < 1e-9
+    assert np.abs(got.forces.numpy() - forces).max() < 1e-9
+
+
+def test_elements_that_nothing_is_left_of(imported, data):
+    section = {"model": str(imported), "drop_elements": True}
+    prepared = prepare(tiny(data["LiO"], fine_tune=section))
+    assert prepared.model.atomic_numbers == [3, 8]
+    with pytest.raises(InputError, match="knows none of the elements of the data"):
+        prepare(tiny(data["Li"], fine_tune=section))
+
+
+def test_an_imported_model_is_fine_tuned(imported, oxide, tmp_path):
+    """Energies of another method are fitted; the export says what it was made from."""
+    fine_tune = {"model": str(imported), "refit_energies": True, "drop_elements": True}
+    options = {"epochs": 6, "precision": "float64", "learning_rate": 2e-2}
+    prepared = prepare(tiny(oxide, fine_tune=fine_tune, **options))
+    left = predictions(prepared.model, oxide).energy.numpy()
+    left = [e - f.energy for e, f in zip(left, read_frames(oxide), strict=True)]
+    assert np.abs(left).max() < 5.0  # reference energies of the import are 7 eV per atom off
+    train(tiny(oxide, fine_tune=fine_tune, **options), tmp_path, quiet=True)
+    losses = [float(row[1]) for row in history(tmp_path)[1:]]
+    assert min(losses) < 0.8 * losses[0]
+    origin = export.read_metadata(tmp_path / "model.pth")["origin"]
+    assert origin["source"] == "so3.pth"
+    assert origin["changed"] == "fine-tuned since"
+    again = prepare(tiny(oxide, fine_tune={"model": str(tmp_path)}))
+    assert again.setup["origin"]["source"] == "so3.pth"

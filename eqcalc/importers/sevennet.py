@@ -141,6 +141,7 @@ def _config(c: dict[str, Any], frequencies: list[float], *, tasks: bool) -> Nequ
         envelope_onset=float(envelope["cutoff_on"]) if xplor else 0.0,
         readout=0,
         core_repulsion=False,
+        crowding_limit=False,
     )
 
 

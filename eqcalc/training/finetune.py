@@ -2,7 +2,8 @@
 
 Elements that the network does not know get rows of their own in every table of species, the mean of
 the known rows, so that a new element begins as an average one. Species are in ascending order of Z,
-so known elements may move to other rows; elements that the new data lack are kept.
+so known elements may move to other rows; elements that the new data lack are kept unless they are
+dropped.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,12 +41,16 @@ from eqcalc.training.pairs import relimited
 
 @dataclass(frozen=True)
 class Source:
-    """A trained network: its hyperparameters, its constants, its weights by name."""
+    """A trained network: its hyperparameters, its constants, its weights by name.
+
+    origin: what an imported one comes from; else empty.
+    """
 
     name: str
     model: NequIPConfig
     constants: Constants
     weights: dict[str, Tensor]
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def read_source(name: str) -> Source:
@@ -58,7 +64,8 @@ def read_source(name: str) -> Source:
         folder = (path, "best.ckpt") if path.is_dir() else (path.parent, path.name)
         config, model, setup = load_run(*folder)
         weights = {k: p.detach() for k, p in model.named_parameters()}
-        return Source(name, config.model, Constants.from_setup(setup), weights)
+        constants = Constants.from_setup(setup)
+        return Source(name, config.model, constants, weights, setup.get("origin", {}))
     file = export.load(names.find(name), dtype="float64")  # constants as they are in the file
     hyper = dict(file.metadata.get("hyperparameters", {}))
     if file.metadata.get("architecture") != "NequIP" or "avg_num_neighbors" not in hyper:
@@ -83,7 +90,46 @@ def read_source(name: str) -> Source:
         _crowding(file.module),
     )
     weights = {k: p.detach() for k, p in file.module.named_parameters()}
-    return Source(name, model_config(hyper), constants, weights)
+    origin = file.metadata.get("origin", {})
+    return Source(name, model_config(hyper), constants, weights, origin)
+
+
+def reduced(source: Source, elements: Iterable[int]) -> Source:
+    """The source without the elements that are not among these (Z).
+
+    Raises:
+        InputError: it knows none of them.
+    """
+    old = source.constants
+    rows = [n for n, z in enumerate(old.atomic_numbers) if z in set(elements)]
+    if not rows:
+        raise InputError(
+            f"{source.name} knows none of the elements of the data, and fine_tune.drop_elements "
+            "would leave nothing of it."
+        )
+
+    def of_species(values: list) -> list:
+        return [values[n] for n in rows]
+
+    def of_pairs(values: list) -> list:
+        return [of_species(row) for row in of_species(values)]
+
+    pairs, crowding = old.pair_constants, old.crowding
+    constants = dataclasses.replace(
+        old,
+        atomic_numbers=of_species(old.atomic_numbers),
+        scale=of_species(old.scale),
+        shift=of_species(old.shift),
+        pair_constants=pairs
+        and PairConstants(
+            *map(of_pairs, (pairs.coefficients, pairs.core_cutoffs, pairs.inner_limits))
+        ),
+        crowding=crowding
+        and CrowdingConstants(of_pairs(crowding.distances), of_species(crowding.onset)),
+    )
+    tables = species_tables(NequIP(source.model, old.atomic_numbers, 1.0, old.scale, old.shift))
+    weights = {k: w[rows] if k in tables else w for k, w in source.weights.items()}
+    return dataclasses.replace(source, constants=constants, weights=weights)
 
 
 def _pairs(module: torch.jit.ScriptModule) -> PairConstants | None:
@@ -139,13 +185,13 @@ def adopt(config: Config, source: Source) -> Config:
         InputError: an option of [model] that was given has another value there.
     """
     default = NequIPConfig()
-    for field in dataclasses.fields(NequIPConfig):
-        mine, theirs = (getattr(m, field.name) for m in (config.model, source.model))
-        written = f"model.{field.name}" in config.given or mine != getattr(default, field.name)
+    for option in dataclasses.fields(NequIPConfig):
+        mine, theirs = (getattr(m, option.name) for m in (config.model, source.model))
+        written = f"model.{option.name}" in config.given or mine != getattr(default, option.name)
         if written and mine != theirs:
             raise InputError(
-                f"model.{field.name} = {mine}, but {source.name} has {theirs}: a network keeps its "
-                "shape when it is fine-tuned, so leave the [model] section out."
+                f"model.{option.name} = {mine}, but {source.name} has {theirs}: a network keeps "
+                "its shape when it is fine-tuned, so leave the [model] section out."
             )
     return dataclasses.replace(config, model=source.model)
 

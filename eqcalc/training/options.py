@@ -75,22 +75,27 @@ class FineTuneConfig:
     """A trained model to start from.
 
     Attributes:
-        model: a potential file, a bundled model's name, a run folder or one of its checkpoints;
-            empty starts from random weights. The [model] section is taken from it.
+        model: a potential file, a model's name ("si", "7net-0"), a run folder or one of its
+            checkpoints; empty starts from random weights. The [model] section is taken from it.
         freeze: parameters that stay as they are, by name with * and ?, e.g. ["layers.0.*"].
         refit_energies: fit the reference energies of all elements that data.reference_energies and
             data.isolated_atoms do not give, for labels from another electronic structure method;
             otherwise those of the elements that the model knows are kept. The shortest distances
             that a network with a pair potential is told are then those of the new labels, too.
+        drop_elements: forget elements that the data lack, so that the file is smaller and nobody
+            takes it for them; otherwise they are kept as they are.
     """
 
     model: str = ""
     freeze: list[str] = field(default_factory=list)
     refit_energies: bool = False
+    drop_elements: bool = False
 
     def __post_init__(self) -> None:
-        if not self.model and (self.freeze or self.refit_energies):
-            raise InputError("fine_tune.freeze and refit_energies need a fine_tune.model.")
+        if not self.model and (self.freeze or self.refit_energies or self.drop_elements):
+            raise InputError(
+                "fine_tune.freeze, refit_energies and drop_elements need a fine_tune.model."
+            )
 
 
 @dataclass(frozen=True)

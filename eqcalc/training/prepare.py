@@ -40,6 +40,7 @@ from eqcalc.training.finetune import (
     freeze,
     known_energies,
     read_source,
+    reduced,
     species_tables,
     unfixed_elements,
 )
@@ -370,6 +371,8 @@ def prepare(config: Config) -> Prepared:
         config = adopt(config, source)
     train, val, pressure, named = load_frames(config)
     _check_names(config, train, val)
+    if source and config.fine_tune.drop_elements:
+        source = reduced(source, train.elements())
     _check_stresses(config, [train, *val.values()])
     all_val = Joined([*val.values()])
     isolated, given = _isolated_atoms(config, named), config.data.reference_energies
@@ -411,6 +414,8 @@ def prepare(config: Config) -> Prepared:
     setup = _setup(constants, statistics, train, val, model)
     if pressure:
         setup["pulay_pressure"] = pressure
+    if source and source.origin:
+        setup["origin"] = source.origin | {"changed": "fine-tuned since"}
     if source or constants.pair_constants:
         setup["scale"] = constants.scale
     highest = temperature((f.atoms, f.config_type) for f in train.frames) if in_memory else None

@@ -272,7 +272,6 @@ def export_run(
         "hyperparameters": asdict(config.model) | {"avg_num_neighbors": setup["avg_num_neighbors"]},
         "training": training,
     }
-    if "domain" in setup:
-        metadata["domain"] = setup["domain"]
+    metadata |= {name: setup[name] for name in ("domain", "origin") if name in setup}
     export.save(model, path, metadata)
     return export.read_metadata(path)
