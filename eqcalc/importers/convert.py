@@ -17,8 +17,9 @@ from ase.data import atomic_numbers, covalent_radii
 
 from eqcalc import export, origin
 from eqcalc.errors import InputError
-from eqcalc.importers import published, sevennet, unpickle
+from eqcalc.importers import nequip, nequip_files, published, sevennet, unpickle
 from eqcalc.models.nequip import NequIP
+from eqcalc.models.nequip_config import NequIPConfig
 from eqcalc.neighbors import neighbor_list
 
 
@@ -81,6 +82,23 @@ def _with_reference(model: NequIP) -> NequIP:
     return model
 
 
+def _read(
+    path: Path, keep: list[int] | None, task: str | None
+) -> tuple[NequIP, NequIPConfig, dict[str, Any]]:
+    """The network of a file, its options and origin; what kind of file it is, its content tells."""
+    reader = nequip_files.in_archive(path) if zipfile.is_zipfile(path) else None
+    content = None if reader else unpickle.load(path)
+    if sevennet.is_checkpoint(content):
+        return sevennet.convert(content, path.name, keep, task)
+    reader = reader or nequip_files.in_content(content, path)
+    if reader is None:
+        raise InputError(f"{path} is no file of SevenNet or NequIP: no other kind is covered yet.")
+    if task is not None:
+        raise InputError(f"{path.name} has one task: leave out --task {task}.")
+    network, version = reader()
+    return *nequip.convert(network, keep), nequip_files.origin(version)
+
+
 def import_model(
     source: str | Path,
     output: str | Path,
@@ -89,10 +107,11 @@ def import_model(
     task: str | None = None,
     dtype: str = "float32",
 ) -> Imported:
-    """Reads a SevenNet checkpoint and writes an export with the same energies and forces.
+    """Reads a file of SevenNet or NequIP and writes an export with the same energies and forces.
 
     Args:
-        source: the file, or a name in `published.SEVENN`, with the task behind it (NAME:TASK).
+        source: the file, a folder of NequIP's training, or a name in `published.SEVENN`, with the
+            task behind it (NAME:TASK).
         output: where to write.
         elements: symbols of those to keep, default all; fewer make smaller files.
         task: of a multi-task model.
@@ -101,16 +120,12 @@ def import_model(
     Raises:
         InputError: no such file, a kind of file or an option that is not covered.
     """
-    path, named = published.find(source)
-    task = task or named
-    if zipfile.is_zipfile(path) and any(
-        name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()
-    ):
-        raise InputError(f"{path} is a TorchScript archive: only SevenNet checkpoints are covered.")
-    content = unpickle.load(path)
-    if not sevennet.is_checkpoint(content):
-        raise InputError(f"{path} is no SevenNet checkpoint: no other kind is covered yet.")
-    model, config, package = sevennet.convert(content, path.name, _elements(elements), task)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        path, named = folder / "best_model.pth", None
+    else:
+        path, named = published.find(source)
+    model, config, package = _read(path, _elements(elements), task or named)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     title, licence = published.KNOWN.get(digest, (path.name, "licence not known"))
     known = {"source": path.name, "sha256": digest, "title": title, "licence": licence}

@@ -34,6 +34,12 @@ KNOWN = {
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     KNOWN[_module] = {"_reconstruct", "scalar"}
 
+#: what unpickling a broken file raises
+BROKEN = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError),
+    *(EOFError, KeyError, AttributeError, TypeError, IndexError),
+)
+
 
 class Stub:
     """An object of a class that is not imported."""
@@ -64,7 +70,9 @@ class Stub:
         """Of a dict's subclass: not kept."""
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
+    """Of whatever is not in KNOWN, it makes stubs."""
+
     def find_class(self, module: str, name: str) -> Any:
         if name in KNOWN.get(module, ()):
             return super().find_class(module, name)
@@ -73,8 +81,8 @@ class _Unpickler(pickle.Unpickler):
 
 _PICKLE = types.SimpleNamespace(
     __name__=__name__,
-    Unpickler=_Unpickler,
-    load=lambda file, **options: _Unpickler(file, **options).load(),
+    Unpickler=Unpickler,
+    load=lambda file, **options: Unpickler(file, **options).load(),
 )
 
 
@@ -88,9 +96,6 @@ def load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (
-        *(pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError),
-        *(EOFError, KeyError, AttributeError, TypeError, IndexError),
-    ) as error:
+    except BROKEN as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{path} is no file that torch.save has written: {first[0]}") from None

@@ -71,6 +71,27 @@ class Weights:
             )
 
 
+def state_symbols(
+    weights: Weights, product: str, *, current: bool = False
+) -> Callable[[int, int, int], Tensor | None]:
+    """The Wigner 3j symbols of a file by degrees, as its buffers have them.
+
+    Args:
+        weights: of the file.
+        product: name of the tensor product that holds the buffers.
+        current: where they do not, the symbols are ours: the file is of e3nn 0.5 or later.
+    """
+
+    def symbol(*degrees: int) -> Tensor | None:
+        name = "_".join(["_w3j", *map(str, degrees)])
+        found = weights.peek(f"{product}._compiled_main_left_right.{name}")
+        if found is None and current:
+            return o3.wigner_3j(*degrees, dtype=torch.float64)
+        return found
+
+    return symbol
+
+
 def linear_blocks(
     weight: Tensor, irreps_in: Iterable, irreps_out: Iterable
 ) -> dict[tuple[int, int], Tensor]:
