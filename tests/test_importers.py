@@ -179,9 +179,9 @@ def test_other_files_are_refused(tmp_path, potential_path):
     torch.save({"a": 1}, tmp_path / "other.pth")
     for path, sentence in (
         (tmp_path / "text.pth", "no file that torch.save has written"),
-        (tmp_path / "other.pth", "no SevenNet checkpoint"),
+        (tmp_path / "other.pth", "no file of SevenNet or NequIP"),
         (tmp_path / "nothing.pth", "There is no file"),
-        (potential_path, "is a TorchScript archive"),
+        (potential_path, "is TorchScript, but not of"),
     ):
         with pytest.raises(InputError, match=sentence):
             import_model(path, tmp_path / "out.pth")

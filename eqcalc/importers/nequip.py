@@ -39,7 +39,9 @@ from eqcalc.nn.linear import SpeciesLinear
 from eqcalc.nn.reference import COULOMB
 
 CITATION = "Batzner et al., Nat. Commun. 13, 2453 (2022), doi:10.1038/s41467-022-29939-5"
-AUTHORS = "whoever trained it; NequIP is by S. Batzner, A. Musaelian, B. Kozinsky and others, Harvard"
+AUTHORS = (
+    "whoever trained it; NequIP is by S. Batzner, A. Musaelian, B. Kozinsky and others, Harvard"
+)
 
 SCALAR = o3.Irrep("0e")
 
@@ -200,17 +202,15 @@ def _by_irrep(
 
 def _own(weight: Tensor, irreps_in: o3.Irreps, irreps_out: o3.Irreps, attributes: Tensor) -> dict:
     """Matrices [species, in, out] of a FullyConnectedTensorProduct with scalar attributes."""
-    width, at, matrices = attributes.shape[1], 0, {}
-    for mul, ir in irreps_in:
-        for mul_out, out in irreps_out:
-            if ir == out:
-                size = mul * width * mul_out
-                cube = weight[at : at + size].view(mul, width, mul_out)
-                matrices[ir] = torch.einsum("uvw,sv->suw", cube, attributes)
-                matrices[ir] = matrices[ir] / math.sqrt(mul * width)
-                at += size
-    if at != len(weight):
-        raise InputError(f"a self-connection has {len(weight)} weights instead of {at}.")
+    pairs = [(i, k) for i in irreps_in for k in irreps_out if i.ir == k.ir]
+    width = attributes.shape[1]
+    sizes = [i.mul * width * k.mul for i, k in pairs]
+    if len(weight) != sum(sizes):
+        raise InputError(f"a self-connection has {len(weight)} weights instead of {sum(sizes)}.")
+    matrices = {}
+    for (i, k), part in zip(pairs, weight.split(sizes), strict=True):
+        by_species = torch.einsum("uvw,sv->suw", part.view(i.mul, width, k.mul), attributes)
+        matrices[i.ir] = by_species / math.sqrt(i.mul * width)
     return matrices
 
 

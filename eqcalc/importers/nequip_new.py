@@ -17,7 +17,6 @@ from torch import Tensor
 from eqcalc.errors import InputError
 from eqcalc.importers.modules import Modules, irreps_of
 from eqcalc.importers.nequip import Layer, Network, refuse
-from eqcalc.importers.unpickle import Stub
 from eqcalc.importers.weights import Weights, state_symbols
 
 #: classes of the modules that are covered
@@ -217,7 +216,9 @@ def read(net: Modules, types: list[str], source: str) -> Network:
     if "pair_potential" in net.kinds:
         network.coulomb = 2.0 * float(weights.take("pair_potential._qqr2exesquare", 1))
         _check_repulsion(network, weights.take("pair_potential.atomic_numbers", count))
-    weights.finish(lambda name: "_w3j_" in name or name.endswith(("output_mask", "_tensor_constant")))
+    weights.finish(
+        lambda name: "_w3j_" in name or name.endswith(("output_mask", "_tensor_constant"))
+    )
     return network
 
 
@@ -362,7 +363,7 @@ def _perceptron(tree: Modules, where: str, nonlinearity: str | None) -> None:
         alpha = gain / math.sqrt(tree.tensors[name].shape[0])
         product *= alpha
         tree.values[f"{where}.mlp.{n}.alpha"] = alpha
-        if n != found[-1][0]:
+        if n != found[-1][0] and not linear:
             kind = {"silu": "SiLU"}.get(str(nonlinearity), str(nonlinearity))
             tree.kinds[f"{where}.mlp.{n + 1}"] = kind
     tree.values[f"{where}.mlp.alpha"] = product

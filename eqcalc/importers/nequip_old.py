@@ -79,7 +79,7 @@ def configuration(text: str, source: str) -> dict[str, Any]:
         InputError: it is none.
     """
     try:
-        config = yaml.load(text, _Loader)  # noqa: S506: a safe one
+        config = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{source}: its configuration is broken: {error}.") from None
     if not isinstance(config, dict):
@@ -92,6 +92,10 @@ def is_state(content: Any) -> bool:
     return isinstance(content, dict) and any(str(k).endswith(MARK) for k in content)
 
 
+def _ignored(name: str) -> bool:
+    return name in IGNORED or any(name.startswith(p) for p in IGNORED if p.endswith("_"))
+
+
 def _check_options(c: dict[str, Any], source: str, *, old_defaults: bool) -> None:
     softplus = {"e": "ssp", "o": "tanh"}
     names = ("nonlinearity_scalars", "nonlinearity_gates") if old_defaults else ()
@@ -100,16 +104,15 @@ def _check_options(c: dict[str, Any], source: str, *, old_defaults: bool) -> Non
         if name in COVERED:
             if value not in COVERED[name]:
                 raise refuse(source, name, value)
-        elif name not in READ and name not in IGNORED:
-            if not any(name.startswith(p) for p in IGNORED if p.endswith("_")):
-                raise refuse(source, name, value)
+        elif name not in READ and not _ignored(name):
+            raise refuse(source, name, value)
     builders = [str(b).rpartition(".")[2] for b in c.get("model_builders", [])]
     for builder in c.get("model_builders", []):
         if builder not in BUILDERS and str(builder).removeprefix("nequip.model.") not in BUILDERS:
             raise refuse(source, "model_builders", builder)
-    if "PairPotentialTerm" in builders and "PerSpeciesRescale" in builders:
-        if builders.index("PairPotentialTerm") < builders.index("PerSpeciesRescale"):
-            raise refuse(source, "model_builders", builders)
+    ordered = [b for b in builders if b in ("PerSpeciesRescale", "PairPotentialTerm")]
+    if ordered != sorted(ordered, reverse=True):  # the repulsion would be scaled by species
+        raise refuse(source, "model_builders", builders)
 
 
 def _irreps(c: dict[str, Any], source: str) -> dict[str, o3.Irreps]:
@@ -149,9 +152,7 @@ def _types(c: dict[str, Any], source: str) -> list[str]:
     return [str(t) for t in c["type_names"]]
 
 
-def _scales(
-    weights: Weights, prefix: str, count: int
-) -> tuple[Tensor, Tensor, float]:
+def _scales(weights: Weights, prefix: str, count: int) -> tuple[Tensor, Tensor, float]:
     """Scale and shift by species, and by how much the repulsion is scaled besides."""
     scale, shift = torch.ones(count).double(), torch.zeros(count).double()
     for name in [n for n in ("scales", "shifts") if f"{prefix}per_species_rescale.{n}" in weights]:
@@ -174,9 +175,7 @@ def _scales(
     return scale * whole, shift * whole, whole
 
 
-def _layer(
-    weights: Weights, where: str, hidden: o3.Irreps, norm: float, num_layers: int
-) -> Layer:
+def _layer(weights: Weights, where: str, hidden: o3.Irreps, norm: float, num_layers: int) -> Layer:
     """The interaction block at `where`, whose radial network has that many layers."""
     radial = []
     for n in range(num_layers):
@@ -244,6 +243,8 @@ def read(
             f"{source}: its configuration does not say what avg_num_neighbors is: make a file with "
             "nequip-deploy."
         )
+    if float(c["PolynomialCutoff_p"]) % 1.0:
+        raise refuse(source, "PolynomialCutoff_p", c["PolynomialCutoff_p"])
     irreps, types = _irreps(c, source), _types(c, source)
     embedding = irreps["chemical_embedding_irreps_out"]
     if any(ir != o3.Irrep("0e") for _, ir in embedding):
@@ -280,8 +281,8 @@ def read(
         / math.sqrt(out)
     ]
     if f"{prefix}pair_potential._qqr2exesquare" in weights:
-        network.coulomb = 2.0 * whole * float(
-            weights.take(f"{prefix}pair_potential._qqr2exesquare", 1)
+        network.coulomb = (
+            2.0 * whole * float(weights.take(f"{prefix}pair_potential._qqr2exesquare", 1))
         )
         weights.take(f"{prefix}pair_potential.atomic_numbers", count)
     weights.finish(lambda name: "_w3j_" in name or name.endswith("output_mask"))

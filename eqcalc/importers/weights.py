@@ -98,19 +98,21 @@ def linear_blocks(
     """Matrices [in, out] by (place in, place out), divided as e3nn divides them."""
     irreps_in, irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
     fan_in = {ir: sum(mul for mul, other in irreps_in if other == ir) for _, ir in irreps_out}
-    blocks, at = {}, 0
-    flat = weight.flatten()
-    for i, (mul_in, ir) in enumerate(irreps_in):
-        for k, (mul_out, out) in enumerate(irreps_out):
-            if ir == out:
-                part = flat[at : at + mul_in * mul_out].view(mul_in, mul_out)
-                blocks[i, k] = part / math.sqrt(fan_in[ir])
-                at += mul_in * mul_out
-    if at != len(flat):
+    pairs = [
+        (i, k, mul_in, mul_out)
+        for i, (mul_in, ir) in enumerate(irreps_in)
+        for k, (mul_out, out) in enumerate(irreps_out)
+        if ir == out
+    ]
+    sizes = [mul_in * mul_out for _, _, mul_in, mul_out in pairs]
+    if weight.numel() != sum(sizes):
         raise InputError(
-            f"a linear map from {irreps_in} to {irreps_out} has {len(flat)} weights instead of "
-            f"{at}: this file is not covered."
+            f"a linear map from {irreps_in} to {irreps_out} has {weight.numel()} weights instead "
+            f"of {sum(sizes)}: this file is not covered."
         )
+    blocks = {}
+    for (i, k, mul_in, mul_out), part in zip(pairs, weight.flatten().split(sizes), strict=True):
+        blocks[i, k] = part.view(mul_in, mul_out) / math.sqrt(fan_in[irreps_out[k].ir])
     return blocks
 
 

@@ -1,16 +1,21 @@
 """Randomly initialised NequIP networks: runs in an environment with the nequip package alone.
 
-    python nequip_random.py FOLDER '{"name": {options}, ...}'
+    python nequip_random.py FOLDER '{"name": {options}, ...}' [small]
 
 For each name, versions 0.5 and 0.6 write FOLDER/name (the training folder: best_model.pth and
 config.yaml) and FOLDER/name.pth (by nequip-deploy); 0.7 and later write FOLDER/name.ckpt and
-FOLDER/name.nequip.zip. FOLDER/expected.json holds energies and forces of `structure` in float64.
+FOLDER/name.nequip.zip; with "small", .pth and .nequip.zip are compressed and hold no code, as
+those in tests/data/nequip. FOLDER/expected.json holds energies and forces of `structure`.
 """
 
 import json
+import os
 import sys
 import warnings
+import zipfile
 from pathlib import Path
+
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # e3nn 0.4 reads its constants so
 
 import numpy as np
 import torch
@@ -99,6 +104,9 @@ def old(folder, name, options):
         "global_rescale_shift": None,
         **options,
     }
+    for option in ("l_max", "parity", "num_features"):  # others say the same
+        if values[option] is None:
+            del values[option]
     config = Config.from_dict(values)
     model = randomised(model_from_config(config, initialize=True, dataset=None))
     where = folder / name
@@ -195,6 +203,19 @@ def write_package(path, modules):
         exporter.save_pickle("model", "eager_model.pkl", modules, dependencies=True)
 
 
+def without_code(path):
+    """What an importer reads: no code, and nothing that only code needs."""
+    with zipfile.ZipFile(path) as file:
+        kept = {
+            name: file.read(name)
+            for name in file.namelist()
+            if not name.endswith((".py", ".debug_pkl")) and ".data/extern" not in name
+        }
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+        for name, content in kept.items():
+            file.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED, 9)
+
+
 if __name__ == "__main__":
     import nequip
 
@@ -208,4 +229,8 @@ if __name__ == "__main__":
             "energy": float(results["total_energy"]),
             "forces": results["forces"].detach().tolist(),
         }
+        if sys.argv[3:] == ["small"]:
+            for path in folder.glob(f"{name}.*"):
+                if path.suffix in (".pth", ".zip"):
+                    without_code(path)
     (folder / "expected.json").write_text(json.dumps(expected))
