@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,17 +85,15 @@ def _read(
     path: Path, keep: list[int] | None, task: str | None
 ) -> tuple[NequIP, NequIPConfig, dict[str, Any]]:
     """The network of a file, its options and origin; what kind of file it is, its content tells."""
-    reader = nequip_files.in_archive(path) if zipfile.is_zipfile(path) else None
-    content = None if reader else unpickle.load(path)
-    if sevennet.is_checkpoint(content):
-        return sevennet.convert(content, path.name, keep, task)
-    reader = reader or nequip_files.in_content(content, path)
-    if reader is None:
+    if nequip_files.kind(path):
+        if task is not None:
+            raise InputError(f"{path.name} has one task: leave out --task {task}.")
+        network, version = nequip_files.network(path)
+        return *nequip.convert(network, keep), nequip_files.origin(version)
+    content = unpickle.load(path)
+    if not sevennet.is_checkpoint(content):
         raise InputError(f"{path} is no file of SevenNet or NequIP: no other kind is covered yet.")
-    if task is not None:
-        raise InputError(f"{path.name} has one task: leave out --task {task}.")
-    network, version = reader()
-    return *nequip.convert(network, keep), nequip_files.origin(version)
+    return sevennet.convert(content, path.name, keep, task)
 
 
 def import_model(

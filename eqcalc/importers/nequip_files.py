@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from eqcalc.errors import InputError
-from eqcalc.importers import nequip_new, nequip_old
+from eqcalc.importers import nequip_new, nequip_old, unpickle
 from eqcalc.importers.modules import PACKAGE, TORCHSCRIPT, Archive
 from eqcalc.importers.nequip import AUTHORS, CITATION, Network
-
-#: what read it, and a version: of a network, or None where the content is another
-Reader = Callable[[], tuple[Network, str]]
 
 
 def _deployed(archive: Archive) -> tuple[Network, str]:
@@ -74,27 +71,42 @@ def _folder(content: dict[str, Any], path: Path) -> tuple[Network, str]:
     return network, str(config.get("nequip_version") or "0.5 or 0.6")
 
 
-def in_archive(path: Path) -> Reader | None:
-    """Reads the network of a zip file, if it is of a kind that NequIP writes whole."""
-    archive = Archive(path)
-    if PACKAGE[0] in archive:
-        return lambda: _package(archive)
-    if "constants.pkl" in archive:
-        return lambda: _deployed(archive)
-    if any(name.endswith((".pt2", ".so")) or "aotinductor" in name for name in archive.names()):
-        raise InputError(
-            f"{path.name} is compiled: import the package or the checkpoint that it was made from."
-        )
-    return None
+def kind(path: Path) -> str:
+    """What NequIP wrote a file as: TorchScript, package, checkpoint, folder; empty if it did not.
 
-
-def in_content(content: Any, path: Path) -> Reader | None:
-    """Reads the network in what `unpickle.load` returned, if NequIP wrote it."""
+    Raises:
+        InputError: it is compiled, or broken.
+    """
+    if zipfile.is_zipfile(path):
+        archive = Archive(path)
+        if PACKAGE[0] in archive:
+            return "package"
+        if "constants.pkl" in archive:
+            return "TorchScript"
+        if any(name.endswith((".pt2", ".so")) or "aotinductor" in name for name in archive.names()):
+            raise InputError(
+                f"{path.name} is compiled: import the package or the checkpoint that it was made "
+                "from."
+            )
+    content = unpickle.load(path)
     if nequip_new.is_checkpoint(content):
-        return lambda: _checkpoint(content, path.name)
-    if nequip_old.is_state(content):
-        return lambda: _folder(content, path)
-    return None
+        return "checkpoint"
+    return "folder" if nequip_old.is_state(content) else ""
+
+
+def network(path: Path) -> tuple[Network, str]:
+    """The network of a file of some `kind`, and the version of NequIP that wrote it.
+
+    Raises:
+        InputError: it has something that is not covered.
+    """
+    found = kind(path)
+    if found == "package":
+        return _package(Archive(path))
+    if found == "TorchScript":
+        return _deployed(Archive(path))
+    content = unpickle.load(path)
+    return _checkpoint(content, path.name) if found == "checkpoint" else _folder(content, path)
 
 
 def origin(version: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ase import Atoms
 
 from eqcalc.errors import InputError
 from eqcalc.importers.convert import Imported, every_element
+from eqcalc.importers.nequip_original import NequIPOriginal
 
 #: what float32 leaves: eV per atom, eV/Å
 ENERGY, FORCE = 1e-5, 1e-4
@@ -16,6 +17,8 @@ ENERGY, FORCE = 1e-5, 1e-4
 
 def _original(made: Imported) -> Any:
     """A calculator of the original package."""
+    if made.origin["package"] == "NequIP":
+        return NequIPOriginal(made.source)
     try:
         from sevenn.calculator import SevenNetCalculator
     except ImportError as error:
