@@ -149,13 +149,20 @@ def print_config(
     source: Annotated[
         Path | None, typer.Argument(help="A TOML config to complete; default: all defaults.")
     ] = None,
+    *,
+    architecture: Annotated[
+        str,
+        typer.Option(help="invariant, mace, nequip, tfn, or module:Config of your own."),
+    ] = "",
 ) -> None:
     """Print all options of training with their meaning, as a TOML config."""
-    from eqcalc.training.config import read_config
+    from eqcalc.training.config import override, read_config
     from eqcalc.training.options import Config
     from eqcalc.training.template import to_toml
 
     config = read_config(source) if source else Config()
+    if architecture:
+        config = override(config, [f'model.architecture="{architecture}"'])
     typer.echo(to_toml(config, comments=True), nl=False)
 
 
@@ -183,6 +190,9 @@ def info(
     model: Model,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="The whole metadata as JSON.")] = False,
+    program: Annotated[
+        bool, typer.Option("--program", help="The network, operation by operation.")
+    ] = False,
 ) -> None:
     """Print what is in a potential file."""
     from eqcalc import names, origin
@@ -190,6 +200,11 @@ def info(
     from eqcalc.export import read_metadata
 
     path = names.find(model)
+    if program:
+        from eqcalc.export import read_program
+
+        typer.echo(str(read_program(path)))
+        return
     document = read_metadata(path)
     if as_json:
         typer.echo(json.dumps(document, indent=1, ensure_ascii=False))

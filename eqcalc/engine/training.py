@@ -25,7 +25,7 @@ from eqcalc.engine.dense import FusedRadial, Library, Passes, fuse_dense, open_l
 from eqcalc.engine.generate import library_source
 from eqcalc.graph import Graph
 from eqcalc.nn.convolution import Convolution
-from eqcalc.nn.product import ChannelProduct, MessageProduct
+from eqcalc.nn.product import ChannelProduct
 from eqcalc.nn.radial import RadialNetwork
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
@@ -241,6 +241,16 @@ class Fused:
     passes: Passes
 
 
+def _places(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str]]:
+    """Parents and names of all submodules of a kind."""
+    return [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is kind
+    ]
+
+
 def fuse(model: nn.Module) -> nn.Module:
     """Puts generated kernels into an eager model, in place, for CPU training.
 
@@ -249,21 +259,21 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         InputError: there is no C++ compiler, or it fails.
     """
-    places = [
-        m for m in model.modules() if isinstance(getattr(m, "convolution", None), Convolution)
-    ]
-    products = [m for m in model.modules() if isinstance(m, MessageProduct)]
+    convolutions, products, radials = (
+        _places(model, kind) for kind in (Convolution, ChannelProduct, RadialNetwork)
+    )
     scalar = SCALARS[network_tensors(model)[0].dtype]
     source = library_source(
-        [m.convolution for m in places], [m.channel_product for m in products], scalar
+        [getattr(*place) for place in convolutions], [getattr(*place) for place in products], scalar
     )
     kernels = Library(compile_library(source), scalar)
     pairing, passes, library = Pairing(), Passes(), open_library(scalar)
-    for layer, module in enumerate(places):
-        module.convolution = FusedConvolution(module.convolution, kernels, layer, pairing)
-        module.radial_network = PairedRadial(module.radial_network, library, passes, pairing)
-    for number, module in enumerate(products):
-        module.channel_product = FusedProduct(module.channel_product, kernels, number)
+    for layer, place in enumerate(convolutions):
+        setattr(*place, FusedConvolution(getattr(*place), kernels, layer, pairing))
+    for place in radials:
+        setattr(*place, PairedRadial(getattr(*place), library, passes, pairing))
+    for number, place in enumerate(products):
+        setattr(*place, FusedProduct(getattr(*place), kernels, number))
     fuse_dense(model, library, passes)
     model.fused = Fused(library, pairing, passes)
     return model

@@ -5,14 +5,18 @@ ranks calls the same pieces and exchanges ghost features between layers. TorchSc
 of it, with the attributes below, so that C++ needs no other source of truth.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure
+from eqcalc.models.config import ModelConfig
 from eqcalc.nn.crowding import Crowding, CrowdingConstants
 from eqcalc.nn.radial import InnerLimit
+from eqcalc.nn.reference import PairConstants, ReferenceEnergy, no_pairs
+from eqcalc.program import Program
 
 
 class Edges(NamedTuple):
@@ -35,11 +39,12 @@ class Edges(NamedTuple):
 class Potential(nn.Module):
     """Base of all architectures.
 
-    A subclass sets `radial_basis`, `spherical_harmonics`, `layers` and `reference_energy`, and
-    implements `embed` and `radial`. A layer is called as
+    A subclass sets `radial_basis`, `spherical_harmonics`, `species_embedding` and `layers`, calls
+    `add_pair_terms`, and says what its messages are. A layer is called as
     `layer(node_feats [M, width], edges, num_local) -> (node_feats [num_local, width'], energies
     [num_local])`; a layer without a readout returns zeros. `layer.irreps_out` names the features
-    that it returns, each irrep once, channels innermost.
+    that it returns, each irrep once, channels innermost; `layer.radial(basis [E, num_radial])` are
+    its radial weights.
 
     Attributes:
         atomic_numbers: Z of each species, in the model's order.
@@ -61,9 +66,94 @@ class Potential(nn.Module):
         self.cutoff = float(cutoff)
         self.atomic_numbers = [int(z) for z in atomic_numbers]
         self.exchange_widths = []
+        self.program: Program | None = None  # the network as data
         self.inner_limit: InnerLimit | None = None
         self.crowding: Crowding | None = None
         self.reference_structure = ReferenceStructure({})
+
+    def add_pair_terms(
+        self,
+        config: ModelConfig,
+        scale: list[float],
+        shift: list[float],
+        pair_constants: PairConstants | None,
+    ) -> None:
+        """What the network's energies are multiplied by and added to, and inner limits.
+
+        Args:
+            config: with a pair potential or without.
+            scale, shift: eV, one per species (see ReferenceEnergy).
+            pair_constants: of the pair potential; None: it is zero.
+        """
+        if not config.pair_potential:
+            pair_constants = None
+        elif pair_constants is None:
+            pair_constants = no_pairs(self.atomic_numbers)
+        if pair_constants is not None:
+            self.inner_limit = InnerLimit(pair_constants.inner_limits)
+        self.reference_energy = ReferenceEnergy(
+            self.atomic_numbers,
+            scale,
+            shift,
+            core_repulsion=config.core_repulsion,
+            pair_constants=pair_constants,
+            cutoff=config.cutoff,
+            core_cutoff=config.core_cutoff,
+            core_power=config.core_envelope_power,
+        )
+
+    def species_tables(self) -> list[nn.Parameter]:
+        """The parameters [species, ...]."""
+        raise NotImplementedError
+
+    def message_scales(self) -> list[list[float]]:
+        """The constants s_l by layer and irrep of its messages."""
+        raise NotImplementedError
+
+    def set_message_scales(self, scales: list[list[float]]) -> None:
+        """Takes what `message_scales` of a network of the same shape returned."""
+        raise NotImplementedError
+
+    def message_sizes(
+        self, layer: nn.Module, node_feats: Tensor, edges: Edges, num_local: int
+    ) -> list[float]:
+        """Root mean square of a layer's messages by irrep, before they are scaled."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def correlate_species(self, correlation: float) -> None:
+        """Rows of independent normal numbers in tables of species become correlated ones."""
+        for table in self.species_tables():
+            common = torch.randn_like(table[:1])
+            table.mul_(math.sqrt(1.0 - correlation)).add_(common, alpha=math.sqrt(correlation))
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        species: Tensor,
+        edge_vec: Tensor,
+        edge_src: Tensor,
+        edge_dst: Tensor,
+        target: float = 1.0,
+    ) -> None:
+        """Sets s_l so that messages of every layer and irrep have root mean square `target`.
+
+        Neighbours do not add up at random, as 1 / sqrt(n) supposes: in a molecule, features grow
+        tenfold with every layer and the forces of the untrained network are hundreds of eV/Å,
+        while the vectors and tensors of a crystal cancel. Layer by layer, as in Mishkin and Matas,
+        ICLR 2016 (arXiv:1511.06422). An irrep is raised by no more than ten times what the layer's
+        strongest would be, for other structures may excite what symmetry forbids in these. Rounded
+        to four digits, so that machines agree on them.
+        """
+        edges = self.edges(species, edge_vec, edge_src, edge_dst)
+        node_feats = self.embed(species)
+        scales = self.message_scales()
+        for k, layer in enumerate(self.layers):
+            rms = self.message_sizes(layer, node_feats, edges, len(species))
+            if max(rms) > 0.0:  # not for isolated atoms
+                scales[k] = [float(f"{target / max(x, 0.1 * max(rms)):.4g}") for x in rms]
+            self.set_message_scales(scales)
+            node_feats, _ = layer(node_feats, edges, len(species))
 
     def limit_crowding(self, constants: CrowdingConstants | None) -> None:
         """Lets messages to atoms fade that are more crowded than these constants say."""
@@ -93,7 +183,7 @@ class Potential(nn.Module):
     @torch.jit.export
     def embed(self, species: Tensor) -> Tensor:
         """Species [M] -> node_feats [M, width of layer 0]."""
-        raise NotImplementedError
+        return self.species_embedding.index_select(0, species)
 
     @torch.jit.export
     def radial(self, k: int, r: Tensor) -> Tensor:
@@ -101,7 +191,12 @@ class Potential(nn.Module):
 
         r are those that `inner_limit` lets the network know, if there is one.
         """
-        raise NotImplementedError
+        basis = self.radial_basis(r.to(self.species_embedding.dtype))
+        weights = basis
+        for n, layer in enumerate(self.layers):
+            if n == k:
+                weights = layer.radial(basis)
+        return weights
 
     @torch.jit.export
     def finish(self, species: Tensor, edges: Edges, energies: Tensor) -> Tensor:

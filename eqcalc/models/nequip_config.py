@@ -1,18 +1,37 @@
 """The options of `eqcalc.models.nequip`, and the irreps of the features that they ask for."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from e3nn import o3
 
 from eqcalc.errors import InputError
+from eqcalc.models.config import ModelConfig, Problems
+from eqcalc.nn.convolution import allowed_paths, reached_irreps
+from eqcalc.nn.gate import gate_input
+from eqcalc.nn.product import product_irreps
+from eqcalc.program import (
+    Add,
+    Bias,
+    Convolution,
+    Embedding,
+    Gate,
+    Linear,
+    Normalization,
+    Output,
+    Product,
+    Program,
+    Radial,
+    Readout,
+)
+from eqcalc.program.operations import Operation
 
 
 @dataclass(frozen=True)
-class NequIPConfig:
+class NequIPConfig(ModelConfig):
     """Hyperparameters. Lengths in Å.
 
     Attributes:
-        cutoff: neighbours farther than this are not seen.
         num_layers: message-passing layers; the receptive field is num_layers * cutoff.
         l_max: highest degree of spherical harmonics and features.
         num_channels: channels of the features of degree 0, 1, ..., l_max.
@@ -28,47 +47,13 @@ class NequIPConfig:
             Batzner et al. (2022); otherwise through one for all.
         scalar_bias: add trainable constants to the even scalars that messages are made of, and to
             those before the gate.
-        num_radial: Bessel functions.
-        bessel_frequencies: 1/Å, one for each Bessel function, instead of n pi / cutoff: as training
-            elsewhere has left them.
-        radial_scale: factor on the Bessel functions where they enter the radial network. Below 1,
-            less of its nonlinearity is used and messages vary more slowly with distance: at 0.3
-            molybdenum was learned sooner, with hardly different errors at the end; acetylacetone
-            worse, but for the frames farthest from those of the training.
-        radial_mlp: hidden widths of the radial network.
-        envelope_power: p of the polynomial envelope; 6 is twice continuously differentiable.
-        envelope_onset: Å, where an XPLOR envelope begins to fall, in the place of the polynomial
-            one; its curvature jumps there, and so do the second derivatives of the energy. 0: the
-            polynomial one.
         product_channels: of the products of a layer's messages with themselves; 0: no products.
         product_l_max: highest degree of these products. 0: scalars alone, which the gates bring to
             the other degrees.
-        species_correlation: 0 to 1, of the initial weights of different species. Near 1, species
-            stay alike where the data do not tell them apart: a model of several elements that has
-            never seen them side by side is then of use for their mixtures.
-        initial_messages: root mean square of the messages of the untrained network; an atom's own
-            features have 1. Several layers of 1 make a rough function of the positions
-            (with products in five layers, forces of 200 eV/Å on acetylacetone), which training
-            must forget; 0.5 makes a smooth one.
-        exact_isolated_atoms: the energy of an atom without neighbours is its reference energy, as
-            in MACE: the first layer's self-connection is zero (its matrices stay, untrained), so
-            that no feature is left where there is no message. Atoms of low coordination, at
-            surfaces and in clusters, are then between what is known; the reference energies must
-            be those of atoms.
         readout: hidden width of the readout of the last layer's scalars; 0: it is linear.
-        core_repulsion: add the ZBL repulsion at short distance.
-        core_cutoff: Å, where that ends; 0: at the sum of the covalent radii.
-        core_envelope_power: p of its polynomial envelope.
-        pair_potential: add a repulsion of pairs that is fitted to the labels before training; the
-            network learns the rest. It sees no distances much shorter than all of the training
-            (`eqcalc.training.pairs`). The core repulsion ends inside of the training's distances,
-            and at the sum of the covalent radii at most.
-        crowding_limit: messages to atoms that are more crowded than any of the training fade, so
-            that dense structures have no energy but that of the pair terms, which repel
-            (`eqcalc.nn.crowding`). No number of the training frames changes by it.
     """
 
-    cutoff: float = 5.0
+    architecture: str = "nequip"
     num_layers: int = 3
     l_max: int = 2
     num_channels: list[int] = field(default_factory=lambda: [128, 64, 32])
@@ -79,116 +64,55 @@ class NequIPConfig:
     gate_activation: str = "sigmoid"
     species_self_connection: bool = True
     scalar_bias: bool = False
-    num_radial: int = 8
-    bessel_frequencies: list[float] = field(default_factory=list)
-    radial_scale: float = 1.0
-    radial_mlp: list[int] = field(default_factory=lambda: [64, 64])
-    envelope_power: int = 6
-    envelope_onset: float = 0.0
     product_channels: int = 0
     product_l_max: int = 0
-    species_correlation: float = 0.0
-    initial_messages: float = 1.0
-    exact_isolated_atoms: bool = False
     readout: int = 32
-    core_repulsion: bool = True
-    core_cutoff: float = 0.0
-    core_envelope_power: int = 6
-    pair_potential: bool = False
-    crowding_limit: bool = True
 
     def __post_init__(self) -> None:
-        for wrong, sentence in _problems(self):
-            if wrong:
-                raise InputError(sentence)
+        super().__post_init__()
         if self.layer_irreps:
             _checked_irreps(self)
 
+    def problems(self) -> Problems:
+        c, degrees = self, len(self.num_channels)
+        return [
+            *super().problems(),
+            *self.not_positive("num_layers"),
+            *self.negative("readout", "embedding", "product_channels"),
+            (
+                degrees != c.l_max + 1,
+                (
+                    f"num_channels has {degrees} entries, but l_max = {c.l_max} needs "
+                    f"{c.l_max + 1}: one for each degree 0 .. l_max."
+                ),
+            ),
+            (
+                min(c.num_channels, default=0) <= 0,
+                f"num_channels = {min(c.num_channels, default=0)}: it must be positive.",
+            ),
+            (
+                bool(c.product_l_max) and not c.product_channels,
+                (
+                    f"product_l_max = {c.product_l_max}, but there are no products: give "
+                    "product_channels as well."
+                ),
+            ),
+            (
+                not 0 <= c.product_l_max <= c.l_max,
+                f"product_l_max = {c.product_l_max}: it must be 0 .. l_max = {c.l_max}.",
+            ),
+            (
+                c.gate_activation not in ("sigmoid", "silu"),
+                f"gate_activation = {c.gate_activation!r}: it must be sigmoid or silu.",
+            ),
+            (
+                c.so3 and c.parity,
+                "so3 ignores parity, and parity keeps features of both: give one of the two.",
+            ),
+        ]
 
-def _problems(c: NequIPConfig) -> list[tuple[bool, str]]:
-    """Whether something is wrong, and the sentence that says so, for each rule."""
-    positive = ("cutoff", "num_layers", "num_radial", "radial_scale", "initial_messages")
-    not_negative = ("readout", "embedding", "product_channels")
-    degrees = len(c.num_channels)
-    return [
-        (
-            degrees != c.l_max + 1,
-            (
-                f"num_channels has {degrees} entries, but l_max = {c.l_max} needs {c.l_max + 1}: "
-                "one for each degree 0 .. l_max."
-            ),
-        ),
-        (
-            min(c.num_channels, default=0) <= 0,
-            f"num_channels = {min(c.num_channels, default=0)}: it must be positive.",
-        ),
-        *(
-            (getattr(c, name) <= 0, f"{name} = {getattr(c, name)}: it must be positive.")
-            for name in positive
-        ),
-        *(
-            (
-                getattr(c, name) < 0,
-                f"{name} = {getattr(c, name)}: it must be positive, or 0 for none.",
-            )
-            for name in not_negative
-        ),
-        (
-            bool(c.product_l_max) and not c.product_channels,
-            (
-                f"product_l_max = {c.product_l_max}, but there are no products: give "
-                "product_channels as well."
-            ),
-        ),
-        (
-            not 0 <= c.product_l_max <= c.l_max,
-            f"product_l_max = {c.product_l_max}: it must be 0 .. l_max = {c.l_max}.",
-        ),
-        (
-            not 0.0 <= c.species_correlation <= 1.0,
-            f"species_correlation = {c.species_correlation}: it must be 0 .. 1.",
-        ),
-        (
-            min(c.envelope_power, c.core_envelope_power) < 3,
-            (
-                "envelope_power and core_envelope_power must be at least 3, or forces jump at the "
-                "cutoff."
-            ),
-        ),
-        (
-            not 0.0 <= c.envelope_onset < c.cutoff,
-            (
-                f"envelope_onset = {c.envelope_onset}: it must lie below the cutoff, {c.cutoff} Å, "
-                "or be 0 for the polynomial envelope."
-            ),
-        ),
-        (
-            not 0.0 <= c.core_cutoff <= c.cutoff,
-            f"core_cutoff = {c.core_cutoff}: it must be 0 .. cutoff = {c.cutoff} Å.",
-        ),
-        (
-            bool(c.core_cutoff) and c.pair_potential,
-            (
-                "core_cutoff is given, but with pair_potential the distances of the training say "
-                "where the core repulsion ends: leave one of the two out."
-            ),
-        ),
-        (
-            c.gate_activation not in ("sigmoid", "silu"),
-            f"gate_activation = {c.gate_activation!r}: it must be sigmoid or silu.",
-        ),
-        (
-            c.so3 and c.parity,
-            "so3 ignores parity, and parity keeps features of both: give one of the two.",
-        ),
-        (
-            len(c.bessel_frequencies) not in (0, c.num_radial),
-            (
-                f"bessel_frequencies has {len(c.bessel_frequencies)} entries, but num_radial = "
-                f"{c.num_radial}: one for each."
-            ),
-        ),
-    ]
+    def program(self) -> Program:
+        return nequip_program(self)
 
 
 def _checked_irreps(config: NequIPConfig) -> list[o3.Irreps]:
@@ -235,3 +159,63 @@ def target_irreps(config: NequIPConfig) -> list[o3.Irreps]:
         layers = [hidden_irreps(config)] * config.num_layers
     scalars = next(mul for mul, ir in layers[-1] if ir == o3.Irrep("0e"))
     return [*layers[:-1], o3.Irreps([(scalars, "0e")])]
+
+
+def layer_features(config: NequIPConfig) -> list[o3.Irreps]:
+    """The features before the first layer and after each one, as far as paths reach them."""
+    targets = target_irreps(config)
+    scalars = next(mul for mul, ir in targets[0] if ir == o3.Irrep("0e"))
+    features = [o3.Irreps([(config.embedding or scalars, "0e")])]
+    for target in targets:
+        paths = allowed_paths(features[-1], config.l_max, target, so3=config.so3)
+        ends = {path.ir_out for path in paths}
+        features.append(o3.Irreps([(mul, ir) for mul, ir in target if ir in ends]))
+    return features
+
+
+def nequip_program(config: NequIPConfig) -> Program:
+    """The network of `eqcalc.models.nequip` as data."""
+    features = layer_features(config)
+    operations: list[Operation] = [Embedding("x_0", features[0].dim)]
+    for k, (before, after) in enumerate(pairwise(features)):
+        operations += _layer(config, k, before, after)
+    last = config.num_layers
+    operations.append(Readout("energies", f"x_{last}", str(features[-1]), config.readout))
+    operations.append(Output("energy", ("energies",)))
+    return Program(tuple(operations))
+
+
+def _layer(config: NequIPConfig, k: int, before: o3.Irreps, after: o3.Irreps) -> list[Operation]:
+    x, irreps, gated = f"x_{k}", str(before), str(gate_input(after))
+    made = reached_irreps(before, config.l_max, after, so3=config.so3)
+    messages = str(made)
+    up, mixed = f"up_{k}", f"mixed_{k}"
+    operations: list[Operation] = [Linear(up, x, irreps, irreps)]
+    if config.scalar_bias:
+        operations.append(Bias(f"up_bias_{k}", up, irreps))
+        up = f"up_bias_{k}"
+    sums = [f"own_{k}", f"mix_{k}"]
+    operations += [
+        Radial(f"r_{k}", tuple(config.radial_mlp)),
+        Convolution(f"sum_{k}", up, f"r_{k}", irreps, config.l_max, str(after), config.so3),
+        Normalization(f"m_{k}", f"sum_{k}", messages),
+        Linear(f"own_{k}", x, irreps, gated, config.species_self_connection),
+        Linear(f"mix_{k}", f"m_{k}", messages, gated),
+    ]
+    if config.product_channels:
+        factors = o3.Irreps([(config.product_channels, ir) for _, ir in made])
+        wanted = [(mul, ir) for mul, ir in gate_input(after) if ir.l <= config.product_l_max]
+        target = o3.Irreps(wanted)
+        products = str(product_irreps(factors, target))
+        operations += [
+            Linear(f"factors_{k}", f"m_{k}", messages, str(factors)),
+            Product(f"products_{k}", f"factors_{k}", str(factors), str(target), products),
+            Linear(f"more_{k}", f"products_{k}", products, gated),
+        ]
+        sums.append(f"more_{k}")
+    operations.append(Add(mixed, tuple(sums), gated))
+    if config.scalar_bias:
+        operations.append(Bias(f"gate_bias_{k}", mixed, gated))
+        mixed = f"gate_bias_{k}"
+    operations.append(Gate(f"x_{k + 1}", mixed, str(after), config.gate_activation))
+    return operations

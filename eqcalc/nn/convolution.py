@@ -50,6 +50,15 @@ def allowed_paths(
     ]
 
 
+def reached_irreps(
+    irreps_in: o3.Irreps, l_max: int, irreps_target: o3.Irreps, *, so3: bool = False
+) -> o3.Irreps:
+    """Of a convolution's messages: each irrep that paths reach, with the channels of all paths."""
+    paths = allowed_paths(irreps_in, l_max, irreps_target, so3=so3)
+    counts = [(sum(p.mul for p in paths if p.ir_out == ir), ir) for _, ir in irreps_target]
+    return o3.Irreps([(mul, ir) for mul, ir in counts if mul])
+
+
 class Convolution(nn.Module):
     """Sum over neighbours of radial weight x features x spherical harmonics.
 
@@ -108,14 +117,11 @@ class Convolution(nn.Module):
             self._blocks.append((offsets[block], ir_in.dim, mul, num_weights, len(mine), rows))
             num_weights += mul * len(mine)
 
+        self.irreps_out = reached_irreps(irreps_in, l_max, irreps_target, so3=so3)
         self._pieces = []
-        irreps_out = []
-        for _, ir in irreps_target:
+        for _, ir in self.irreps_out:
             into = [k for k, path in enumerate(self.paths) if path.ir_out == ir]
-            if into:
-                irreps_out.append((sum(self.paths[k].mul for k in into), ir))
-                self._pieces.append([(*where[k], ir.dim) for k in into])
-        self.irreps_out = o3.Irreps(irreps_out)
+            self._pieces.append([(*where[k], ir.dim) for k in into])
 
     def _constants(self) -> tuple[list[Tensor], list[Tensor]]:
         couplings: list[Tensor] = []

@@ -13,6 +13,16 @@ from eqcalc.nn.activations import sigmoid, silu, tanh
 from eqcalc.nn.linear import block_offsets
 
 
+def gate_input(irreps_out: o3.Irreps) -> o3.Irreps:
+    """What a gate reads: its value's irreps, and a gate for each channel with l > 0 in 0e."""
+    num_gates = sum(mul for mul, ir in irreps_out if ir.l > 0)
+    if num_gates and o3.Irrep("0e") not in irreps_out:
+        raise ValueError(f"{irreps_out}: gates need even scalars beside the other irreps")
+    return o3.Irreps(
+        [(mul + num_gates if ir == o3.Irrep("0e") else mul, ir) for mul, ir in irreps_out]
+    )
+
+
 class Gate(nn.Module):
     """irreps_in (even scalars carry the gates behind their own channels) -> irreps_out.
 
@@ -29,13 +39,8 @@ class Gate(nn.Module):
         super().__init__()
         scalar = o3.Irrep("0e")
         self.irreps_out = irreps_out
-        num_gates = sum(mul for mul, ir in irreps_out if ir.l > 0)
         num_even = sum(mul for mul, ir in irreps_out if ir == scalar)
-        if num_gates and not num_even:
-            raise ValueError(f"{irreps_out}: gates need even scalars beside the other irreps")
-        self.irreps_in = o3.Irreps(
-            [(mul + num_gates if ir == scalar else mul, ir) for mul, ir in irreps_out]
-        )
+        self.irreps_in = gate_input(irreps_out)
         offsets = block_offsets(self.irreps_in)
         even = next((at for (_, ir), at in zip(irreps_out, offsets, strict=False) if ir == scalar))
         gate = even + num_even

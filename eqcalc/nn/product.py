@@ -19,6 +19,29 @@ from torch import Tensor, nn
 from eqcalc.nn.linear import Linear
 
 
+def _couplings(
+    irreps_in: o3.Irreps, irreps_target: o3.Irreps
+) -> list[tuple[o3.Irrep, list[tuple[int, int]]]]:
+    """By irrep out that is reached: the positions of the irreps whose products make it."""
+    found = []
+    for _, ir in irreps_target:
+        pairs = [
+            (a, b)
+            for a, (_, ir_a) in enumerate(irreps_in)
+            for b, (_, ir_b) in enumerate(irreps_in[a:], start=a)
+            if ir in ir_a * ir_b and not (a == b and ir.l % 2 == 1)  # antisymmetric
+        ]
+        if pairs:
+            found.append((ir, pairs))
+    return found
+
+
+def product_irreps(irreps_in: o3.Irreps, irreps_target: o3.Irreps) -> o3.Irreps:
+    """Of a `ChannelProduct`: each target irrep that is reached, with the channels of all paths."""
+    mul = irreps_in[0].mul
+    return o3.Irreps([(mul * len(p), ir) for ir, p in _couplings(irreps_in, irreps_target)])
+
+
 class ChannelProduct(nn.Module):
     """Every channel times itself: [N, irreps_in.dim] -> [N, irreps_out.dim].
 
@@ -46,25 +69,17 @@ class ChannelProduct(nn.Module):
         pairs = torch.triu_indices(starts[-1], starts[-1])
         place[pairs[0], pairs[1]] = place[pairs[1], pairs[0]] = torch.arange(pairs.shape[1])
 
-        rows, irreps_out = [], []
+        rows = []
         self._pieces = []
-        for _, ir in irreps_target:
-            made = 0
-            for a, (_, ir_a) in enumerate(irreps_in):
-                for b, (_, ir_b) in enumerate(irreps_in[a:], start=a):
-                    antisymmetric = a == b and ir.l % 2 == 1
-                    if ir not in ir_a * ir_b or antisymmetric:
-                        continue
-                    w3j = o3.wigner_3j(ir_a.l, ir_b.l, ir.l, dtype=torch.float64)
-                    w3j = w3j.permute(2, 0, 1).flatten(1) * math.sqrt(ir.dim)
-                    at = place[starts[a] : starts[a + 1], starts[b] : starts[b + 1]].flatten()
-                    row = torch.zeros(ir.dim, pairs.shape[1], dtype=torch.float64)
-                    rows.append(row.index_add_(1, at, w3j))
-                    made += 1
-            if made:
-                self._pieces.append((made, ir.dim))
-                irreps_out.append((made * self.num_channels, ir))
-        self.irreps_in, self.irreps_out = irreps_in, o3.Irreps(irreps_out)
+        for ir, couplings in _couplings(irreps_in, irreps_target):
+            for a, b in couplings:
+                w3j = o3.wigner_3j(irreps_in[a].ir.l, irreps_in[b].ir.l, ir.l, dtype=torch.float64)
+                w3j = w3j.permute(2, 0, 1).flatten(1) * math.sqrt(ir.dim)
+                at = place[starts[a] : starts[a + 1], starts[b] : starts[b + 1]].flatten()
+                row = torch.zeros(ir.dim, pairs.shape[1], dtype=torch.float64)
+                rows.append(row.index_add_(1, at, w3j))
+            self._pieces.append((len(couplings), ir.dim))
+        self.irreps_in, self.irreps_out = irreps_in, product_irreps(irreps_in, irreps_target)
         coupling = torch.cat(rows)
         used = coupling.abs().amax(0) > 1e-12
         self.register_buffer("first", pairs[0, used])

@@ -4,78 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
-import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from eqcalc import sections
 from eqcalc.errors import InputError, did_you_mean
 from eqcalc.files import user_path
-from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.registry import model_config
 from eqcalc.training.options import Config
-
-
-def _one_kind(kind: Any, value: Any) -> Any:
-    """Of a union the kind by which `value` is judged: by the first, unless another one fits."""
-    if typing.get_origin(kind) is not types.UnionType:
-        return kind
-    first, other = typing.get_args(kind)
-    return other if isinstance(value, typing.get_origin(other) or other) else first
-
-
-def _check(value: Any, kind: Any, name: str) -> Any:
-    """`value` as `kind` (int for float allowed), or an InputError that names the option."""
-    kind = _one_kind(kind, value)
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if value not in args:
-            raise InputError(f"{name} = {value!r}: it must be one of {', '.join(map(str, args))}.")
-        return value
-    if origin is list:
-        if isinstance(value, str) and args[0] is str:
-            value = [value]
-        if not isinstance(value, list):
-            raise InputError(f"{name} = {value!r}: a list is expected.")
-        return [_check(v, args[0], f"{name}[{n}]") for n, v in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise InputError(f"{name} = {value!r}: a table is expected.")
-        free = args[1] is Any
-        return {k: v if free else _check(v, args[1], f"{name}.{k}") for k, v in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{name} = {value!r}: {kind.__name__} is expected.")
-    return value
-
-
-def _section(document: dict[str, Any], kind: type, prefix: str) -> Any:
-    """A config dataclass from nested dicts; an unknown key is an error with the nearest one."""
-    hints = typing.get_type_hints(kind)
-    known = [name for name in hints if name != "given"]
-    values = {}
-    for key, value in document.items():
-        if key not in known:
-            raise InputError(f"Unknown option '{prefix}{key}'{did_you_mean(key, known)}.")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                raise InputError(f"'{prefix}{key}' is a section: write [{prefix}{key}].")
-            values[key] = _section(value, hints[key], f"{prefix}{key}.")
-        else:
-            values[key] = _check(value, hints[key], f"{prefix}{key}")
-    return kind(**values)
 
 
 def from_dict(document: dict[str, Any]) -> Config:
     """A config from nested dicts; an unknown key is an error with the nearest one."""
-    config = _section(document, Config, "")
+    rest = {key: value for key, value in document.items() if key != "model"}
+    config = sections.section(rest, Config, "")
+    if "model" in document:
+        config = dataclasses.replace(config, model=model_config(document["model"]))
     given = {f"{section}.{key}" for section, options in document.items() for key in options}
     return dataclasses.replace(config, given=frozenset(given))
-
-
-def model_config(document: dict[str, Any]) -> NequIPConfig:
-    """The [model] section alone."""
-    return _section(document, NequIPConfig, "model.")
 
 
 def read_config(path: str | Path) -> Config:
@@ -124,18 +70,21 @@ def override(config: Config, assignments: list[str]) -> Config:
     """`section.key=value` strings, the value in TOML, on top of a config."""
     document = config.to_dict()
     given = set(config.given)
+    if any(text.partition("=")[0].strip() == "model.architecture" for text in assignments):
+        # options of another architecture do not count, but for those that were asked for
+        document["model"] = {k: v for k, v in document["model"].items() if f"model.{k}" in given}
     for text in assignments:
         name, equals, value = text.partition("=")
-        *sections, key = name.strip().split(".")
-        if not (equals and sections):
+        *path, key = name.strip().split(".")
+        if not (equals and path):
             raise InputError(f"'{text}': write an override as section.option=value.")
         parsed = parse_value(value)
         place = document
-        for n, section in enumerate(sections):
-            if not isinstance(place.get(section), dict):
-                where = ".".join(sections[: n + 1])
-                raise InputError(f"Unknown section '{where}'{did_you_mean(section, place)}.")
-            place = place[section]
+        for n, word in enumerate(path):
+            if not isinstance(place.get(word), dict):
+                where = ".".join(path[: n + 1])
+                raise InputError(f"Unknown section '{where}'{did_you_mean(word, place)}.")
+            place = place[word]
         place[key] = parsed
-        given.add(f"{sections[0]}.{key}")
+        given.add(f"{path[0]}.{key}")
     return dataclasses.replace(from_dict(document), given=frozenset(given))

@@ -29,14 +29,18 @@ from eqcalc.data.statistics import Statistics
 from eqcalc.data.tables import FrameTable
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.base import Potential
+from eqcalc.models.config import ModelConfig
+from eqcalc.models.registry import build, model_config
 from eqcalc.nn.crowding import CrowdingConstants
 from eqcalc.nn.reference import PairConstants, no_pairs
-from eqcalc.training.config import model_config
 from eqcalc.training.domain import crowding_of
 from eqcalc.training.folder import Constants, build_model, load_run
 from eqcalc.training.options import Config
 from eqcalc.training.pairs import relimited
+
+#: names of the buffers that `Potential.calibrate` measures
+NORMS = "message_norm", ".norm"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Source:
     """
 
     name: str
-    model: NequIPConfig
+    model: ModelConfig
     constants: Constants
     weights: dict[str, Tensor]
     origin: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +72,7 @@ def read_source(name: str) -> Source:
         return Source(name, config.model, constants, weights, setup.get("origin", {}))
     file = export.load(names.find(name), dtype="float64")  # constants as they are in the file
     hyper = dict(file.metadata.get("hyperparameters", {}))
-    if file.metadata.get("architecture") != "NequIP" or "avg_num_neighbors" not in hyper:
+    if "avg_num_neighbors" not in hyper:
         raise InputError(
             f"{name} does not say its hyperparameters, so it cannot be fine-tuned: "
             "take one that 'eqcalc train' or 'eqcalc export' has written."
@@ -76,10 +80,11 @@ def read_source(name: str) -> Source:
     neighbors = hyper.pop("avg_num_neighbors")
     reference = file.module.reference_energy
     scale, shift = reference.scale.tolist(), reference.shift.tolist()
-    blank = NequIP(model_config(hyper), file.atomic_numbers, neighbors, scale, shift)
-    norms = dict(file.module.named_buffers())
-    for k, layer in enumerate(blank.layers):
-        layer.message_norm.copy_(norms[f"layers.{k}.message_norm"])
+    blank = build(model_config(hyper), file.atomic_numbers, neighbors, scale, shift)
+    kept = dict(file.module.named_buffers())
+    for place, buffer in blank.named_buffers():
+        if place.endswith(NORMS):
+            buffer.copy_(kept[place])
     constants = Constants(
         file.atomic_numbers,
         neighbors,
@@ -184,9 +189,10 @@ def adopt(config: Config, source: Source) -> Config:
     Raises:
         InputError: an option of [model] that was given has another value there.
     """
-    default = NequIPConfig()
-    for option in dataclasses.fields(NequIPConfig):
-        mine, theirs = (getattr(m, option.name) for m in (config.model, source.model))
+    default = type(config.model)()
+    for option in dataclasses.fields(config.model):
+        mine = getattr(config.model, option.name)
+        theirs = getattr(source.model, option.name, f"no {option.name}")
         written = f"model.{option.name}" in config.given or mine != getattr(default, option.name)
         if written and mine != theirs:
             raise InputError(
@@ -225,7 +231,7 @@ def extend(source: Source, statistics: Statistics) -> Constants:
     )
 
 
-def graft(model: NequIP, source: Source) -> None:
+def graft(model: Potential, source: Source) -> None:
     """Puts the source's weights, in their precision, into a model of the same hyperparameters.
 
     Tables of species [species, ...] are the parameters whose number of rows differs; their rows of
@@ -242,7 +248,7 @@ def graft(model: NequIP, source: Source) -> None:
             parameter.data = weight.clone()
 
 
-def fitted_shift(model: NequIP, frames: GraphDataset, free: Sequence[int]) -> list[float]:
+def fitted_shift(model: Potential, frames: GraphDataset, free: Sequence[int]) -> list[float]:
     """Reference energies [eV] of all species, those of the elements `free` (Z) fitted anew.
 
     They take up, by least squares per atom (the smallest change where that leaves a choice), what
@@ -287,7 +293,7 @@ def continued(
     statistics: Statistics,
     frames: GraphDataset,
     free: Sequence[int],
-) -> tuple[NequIP, Constants]:
+) -> tuple[Potential, Constants]:
     """The network that training starts from, and its constants.
 
     Args:
@@ -320,7 +326,7 @@ def continued(
     return model, constants
 
 
-def species_tables(model: NequIP) -> list[str]:
+def species_tables(model: Potential) -> list[str]:
     """Names of the parameters [species, ...]."""
     tables = {id(p) for p in model.species_tables()}
     return [name for name, p in model.named_parameters() if id(p) in tables]

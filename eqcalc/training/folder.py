@@ -25,7 +25,8 @@ import torch
 
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
-from eqcalc.models.nequip import NequIP
+from eqcalc.models.base import Potential
+from eqcalc.models.registry import build
 from eqcalc.nn.crowding import CrowdingConstants
 from eqcalc.nn.reference import PairConstants
 from eqcalc.training.config import from_dict
@@ -43,7 +44,7 @@ class Constants:
         atomic_numbers: Z of each species, ascending.
         avg_num_neighbors: of the training frames.
         scale, shift: eV, one per species.
-        message_scales: by layer and irrep, once they are measured (`NequIP.calibrate`).
+        message_scales: by layer and irrep, once they are measured (`Potential.calibrate`).
         pair_constants: of the pair potential, where the network has one.
         crowding: where messages begin to fade, once it is measured.
     """
@@ -67,12 +68,12 @@ class Constants:
         return cls(numbers, setup["avg_num_neighbors"], scale, shift, scales, pairs, crowding)
 
 
-def build_model(config: Config, constants: Constants) -> NequIP:
+def build_model(config: Config, constants: Constants) -> Potential:
     """The untrained network, weights drawn from the config's seed, constants in float64."""
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(config.training.seed)
-        model = NequIP(
+        model = build(
             config.model,
             constants.atomic_numbers,
             constants.avg_num_neighbors,
@@ -154,7 +155,7 @@ def not_a_checkpoint(path: Path) -> InputError:
 
 def load_run(
     out: str | Path, checkpoint: str = "best.ckpt"
-) -> tuple[Config, NequIP, dict[str, Any]]:
+) -> tuple[Config, Potential, dict[str, Any]]:
     """Config, model of a checkpoint (averaged weights, where there are) and set-up of a run."""
     out = user_path(out)
     for name in ("config.json", "setup.json", checkpoint):

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from eqcalc.errors import InputError
-from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.config import ModelConfig
+from eqcalc.models.nequip_config import NequIPConfig
 
 
 @dataclass(frozen=True)
@@ -322,7 +323,7 @@ class Config:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: NequIPConfig = field(default_factory=NequIPConfig)
+    model: ModelConfig = field(default_factory=NequIPConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

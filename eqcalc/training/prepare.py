@@ -32,7 +32,7 @@ from eqcalc.data.tables import FrameList, FrameTable, Joined
 from eqcalc.engine.training import fuse
 from eqcalc.errors import InputError, did_you_mean
 from eqcalc.graph import Graph
-from eqcalc.models.nequip import NequIP
+from eqcalc.models.base import Potential
 from eqcalc.training.domain import crowding_of, measure, temperature
 from eqcalc.training.finetune import (
     adopt,
@@ -70,7 +70,7 @@ class Prepared:
     """
 
     config: Config
-    model: NequIP
+    model: Potential
     train: GraphDataset
     val: dict[str, GraphDataset]
     setup: dict[str, Any]
@@ -336,7 +336,7 @@ def _setup(
     statistics: Statistics,
     train: Unprepared,
     val: dict[str, Unprepared],
-    model: NequIP,
+    model: Potential,
 ) -> dict[str, Any]:
     """What setup.json says of data and network."""
     all_val = Joined([*val.values()])
@@ -431,7 +431,7 @@ def prepare(config: Config) -> Prepared:
     )
 
 
-def ready(model: NequIP, options: TrainingConfig) -> NequIP:
+def ready(model: Potential, options: TrainingConfig) -> Potential:
     """Compiled kernels, where they are wanted and possible, and nothing to train in empty tensors.
 
     In place; the parameters stay what they are.

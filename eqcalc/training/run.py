@@ -268,7 +268,7 @@ def export_run(
     if "pulay_pressure" in setup:
         training["pulay_pressure"] = setup["pulay_pressure"]
     metadata = {
-        "architecture": "NequIP",
+        "architecture": config.model.architecture_name,
         "hyperparameters": asdict(config.model) | {"avg_num_neighbors": setup["avg_num_neighbors"]},
         "training": training,
     }

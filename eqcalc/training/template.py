@@ -50,6 +50,8 @@ def _comment(text: str) -> list[str]:
 
 def _section(options: Any, name: str, *, comments: bool) -> list[str]:
     summary, meanings = documentation(type(options))
+    for base in type(options).__mro__[1:-1]:
+        meanings = documentation(base)[1] | meanings
     lines = [*(_comment(summary) if comments else []), f"[{name}]"]
     sections: list[str] = []
     for field in dataclasses.fields(options):

@@ -1,0 +1,259 @@
+"""The torch module of a `Program`: operation by operation, staged as every potential is.
+
+Each stage is a module of its own class, whose text is written here, so that it can be read, run
+eagerly for training, and scripted for the export like any other.
+"""
+
+import linecache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from eqcalc.models.base import Edges, Potential
+from eqcalc.models.config import ModelConfig
+from eqcalc.nn.angular import SphericalHarmonics
+from eqcalc.nn.contraction import Contraction
+from eqcalc.nn.convolution import Convolution
+from eqcalc.nn.gate import Gate
+from eqcalc.nn.linear import ScalarBias, SpeciesLinear
+from eqcalc.nn.norm_gate import NormGate
+from eqcalc.nn.normalization import Normalization
+from eqcalc.nn.product import ChannelProduct
+from eqcalc.nn.radial import RadialNetwork
+from eqcalc.nn.readout import Readout
+from eqcalc.nn.reference import PairConstants
+from eqcalc.program import operations as ops
+from eqcalc.program.program import Program, Stage
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What modules need beside their operation."""
+
+    num_species: int
+    num_radial: int
+    avg_num_neighbors: float
+    program: Program
+
+
+def _convolution(op: ops.Convolution) -> Convolution:
+    return Convolution(o3.Irreps(op.irreps_in), op.l_max, o3.Irreps(op.target), so3=op.so3)
+
+
+def _radial(op: ops.Radial, around: Surroundings) -> RadialNetwork:
+    """One weight for each channel of each path of the convolution that reads them."""
+    reader = next(o for o in around.program.operations if op.name in o.inputs)
+    return RadialNetwork([around.num_radial, *op.hidden, _convolution(reader).num_weights])
+
+
+def _linear(op: ops.Linear, around: Surroundings) -> SpeciesLinear:
+    count = around.num_species if op.by_species else 1
+    return SpeciesLinear(o3.Irreps(op.irreps_in), o3.Irreps(op.irreps), count)
+
+
+def _contraction(op: ops.Contraction, around: Surroundings) -> Contraction:
+    irreps = o3.Irreps(op.irreps_in), o3.Irreps(op.irreps)
+    return Contraction(*irreps, op.correlation, around.num_species)
+
+
+#: the module of an operation, with initial weights
+MODULES: dict[type[ops.Operation], Callable[[Any, Surroundings], nn.Module]] = {
+    ops.Radial: _radial,
+    ops.Convolution: lambda op, _: _convolution(op),
+    ops.Normalization: lambda op, a: Normalization(o3.Irreps(op.irreps), a.avg_num_neighbors),
+    ops.Linear: _linear,
+    ops.Bias: lambda op, _: ScalarBias(o3.Irreps(op.irreps)),
+    ops.Contraction: _contraction,
+    ops.Product: lambda op, _: ChannelProduct(o3.Irreps(op.irreps_in), o3.Irreps(op.target)),
+    ops.Gate: lambda op, _: Gate(o3.Irreps(op.irreps), op.activation),
+    ops.NormGate: lambda op, _: NormGate(o3.Irreps(op.irreps)),
+    ops.Readout: lambda op, _: Readout(o3.Irreps(op.irreps_in)[0].mul, op.hidden),
+}
+
+
+class _Text:
+    """The text of a stage's class."""
+
+    def __init__(self, program: Program, stage: Stage) -> None:
+        self._stage = stage
+        self._all_rows = {*stage.takes, *stage.everywhere}
+        self._by_name = program.by_name
+        energy = next(out for out in program.outputs if out.name == "energy")
+        made = {op.name for op in stage.operations}
+        self._energies = [name for name in energy.sources if name in made]
+
+    def _rows(self, name: str, reader: str) -> str:
+        """A value as an operation reads it: for ghosts too, or for local atoms alone."""
+        sliced = name in self._all_rows and reader not in self._all_rows
+        return f"{name}[:num_local]" if sliced else name
+
+    def _call(self, op: ops.Operation) -> str:
+        source = self._rows(op.inputs[0], op.name) if op.inputs and not op.on_edges else ""
+        species = "species" if op.name in self._all_rows else "species[:num_local]"
+        match op:
+            case ops.Radial():
+                return f"self.{op.name}(edges.radial)"
+            case ops.Convolution():
+                between = (
+                    f"edges.attrs[:, :{(op.l_max + 1) ** 2}], {op.radial}, edges.src, edges.dst"
+                )
+                return f"self.{op.name}({op.source}, {between}, num_local)"
+            case ops.Normalization():
+                return f"self.{op.name}({source}, edges.calm)"
+            case ops.Linear() | ops.Contraction():
+                return f"self.{op.name}({source}, {species})"
+            case ops.Add():
+                return " + ".join(self._rows(name, op.name) for name in op.sources)
+        return f"self.{op.name}({source})"
+
+    def __str__(self) -> str:
+        takes, gives = self._stage.takes, self._stage.gives
+        steps = [op for op in self._stage.operations if not isinstance(op, ops.Output)]
+        radial = [f"self.{op.name}(basis)" for op in steps if op.on_edges]
+        body = ["species = edges.species", f"{', '.join(takes)} = node_feats"]
+        if len(takes) > 1:
+            body[1] += ".split(self.widths_in, dim=1)"
+        body += [f"{op.name} = {self._call(op)}" for op in steps]
+        energy = "torch.zeros(num_local, dtype=torch.float64, device=node_feats.device)"
+        for name in self._energies:
+            energy += f" + {name}.to(torch.float64)"
+        local = [f"{name}[:num_local]" if name in self._all_rows else name for name in gives]
+        features = f"torch.cat([{', '.join(local)}], dim=1)" if len(local) > 1 else "".join(local)
+        body.append(f"return {features or 'node_feats.new_zeros(num_local, 0)'}, {energy}")
+        return "\n".join(
+            [
+                "class Stage(_Stage):",
+                "    def radial(self, basis: Tensor) -> Tensor:",
+                f"        return torch.cat([{', '.join(radial)}], dim=1)",
+                "",
+                "    def forward(",
+                "        self, node_feats: Tensor, edges: Edges, num_local: int",
+                "    ) -> tuple[Tensor, Tensor]:",
+                *(f"        {line}" for line in body),
+                "",
+            ]
+        )
+
+
+class _Stage(nn.Module):
+    """One layer of the contract in `eqcalc.models.base`; subclasses are written by `_Text`."""
+
+    widths_in: list[int]
+
+
+@lru_cache(maxsize=64)
+def _class_of(text: str) -> type[_Stage]:
+    """The class that a text defines, its source at hand for TorchScript."""
+    name = f"<stage {hash(text):x}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    scope: dict[str, Any] = {
+        "__name__": __name__,
+        "torch": torch,
+        "Tensor": Tensor,
+        "Edges": Edges,
+        "_Stage": _Stage,
+    }
+    exec(compile(text, name, "exec"), scope)
+    return scope["Stage"]
+
+
+def _irreps(program: Program, names: tuple[str, ...]) -> o3.Irreps:
+    return o3.Irreps("+".join(program.by_name[name].irreps for name in names))
+
+
+def _stage(program: Program, stage: Stage, around: Surroundings) -> _Stage:
+    module = _class_of(str(_Text(program, stage)))()
+    module.widths_in = [_irreps(program, (name,)).dim for name in stage.takes]
+    module.irreps_out = _irreps(program, stage.gives)
+    for op in stage.operations:
+        if type(op) in MODULES:
+            module.add_module(op.name, MODULES[type(op)](op, around))
+    return module
+
+
+class Assembled(Potential):
+    """The potential that a program describes.
+
+    Args:
+        program: with one embedding and an output "energy".
+        config: what every architecture has (`eqcalc.models.config`).
+        atomic_numbers: Z of each species.
+        avg_num_neighbors: of the training set; messages are divided by its root until `calibrate`.
+        scale, shift: eV, one per species (see ReferenceEnergy).
+        pair_constants: of the pair potential, if the config has one; None: it is zero.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        config: ModelConfig,
+        atomic_numbers: list[int],
+        avg_num_neighbors: float,
+        scale: list[float],
+        shift: list[float],
+        pair_constants: PairConstants | None = None,
+    ) -> None:
+        super().__init__(atomic_numbers, config.cutoff)
+        self.program = program
+        self.radial_basis = config.radial_basis()
+        convolutions = [op for op in program.operations if isinstance(op, ops.Convolution)]
+        l_max = max(op.l_max for op in convolutions)
+        self.spherical_harmonics = SphericalHarmonics(l_max)
+        (embedding,) = (op for op in program.operations if isinstance(op, ops.Embedding))
+        num_species = len(atomic_numbers)
+        self.species_embedding = nn.Parameter(torch.randn(num_species, embedding.channels))
+        around = Surroundings(num_species, config.num_radial, avg_num_neighbors, program)
+        self.layers = nn.ModuleList(_stage(program, s, around) for s in program.stages)
+        self.exchange_widths = [sum(layer.widths_in) for layer in list(self.layers)[1:]]
+        if config.species_correlation > 0.0:
+            self.correlate_species(config.species_correlation)
+        self.add_pair_terms(config, scale, shift, pair_constants)
+
+    def _made_by(self, *kinds: type[ops.Operation]) -> list[tuple[ops.Operation, nn.Module]]:
+        """Operations of these kinds with their modules."""
+        modules = {name: module for layer in self.layers for name, module in layer.named_children()}
+        return [(op, modules[op.name]) for op in self.program.operations if isinstance(op, kinds)]
+
+    def species_tables(self) -> list[nn.Parameter]:
+        tables = [
+            module.weight
+            for op, module in self._made_by(ops.Linear, ops.Contraction)
+            if isinstance(op, ops.Contraction) or op.by_species
+        ]
+        return [self.species_embedding, *tables]
+
+    @staticmethod
+    def _norms(layer: nn.Module) -> list[Normalization]:
+        return [module for module in layer.children() if isinstance(module, Normalization)]
+
+    def message_scales(self) -> list[list[float]]:
+        return [[s for norm in self._norms(layer) for s in norm.scales()] for layer in self.layers]
+
+    def set_message_scales(self, scales: list[list[float]]) -> None:
+        for layer, values in zip(self.layers, scales, strict=True):
+            left = list(values)
+            for norm in self._norms(layer):
+                norm.set_scales(left[: len(norm.widths)])
+                del left[: len(norm.widths)]
+
+    def message_sizes(
+        self, layer: nn.Module, node_feats: Tensor, edges: Edges, num_local: int
+    ) -> list[float]:
+        sizes: list[float] = []
+
+        def look(norm: Normalization, args: tuple[Tensor, ...]) -> None:
+            parts = args[0].split(norm.widths, dim=1)
+            sizes.extend(float(part.square().mean().sqrt()) for part in parts)
+
+        hooks = [norm.register_forward_pre_hook(look) for norm in self._norms(layer)]
+        try:
+            layer(node_feats, edges, num_local)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return sizes

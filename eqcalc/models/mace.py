@@ -1,0 +1,103 @@
+"""MACE: many-body messages (Batatia et al., arXiv:2206.07697).
+
+Layer, eqs. 8 to 11 and 13: A = W_mix s_l sum_j R(r_ij) (W_up x_j (x) Y(r_ij)); products B of A
+with itself up to the correlation, weighted by species; x' = W_out B + W_own[species] x. Every layer
+has a readout, linear but for the last one. Two layers of high correlation do what many layers of
+pair messages do, with a receptive field that stays small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from e3nn import o3
+
+from eqcalc.models.config import ModelConfig, Problems
+from eqcalc.nn.convolution import reached_irreps
+from eqcalc.program import (
+    Add,
+    Contraction,
+    Convolution,
+    Embedding,
+    Linear,
+    Normalization,
+    Output,
+    Program,
+    Radial,
+    Readout,
+)
+from eqcalc.program.operations import Operation
+
+
+@dataclass(frozen=True)
+class MACEConfig(ModelConfig):
+    """MACE, as in arXiv:2206.07697. Lengths in Å.
+
+    Attributes:
+        num_layers: the receptive field is num_layers * cutoff.
+        num_channels: of every irrep.
+        l_max: highest degree of the spherical harmonics and of what is multiplied.
+        feature_l_max: highest degree of the features between layers.
+        correlation: how many neighbours a product knows of at once; 3 are four-body terms.
+        readout: hidden width of the last layer's readout; 0: it is linear.
+    """
+
+    architecture: str = "mace"
+    num_layers: int = 2
+    num_channels: int = 64
+    l_max: int = 3
+    feature_l_max: int = 1
+    correlation: int = 3
+    readout: int = 16
+
+    def problems(self) -> Problems:
+        return [
+            *super().problems(),
+            *self.not_positive("num_layers", "num_channels", "correlation"),
+            *self.negative("l_max", "feature_l_max", "readout"),
+            (
+                self.feature_l_max > self.l_max,
+                f"feature_l_max = {self.feature_l_max}: it must be at most l_max = {self.l_max}.",
+            ),
+            (
+                self.correlation > 4,
+                f"correlation = {self.correlation}: it must be 1 .. 4.",
+            ),
+        ]
+
+    def _irreps(self, l_max: int) -> o3.Irreps:
+        """All channels, natural parity."""
+        return o3.Irreps([(self.num_channels, (l, (-1) ** l)) for l in range(l_max + 1)])  # noqa: E741
+
+    def program(self) -> Program:
+        operations: list[Operation] = [Embedding("x_0", self.num_channels)]
+        before = self._irreps(0)
+        for k in range(self.num_layers):
+            last = k + 1 == self.num_layers
+            after = self._irreps(0 if last else self.feature_l_max)
+            operations += self._layer(k, before, after, self.readout if last else 0)
+            before = after
+        energies = tuple(f"energies_{k}" for k in range(self.num_layers))
+        return Program((*operations, Output("energy", energies)))
+
+    def _layer(self, k: int, before: o3.Irreps, after: o3.Irreps, readout: int) -> list[Operation]:
+        x, irreps, out = f"x_{k}", str(before), str(after)
+        atoms = self._irreps(self.l_max)
+        made = reached_irreps(before, self.l_max, atoms)
+        messages = str(made)
+        # what products start from: only irreps that messages reach
+        factors = str(o3.Irreps([(self.num_channels, ir) for _, ir in made]))
+        own = k > 0 or not self.exact_isolated_atoms
+        terms = (f"out_{k}", f"own_{k}") if own else (f"out_{k}",)
+        return [
+            Linear(f"up_{k}", x, irreps, irreps),
+            Radial(f"r_{k}", tuple(self.radial_mlp)),
+            Convolution(f"sum_{k}", f"up_{k}", f"r_{k}", irreps, self.l_max, str(atoms)),
+            Normalization(f"m_{k}", f"sum_{k}", messages),
+            Linear(f"a_{k}", f"m_{k}", messages, factors),
+            Contraction(f"b_{k}", f"a_{k}", factors, out, self.correlation),
+            Linear(f"out_{k}", f"b_{k}", out, out),
+            *([Linear(f"own_{k}", x, irreps, out, by_species=True)] if own else []),
+            Add(f"x_{k + 1}", terms, out),
+            Readout(f"energies_{k}", f"x_{k + 1}", out, readout),
+        ]

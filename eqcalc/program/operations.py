@@ -1,0 +1,251 @@
+r"""The operations that networks of this family are made of.
+
+Each operation has the name of the value that it makes and the names of the values that it reads.
+Values live on atoms or on edges and have irreps of O(3); every irrep appears once in a value, its
+channels innermost ([2l + 1, channels], flattened), whatever `mul` is.
+
+| operation       | on   | value                                                                   |
+|-----------------|------|-------------------------------------------------------------------------|
+| `Embedding`     | atom | a row of numbers for each species                                       |
+| `Radial`        | edge | R(r): a perceptron of Bessel functions that end at the cutoff           |
+| `Convolution`   | atom | sum_j R(r_ij) C x_j Y(r_ij), path by path, channel by channel           |
+| `Normalization` | atom | s_l x, fading where an atom is crowded (`eqcalc.nn.crowding`)           |
+| `Linear`        | atom | W x per irrep, for all atoms or by species                              |
+| `Bias`          | atom | x plus constants on its even scalars                                    |
+| `Contraction`   | atom | sum of products of x with itself up to a degree, weighted by species    |
+| `Product`       | atom | products of two rows of x, path by path, channel by channel             |
+| `Gate`          | atom | scalars through SiLU or tanh, other irreps times activated scalars      |
+| `NormGate`      | atom | every irrep times an activated function of its norm                     |
+| `Add`           | atom | the sum of values                                                       |
+| `Readout`       | atom | one number from even scalars, linear or through a hidden layer          |
+| `Output`        |      | a property by name: the sum of values                                   |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Operation:
+    """name: of the value that it makes, a Python identifier."""
+
+    name: str
+
+    #: fields that name values
+    reads: ClassVar[tuple[str, ...]] = ("source",)
+    #: whether the value is on edges
+    on_edges: ClassVar[bool] = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values that it reads."""
+        found: list[str] = []
+        for name in self.reads:
+            value = getattr(self, name)
+            found += [value] if isinstance(value, str) else value
+        return tuple(found)
+
+    def document(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"operation": type(self).__name__, **dataclasses.asdict(self)}
+
+    def formula(self) -> str:
+        """What it does, in a line."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Embedding(Operation):
+    """channels: how many even scalars each species has."""
+
+    channels: int
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def irreps(self) -> str:
+        return f"{self.channels}x0e"
+
+    def formula(self) -> str:
+        return "embedding[species]"
+
+
+@dataclass(frozen=True)
+class Radial(Operation):
+    """hidden: widths of the perceptron between the Bessel functions and the weights of a
+    convolution, one for each channel of each path.
+    """
+
+    hidden: tuple[int, ...]
+    reads: ClassVar[tuple[str, ...]] = ()
+    on_edges: ClassVar[bool] = True
+
+    def formula(self) -> str:
+        return " -> ".join(["MLP(bessel(r)", *map(str, self.hidden), "weights)"])
+
+
+@dataclass(frozen=True)
+class Convolution(Operation):
+    """Clebsch-Gordan products of the neighbours' `source` with harmonics up to `l_max`.
+
+    irreps_in: of the source; target: irreps whose paths are kept (their channels do not matter);
+    so3: parity is ignored.
+    """
+
+    source: str
+    radial: str
+    irreps_in: str
+    l_max: int
+    target: str
+    so3: bool = False
+    reads: ClassVar[tuple[str, ...]] = ("source", "radial")
+
+    def formula(self) -> str:
+        return f"sum_j {self.radial} {self.source}[j] (x) Y_0..{self.l_max}"
+
+
+@dataclass(frozen=True)
+class Normalization(Operation):
+    """irreps: of the source; one constant for each is measured before training."""
+
+    source: str
+    irreps: str
+
+    def formula(self) -> str:
+        return f"s_l fade({self.source})"
+
+
+@dataclass(frozen=True)
+class Linear(Operation):
+    """by_species: a matrix for each species, instead of one."""
+
+    source: str
+    irreps_in: str
+    irreps: str
+    by_species: bool = False
+
+    def formula(self) -> str:
+        return f"W{'[species]' if self.by_species else ''} {self.source}"
+
+
+@dataclass(frozen=True)
+class Bias(Operation):
+    source: str
+    irreps: str
+
+    def formula(self) -> str:
+        return f"{self.source} + b_0e"
+
+
+@dataclass(frozen=True)
+class Contraction(Operation):
+    """Products of equivariant features, channel by channel (see `eqcalc.nn.contraction`).
+
+    irreps_in: of the source, all with the same number of channels; irreps: of the value, with the
+    same; correlation: highest degree.
+    """
+
+    source: str
+    irreps_in: str
+    irreps: str
+    correlation: int
+
+    def formula(self) -> str:
+        powers = " + ".join(f"{self.source}^{n}" for n in range(1, self.correlation + 1))
+        return f"w[species] ({powers})"
+
+
+@dataclass(frozen=True)
+class Product(Operation):
+    """All products of two of the source's irreps into `target` (see `eqcalc.nn.product`).
+
+    irreps_in: of the source, all with the same number of channels; irreps: of the value, each irrep
+    with the channels of all its paths.
+    """
+
+    source: str
+    irreps_in: str
+    target: str
+    irreps: str
+
+    def formula(self) -> str:
+        return f"{self.source} (x) {self.source}"
+
+
+@dataclass(frozen=True)
+class Gate(Operation):
+    """irreps: of the value; the source has a gate for each channel with l > 0 beside them.
+
+    activation: of the gates, sigmoid or silu.
+    """
+
+    source: str
+    irreps: str
+    activation: str = "sigmoid"
+
+    def formula(self) -> str:
+        return f"gate_{self.activation}({self.source})"
+
+
+@dataclass(frozen=True)
+class NormGate(Operation):
+    source: str
+    irreps: str
+
+    def formula(self) -> str:
+        return f"{self.source} activation(|{self.source}| + b)"
+
+
+@dataclass(frozen=True)
+class Add(Operation):
+    """sources: values of the same irreps."""
+
+    sources: tuple[str, ...]
+    irreps: str
+    reads: ClassVar[tuple[str, ...]] = ("sources",)
+
+    def formula(self) -> str:
+        return " + ".join(self.sources)
+
+
+@dataclass(frozen=True)
+class Readout(Operation):
+    """One number from the even scalars, which are the first irrep of the source.
+
+    hidden: width of a hidden layer with SiLU; 0: it is linear.
+    """
+
+    source: str
+    irreps_in: str
+    hidden: int = 0
+
+    @property
+    def irreps(self) -> str:
+        return "1x0e"
+
+    def formula(self) -> str:
+        scalars = f"{self.source}_0e"
+        return f"w silu(W {scalars})" if self.hidden else f"w {scalars}"
+
+
+@dataclass(frozen=True)
+class Output(Operation):
+    """A property: the sum of `sources`, which lie on atoms; "energy" goes on to the pair terms."""
+
+    sources: tuple[str, ...]
+    irreps: str = "1x0e"
+    reads: ClassVar[tuple[str, ...]] = ("sources",)
+
+    def formula(self) -> str:
+        return " + ".join(self.sources)
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    kind.__name__: kind
+    for kind in (
+        *(Embedding, Radial, Convolution, Normalization, Linear, Bias),
+        *(Contraction, Product, Gate, NormGate, Add, Readout, Output),
+    )
+}

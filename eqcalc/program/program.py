@@ -1,0 +1,184 @@
+"""A network: its operations in order, and what follows from them alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from eqcalc.errors import InputError
+from eqcalc.program.operations import (
+    OPERATIONS,
+    Bias,
+    Convolution,
+    Embedding,
+    Linear,
+    Operation,
+    Output,
+)
+
+#: raised when a change makes older readers wrong
+PROGRAM_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What ranks compute between two exchanges of ghost atoms' features.
+
+    Attributes:
+        takes: names of the values that it gets, for ghosts too.
+        operations: in order.
+        everywhere: names of the values that are needed for ghosts as well.
+        gives: names of the values that later stages need.
+    """
+
+    takes: tuple[str, ...]
+    operations: tuple[Operation, ...]
+    everywhere: frozenset[str]
+    gives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Operations, each of which reads values made before it.
+
+    Raises:
+        ValueError: a name is missing, is taken twice or is no identifier.
+    """
+
+    operations: tuple[Operation, ...]
+
+    def __post_init__(self) -> None:
+        known: set[str] = set()
+        for op in self.operations:
+            if not op.name.isidentifier() or op.name in known:
+                raise ValueError(f"{op.name!r} is no name for a new value")
+            for name in op.inputs:
+                if name not in known:
+                    raise ValueError(f"{op.name} reads {name}, which no earlier operation makes")
+            known.add(op.name)
+
+    @cached_property
+    def by_name(self) -> dict[str, Operation]:
+        return {op.name: op for op in self.operations}
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return tuple(op for op in self.operations if isinstance(op, Output))
+
+    def document(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "program_version": PROGRAM_VERSION,
+            "operations": [op.document() for op in self.operations],
+        }
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Program:
+        """What `document` of this or an older version returned.
+
+        Raises:
+            InputError: it is of a newer version.
+        """
+        if document["program_version"] > PROGRAM_VERSION:
+            raise InputError(
+                "The network's description is of a newer eqcalc than this one: update eqcalc."
+            )
+        return cls(tuple(map(_operation, document["operations"])))
+
+    def __str__(self) -> str:
+        """A line for each value: what it is, its irreps, where ranks exchange."""
+        rows: list[tuple[str, str, str]] = []
+        for number, stage in enumerate(self.stages):
+            if number:
+                rows.append((f"-- ranks exchange {', '.join(stage.takes)} --", "", ""))
+            for op in stage.operations:
+                irreps = "" if op.on_edges else str(getattr(op, "irreps", ""))
+                rows.append((op.name, op.formula(), irreps))
+        width = max(len(name) for name, formula, _ in rows if formula)
+        middle = max(len(formula) for _, formula, _ in rows)
+        lines = (
+            f"{name:<{width}} = {formula:<{middle}}  {irreps}".rstrip() if formula else name
+            for name, formula, irreps in rows
+        )
+        return "\n".join(lines)
+
+    @cached_property
+    def _depth(self) -> dict[str, int]:
+        """How many convolutions lead to each value."""
+        depth: dict[str, int] = {}
+        for op in self.operations:
+            before = max((depth[name] for name in op.inputs), default=0)
+            depth[op.name] = before + isinstance(op, Convolution)
+        return depth
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The operations, cut where a convolution reads what another one has led to.
+
+        A linear map whose value only later stages read is computed there: what ranks exchange is
+        then read by several operations, but sent once. Embeddings are made before the first stage.
+        """
+        readers: dict[str, list[str]] = {op.name: [] for op in self.operations}
+        for op in self.operations:
+            for name in op.inputs:
+                readers[name].append(op.name)
+        place: dict[str, int] = {}
+        for op in reversed(self.operations):
+            place[op.name] = max(self._depth[op.name] - 1, 0)
+            if isinstance(op, Embedding):
+                place[op.name] = -1
+            elif op.on_edges or isinstance(op, Linear | Bias):
+                later = (place[name] for name in readers[op.name])
+                place[op.name] = max(place[op.name], min(later, default=0))
+        count = 1 + max(place.values())
+        return tuple(self._stage(k, place, readers) for k in range(count))
+
+    def _stage(self, k: int, place: dict[str, int], readers: dict[str, list[str]]) -> Stage:
+        mine = [op for op in self.operations if place[op.name] == k]
+        takes = self._carried(k, place, readers)
+        wanted: set[str] = set()
+        for op in reversed(mine):
+            if isinstance(op, Convolution):
+                wanted.add(op.source)
+            elif op.name in wanted and not op.on_edges:
+                wanted.update(op.inputs)
+        return Stage(takes, tuple(mine), frozenset(wanted), self._carried(k + 1, place, readers))
+
+    def _carried(
+        self, k: int, place: dict[str, int], readers: dict[str, list[str]]
+    ) -> tuple[str, ...]:
+        """Values made before stage k and read in it or later."""
+        return tuple(
+            op.name
+            for op in self.operations
+            if place[op.name] < k
+            and any(
+                place[reader] >= k and not isinstance(self.by_name[reader], Output)
+                for reader in readers[op.name]
+            )
+        )
+
+
+def _operation(document: dict[str, Any]) -> Operation:
+    values = dict(document)
+    kind = OPERATIONS.get(values.pop("operation"))
+    if kind is None:
+        raise InputError(
+            f"The network has the operation {document['operation']}, which this eqcalc does not "
+            "know: update eqcalc."
+        )
+    names = {field.name for field in dataclasses.fields(kind)}
+    if unknown := values.keys() - names:
+        raise InputError(
+            f"The operation {document['name']} has the option {min(unknown)}, which this eqcalc "
+            "does not know: update eqcalc."
+        )
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def chain(parts: Iterable[Iterable[Operation]]) -> Program:
+    """Operations of parts, one after the other."""
+    return Program(tuple(op for part in parts for op in part))
