@@ -17,6 +17,7 @@ from eqcalc.errors import InputError
 from eqcalc.export import quiet_torchscript
 from eqcalc.graph import Graph
 from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.registry import build, model_config
 from eqcalc.neighbors import neighbor_list
 from eqcalc.nn.angular import SphericalHarmonics
 from eqcalc.nn.convolution import Convolution
@@ -70,10 +71,37 @@ CASES = {  # channels, parity, layers, channels and l_max of products, further o
 }
 CUTOFF = 4.0
 
+OTHERS = {  # architectures that are programs
+    "invariant": {"architecture": "invariant", "num_channels": 6},
+    "mace": {"architecture": "mace", "num_channels": 4, "l_max": 2},
+    "mace, isolated atoms": {
+        "architecture": "mace",
+        "num_channels": 3,
+        "l_max": 1,
+        "correlation": 4,
+        "num_layers": 1,
+        "exact_isolated_atoms": True,
+    },
+    "tfn": {"architecture": "tfn", "num_channels": [5, 4, 3], "num_layers": 2},
+    "tfn, gates, pairs": {
+        "architecture": "tfn",
+        "num_channels": [5, 4],
+        "l_max": 1,
+        "nonlinearity": "gate",
+        "pair_potential": True,
+    },
+}
+EVERY = [*CASES, *OTHERS]
+
 
 def make(case, dtype=torch.float64, num_layers=None, seed=1, **options):
-    channels, parity, layers, product_channels, product_l_max, further = CASES[case]
     torch.manual_seed(seed)
+    if case in OTHERS:
+        common = {"cutoff": CUTOFF, "radial_mlp": [12], "radial_scale": 0.6, "readout": 6}
+        config = model_config(common | OTHERS[case] | options)
+        model = build(config, [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0], some_pairs(2))
+        return set_precision(model, dtype).eval()
+    channels, parity, layers, product_channels, product_l_max, further = CASES[case]
     config = NequIPConfig(
         cutoff=CUTOFF,
         num_layers=num_layers or layers,
@@ -122,7 +150,7 @@ def close(a, b, tolerance):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY)
 def test_symmetry(case, dtype, tolerance, crystal):
     model = make(case, dtype)
     energies, forces, strain = outputs(model, to_graph(crystal))
@@ -150,7 +178,7 @@ def test_symmetry(case, dtype, tolerance, crystal):
     assert abs(forces.sum(axis=0)).max() <= 20 * tolerance * np.abs(forces).max()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY)
 def test_forces_and_strain_are_finite_differences(case, crystal):
     model = make(case)
     _, forces, strain = outputs(model, to_graph(crystal))
@@ -184,8 +212,9 @@ def test_forces_and_strain_are_finite_differences(case, crystal):
         assert abs(slope - strain[0, i, j]) < 1e-6  # eV per cell of 8 atoms, not per volume
 
 
-def test_second_derivatives_for_training(molecule):
-    model = make("l_max 2, parity")
+@pytest.mark.parametrize("case", ["l_max 2, parity", *OTHERS])
+def test_second_derivatives_for_training(case, molecule):
+    model = make(case)
     graph = to_graph(molecule)
     keep = graph.edge_vec.norm(dim=1) < 0.95 * CUTOFF
 
@@ -223,7 +252,7 @@ def test_chirality():
     assert close(a, -b, 1e-9)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY)
 def test_staged_scripted_and_plain_agree(case, crystal):
     model = make(case)
     graph = to_graph(crystal)
@@ -240,7 +269,7 @@ def test_staged_scripted_and_plain_agree(case, crystal):
                 assert feats.shape[1] == model.exchange_widths[k - 1]
             feats, readout = layer(feats, edges, len(crystal))
             energies = energies + readout
-            weights = model.layers[k].radial_network(edges.radial)
+            weights = model.layers[k].radial(edges.radial)
             told = edges.length
             if model.inner_limit is not None:
                 told = model.inner_limit(graph.species, edges.src, edges.dst, told)
@@ -259,8 +288,9 @@ def test_batch_equals_single(crystal, molecule):
         assert close(together[k], np.concatenate([s[k] for s in single]), 1e-12)
 
 
-def test_isolated_atom_and_no_atoms():
-    model = make("l_max 2")
+@pytest.mark.parametrize("case", ["l_max 2", *OTHERS])
+def test_isolated_atom_and_no_atoms(case):
+    model = make(case)
     energies, forces, _ = outputs(model, to_graph(Atoms("Si")))
     assert np.isfinite(energies).all()
     assert not forces.any()
@@ -273,8 +303,9 @@ def test_isolated_atom_and_no_atoms():
     assert np.abs(force).max() < 1e-4
 
 
-def test_energy_is_twice_differentiable_at_the_cutoff():
-    model = make("l_max 2")
+@pytest.mark.parametrize("case", ["l_max 2", *OTHERS])
+def test_energy_is_twice_differentiable_at_the_cutoff(case):
+    model = make(case)
     triangle = Atoms("Si3", [[0, 0, 0], [0, 2.2, 0], [0, 0, 3.0]])
 
     def force(z):
@@ -472,7 +503,9 @@ def test_impossible_configurations_are_refused():
         Linear(o3.Irreps("2x0e+3x0e"), o3.Irreps("2x0e"))
 
 
-@pytest.mark.parametrize("name", ["l_max 2", "l_max 2, parity, products"])
+@pytest.mark.parametrize(
+    "name", ["l_max 2", "l_max 2, parity, products", "invariant", "mace", "tfn"]
+)
 def test_isolated_atoms_have_their_reference_energy(name):
     none = torch.zeros(0, dtype=torch.int64)
     species, vectors = torch.tensor([0, 1, 1]), torch.zeros(0, 3, dtype=torch.float64)

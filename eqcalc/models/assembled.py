@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from zlib import crc32
 
 import torch
 from e3nn import o3
@@ -42,7 +43,10 @@ class Surroundings:
 
 
 def _convolution(op: ops.Convolution) -> Convolution:
-    return Convolution(o3.Irreps(op.irreps_in), op.l_max, o3.Irreps(op.target), so3=op.so3)
+    module = Convolution(o3.Irreps(op.irreps_in), op.l_max, o3.Irreps(op.irreps), so3=op.so3)
+    if module.irreps_out != o3.Irreps(op.irreps):
+        raise ValueError(f"{op.name} has {module.irreps_out}, not {op.irreps}")
+    return module
 
 
 def _radial(op: ops.Radial, around: Surroundings) -> RadialNetwork:
@@ -149,7 +153,7 @@ class _Stage(nn.Module):
 @lru_cache(maxsize=64)
 def _class_of(text: str) -> type[_Stage]:
     """The class that a text defines, its source at hand for TorchScript."""
-    name = f"<stage {hash(text):x}>"
+    name = f"<stage {crc32(text.encode()):x}>"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     scope: dict[str, Any] = {
         "__name__": __name__,
@@ -247,7 +251,7 @@ class Assembled(Potential):
         sizes: list[float] = []
 
         def look(norm: Normalization, args: tuple[Tensor, ...]) -> None:
-            parts = args[0].split(norm.widths, dim=1)
+            parts = args[0].detach().split(norm.widths, dim=1)
             sizes.extend(float(part.square().mean().sqrt()) for part in parts)
 
         hooks = [norm.register_forward_pre_hook(look) for norm in self._norms(layer)]

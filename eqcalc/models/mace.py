@@ -92,7 +92,7 @@ class MACEConfig(ModelConfig):
         return [
             Linear(f"up_{k}", x, irreps, irreps),
             Radial(f"r_{k}", tuple(self.radial_mlp)),
-            Convolution(f"sum_{k}", f"up_{k}", f"r_{k}", irreps, self.l_max, str(atoms)),
+            Convolution(f"sum_{k}", f"up_{k}", f"r_{k}", irreps, self.l_max, messages),
             Normalization(f"m_{k}", f"sum_{k}", messages),
             Linear(f"a_{k}", f"m_{k}", messages, factors),
             Contraction(f"b_{k}", f"a_{k}", factors, out, self.correlation),

@@ -197,7 +197,7 @@ def _layer(config: NequIPConfig, k: int, before: o3.Irreps, after: o3.Irreps) ->
     sums = [f"own_{k}", f"mix_{k}"]
     operations += [
         Radial(f"r_{k}", tuple(config.radial_mlp)),
-        Convolution(f"sum_{k}", up, f"r_{k}", irreps, config.l_max, str(after), config.so3),
+        Convolution(f"sum_{k}", up, f"r_{k}", irreps, config.l_max, messages, config.so3),
         Normalization(f"m_{k}", f"sum_{k}", messages),
         Linear(f"own_{k}", x, irreps, gated, config.species_self_connection),
         Linear(f"mix_{k}", f"m_{k}", messages, gated),

@@ -90,7 +90,7 @@ class TFNConfig(ModelConfig):
         return [
             Linear(f"up_{k}", x, irreps, irreps),
             Radial(f"r_{k}", tuple(self.radial_mlp)),
-            Convolution(f"sum_{k}", f"up_{k}", f"r_{k}", irreps, self.l_max, out),
+            Convolution(f"sum_{k}", f"up_{k}", f"r_{k}", irreps, self.l_max, messages),
             Normalization(f"m_{k}", f"sum_{k}", messages),
             Linear(f"mix_{k}", f"m_{k}", messages, inner),
             *([Linear(f"own_{k}", x, irreps, inner)] if own else []),

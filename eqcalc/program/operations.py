@@ -90,7 +90,7 @@ class Radial(Operation):
 class Convolution(Operation):
     """Clebsch-Gordan products of the neighbours' `source` with harmonics up to `l_max`.
 
-    irreps_in: of the source; target: irreps whose paths are kept (their channels do not matter);
+    irreps_in: of the source; irreps: of the value, each with the channels of all paths into it;
     so3: parity is ignored.
     """
 
@@ -98,7 +98,7 @@ class Convolution(Operation):
     radial: str
     irreps_in: str
     l_max: int
-    target: str
+    irreps: str
     so3: bool = False
     reads: ClassVar[tuple[str, ...]] = ("source", "radial")
 
