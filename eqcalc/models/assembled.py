@@ -23,11 +23,12 @@ from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import ScalarBias, SpeciesLinear
 from eqcalc.nn.norm_gate import NormGate
-from eqcalc.nn.normalization import Normalization
+from eqcalc.nn.normalization import Density, DensityNormalization, Normalization
 from eqcalc.nn.product import ChannelProduct
 from eqcalc.nn.radial import RadialNetwork
 from eqcalc.nn.readout import Readout
 from eqcalc.nn.reference import PairConstants
+from eqcalc.nn.transform import AgnesiTransform
 from eqcalc.program import operations as ops
 from eqcalc.program.program import Program, Stage
 
@@ -60,6 +61,11 @@ def _linear(op: ops.Linear, around: Surroundings) -> SpeciesLinear:
     return SpeciesLinear(o3.Irreps(op.irreps_in), o3.Irreps(op.irreps), count)
 
 
+def _normalization(op: ops.Normalization, around: Surroundings) -> Normalization:
+    kind = DensityNormalization if op.density else Normalization
+    return kind(o3.Irreps(op.irreps), around.avg_num_neighbors)
+
+
 def _contraction(op: ops.Contraction, around: Surroundings) -> Contraction:
     irreps = o3.Irreps(op.irreps_in), o3.Irreps(op.irreps)
     return Contraction(*irreps, op.correlation, around.num_species)
@@ -69,7 +75,8 @@ def _contraction(op: ops.Contraction, around: Surroundings) -> Contraction:
 MODULES: dict[type[ops.Operation], Callable[[Any, Surroundings], nn.Module]] = {
     ops.Radial: _radial,
     ops.Convolution: lambda op, _: _convolution(op),
-    ops.Normalization: lambda op, a: Normalization(o3.Irreps(op.irreps), a.avg_num_neighbors),
+    ops.Density: lambda _, around: Density(around.num_radial),
+    ops.Normalization: _normalization,
     ops.Linear: _linear,
     ops.Bias: lambda op, _: ScalarBias(o3.Irreps(op.irreps)),
     ops.Contraction: _contraction,
@@ -99,21 +106,23 @@ class _Text:
     def _call(self, op: ops.Operation) -> str:
         source = self._rows(op.inputs[0], op.name) if op.inputs and not op.on_edges else ""
         species = "species" if op.name in self._all_rows else "species[:num_local]"
+        arguments = source
         match op:
-            case ops.Radial():
-                return f"self.{op.name}(edges.radial)"
-            case ops.Convolution():
-                between = (
-                    f"edges.attrs[:, :{(op.l_max + 1) ** 2}], {op.radial}, edges.src, edges.dst"
-                )
-                return f"self.{op.name}({op.source}, {between}, num_local)"
-            case ops.Normalization():
-                return f"self.{op.name}({source}, edges.calm)"
-            case ops.Linear() | ops.Contraction():
-                return f"self.{op.name}({source}, {species})"
             case ops.Add():
                 return " + ".join(self._rows(name, op.name) for name in op.sources)
-        return f"self.{op.name}({source})"
+            case ops.Radial():
+                arguments = "edges.radial"
+            case ops.Density():
+                arguments = "edges.radial, edges.dst, num_local"
+            case ops.Convolution():
+                harmonics = f"edges.attrs[:, :{(op.l_max + 1) ** 2}]"
+                edges = f"{harmonics}, {op.radial}, edges.src, edges.dst"
+                arguments = f"{op.source}, {edges}, num_local"
+            case ops.Normalization():
+                arguments = ", ".join([source, "edges.calm", *([op.density] if op.density else [])])
+            case ops.Linear() | ops.Contraction():
+                arguments = f"{source}, {species}"
+        return f"self.{op.name}({arguments})"
 
     def __str__(self) -> str:
         takes, gives = self._stage.takes, self._stage.gives
@@ -208,6 +217,8 @@ class Assembled(Potential):
         convolutions = [op for op in program.operations if isinstance(op, ops.Convolution)]
         l_max = max(op.l_max for op in convolutions)
         self.spherical_harmonics = SphericalHarmonics(l_max)
+        if any(op.transform for op in program.operations if isinstance(op, ops.Radial)):
+            self.distance_transform = AgnesiTransform(self.atomic_numbers)
         (embedding,) = (op for op in program.operations if isinstance(op, ops.Embedding))
         num_species = len(atomic_numbers)
         self.species_embedding = nn.Parameter(torch.randn(num_species, embedding.channels))

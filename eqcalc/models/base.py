@@ -16,6 +16,7 @@ from eqcalc.models.config import ModelConfig
 from eqcalc.nn.crowding import Crowding, CrowdingConstants
 from eqcalc.nn.radial import InnerLimit
 from eqcalc.nn.reference import PairConstants, ReferenceEnergy, no_pairs
+from eqcalc.nn.transform import AgnesiTransform
 from eqcalc.program import Program
 
 
@@ -69,6 +70,7 @@ class Potential(nn.Module):
         self.program: Program | None = None  # the network as data
         self.inner_limit: InnerLimit | None = None
         self.crowding: Crowding | None = None
+        self.distance_transform: AgnesiTransform | None = None
         self.reference_structure = ReferenceStructure({})
 
     def add_pair_terms(
@@ -167,6 +169,11 @@ class Potential(nn.Module):
         told = length
         if self.inner_limit is not None:
             told = self.inner_limit(species, edge_src, edge_dst, length)
+        if self.distance_transform is not None:
+            changed = self.distance_transform(species, edge_src, edge_dst, told)
+            radial = self.radial_basis.transformed(changed, told)
+        else:
+            radial = self.radial_basis(told)
         calm = length[:0]
         if self.crowding is not None:
             calm = self.crowding(species, edge_src, edge_dst, length)
@@ -176,7 +183,7 @@ class Potential(nn.Module):
             edge_dst,
             length,
             self.spherical_harmonics(vec, length),
-            self.radial_basis(told),
+            radial,
             calm,
         )
 
@@ -189,8 +196,11 @@ class Potential(nn.Module):
     def radial(self, k: int, r: Tensor) -> Tensor:
         """Radial weights of layer k at distances r [E] Å -> [E, num_weights of that layer].
 
-        r are those that `inner_limit` lets the network know, if there is one.
+        r are those that `inner_limit` lets the network know, if there is one. RuntimeError where a
+        distance transform gives each pair of species functions of its own.
         """
+        if self.distance_transform is not None:
+            raise RuntimeError("radial functions of this network depend on the species")
         basis = self.radial_basis(r.to(self.species_embedding.dtype))
         weights = basis
         for n, layer in enumerate(self.layers):

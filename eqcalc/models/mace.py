@@ -8,7 +8,8 @@ pair messages do, with a receptive field that stays small.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from e3nn import o3
 
@@ -18,6 +19,7 @@ from eqcalc.program import (
     Add,
     Contraction,
     Convolution,
+    Density,
     Embedding,
     Linear,
     Normalization,
@@ -40,6 +42,13 @@ class MACEConfig(ModelConfig):
         feature_l_max: highest degree of the features between layers.
         correlation: how many neighbours a product knows of at once; 3 are four-body terms.
         readout: hidden width of the last layer's readout; 0: it is linear.
+        self_connections: for each layer, whether an atom's own features, through a matrix of its
+            species, are added to the products; otherwise a matrix of its species acts on what is
+            multiplied. Empty: in all layers, but with exact_isolated_atoms not in the first.
+        density_normalization: divide messages by one plus a learned number of neighbours (MACE-MP
+            since 0b), for structures of very different density.
+        distance_transform: "agnesi": Bessel functions see distances in units of bonds
+            (`eqcalc.nn.transform`); "": in Å.
     """
 
     architecture: str = "mace"
@@ -49,6 +58,9 @@ class MACEConfig(ModelConfig):
     feature_l_max: int = 1
     correlation: int = 3
     readout: int = 16
+    self_connections: list[bool] = field(default_factory=list)
+    density_normalization: bool = False
+    distance_transform: Literal["", "agnesi"] = ""
 
     def problems(self) -> Problems:
         return [
@@ -58,6 +70,13 @@ class MACEConfig(ModelConfig):
             (
                 self.feature_l_max > self.l_max,
                 f"feature_l_max = {self.feature_l_max}: it must be at most l_max = {self.l_max}.",
+            ),
+            (
+                len(self.self_connections) not in (0, self.num_layers),
+                (
+                    f"self_connections has {len(self.self_connections)} entries, but num_layers = "
+                    f"{self.num_layers}: one for each."
+                ),
             ),
             (
                 self.correlation > 4,
@@ -88,14 +107,20 @@ class MACEConfig(ModelConfig):
         # what products start from: only irreps that messages reach
         factors = str(o3.Irreps([(self.num_channels, ir) for _, ir in made]))
         own = k > 0 or not self.exact_isolated_atoms
+        if self.self_connections:
+            own = self.self_connections[k]
         terms = (f"out_{k}", f"own_{k}") if own else (f"out_{k}",)
+        density = f"density_{k}" if self.density_normalization else ""
+        a = f"a_{k}" if own else f"a_{k}_of_species"
         return [
             Linear(f"up_{k}", x, irreps, irreps),
-            Radial(f"r_{k}", tuple(self.radial_mlp)),
+            Radial(f"r_{k}", tuple(self.radial_mlp), self.distance_transform),
+            *([Density(density, self.distance_transform)] if density else []),
             Convolution(f"sum_{k}", f"up_{k}", f"r_{k}", irreps, self.l_max, messages),
-            Normalization(f"m_{k}", f"sum_{k}", messages),
+            Normalization(f"m_{k}", f"sum_{k}", messages, density),
             Linear(f"a_{k}", f"m_{k}", messages, factors),
-            Contraction(f"b_{k}", f"a_{k}", factors, out, self.correlation),
+            *([] if own else [Linear(a, f"a_{k}", factors, factors, by_species=True)]),
+            Contraction(f"b_{k}", a, factors, out, self.correlation),
             Linear(f"out_{k}", f"b_{k}", out, out),
             *([Linear(f"own_{k}", x, irreps, out, by_species=True)] if own else []),
             Add(f"x_{k + 1}", terms, out),

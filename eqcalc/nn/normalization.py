@@ -1,8 +1,10 @@
-"""Constants that bring messages to the size that the next layer wants."""
+"""What brings messages to the size that the next layer wants."""
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
+
+from eqcalc.nn.radial import RadialNetwork
 
 
 class Normalization(nn.Module):
@@ -31,3 +33,32 @@ class Normalization(nn.Module):
         if calm.shape[0] > 0:
             messages = messages * calm[: messages.shape[0]].unsqueeze(1)
         return messages
+
+
+class DensityNormalization(Normalization):
+    """Divided by one plus a number of neighbours as well (see `Density`).
+
+    forward: messages [N, irreps.dim], calm [N] or [0], density [N, 1] -> [N, irreps.dim].
+    """
+
+    def forward(self, messages: Tensor, calm: Tensor, density: Tensor) -> Tensor:
+        messages = messages * self.norm.to(messages.dtype) / (1.0 + density)
+        if calm.shape[0] > 0:
+            messages = messages * calm[: messages.shape[0]].unsqueeze(1)
+        return messages
+
+
+class Density(nn.Module):
+    """sum_j tanh((w b(r_ij))^2) of each atom, b being the radial basis.
+
+    forward: basis [E, num_radial], edge_dst [E], num_local -> [num_local, 1].
+    """
+
+    def __init__(self, num_radial: int) -> None:
+        super().__init__()
+        self.network = RadialNetwork([num_radial, 1])
+
+    def forward(self, basis: Tensor, edge_dst: Tensor, num_local: int) -> Tensor:
+        terms = torch.tanh(self.network(basis).square())
+        total = torch.zeros(num_local, 1, dtype=basis.dtype, device=basis.device)
+        return total.index_add(0, edge_dst, terms)

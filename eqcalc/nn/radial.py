@@ -102,9 +102,13 @@ class BesselBasis(nn.Module):
         self.register_buffer("orders", orders)
 
     def forward(self, r: Tensor) -> Tensor:
-        r = r.unsqueeze(-1)
+        return self.transformed(r, r)
+
+    def transformed(self, x: Tensor, r: Tensor) -> Tensor:
+        """c b_n(x) u(r / r_c): another distance x [E] in the Bessel functions."""
+        x, r = x.unsqueeze(-1), r.unsqueeze(-1)
         envelope = polynomial_envelope(r / self.cutoff, self.power)
-        return self.prefactor * torch.sin(self.orders.to(r.dtype) * r) / r * envelope
+        return self.prefactor * torch.sin(self.orders.to(r.dtype) * x) / x * envelope
 
 
 class XplorBesselBasis(BesselBasis):
@@ -116,10 +120,10 @@ class XplorBesselBasis(BesselBasis):
         super().__init__(cutoff, num_radial, 0, scale)
         self.onset = float(onset)
 
-    def forward(self, r: Tensor) -> Tensor:
-        r = r.unsqueeze(-1)
+    def transformed(self, x: Tensor, r: Tensor) -> Tensor:
+        x, r = x.unsqueeze(-1), r.unsqueeze(-1)
         envelope = xplor_envelope(r, self.onset, self.cutoff)
-        return self.prefactor * torch.sin(self.orders.to(r.dtype) * r) / r * envelope
+        return self.prefactor * torch.sin(self.orders.to(r.dtype) * x) / x * envelope
 
 
 class RadialNetwork(nn.Module):

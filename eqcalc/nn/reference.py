@@ -22,14 +22,15 @@ from eqcalc.nn.radial import polynomial_envelope
 COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi eps_0), eV Å
 
 
+#: phi of Ziegler, Biersack and Littmark: amplitudes, and decays in units of the screening length
+AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
+DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
+
+
 def screening_function(x: Tensor) -> Tensor:
     """phi of Ziegler, Biersack and Littmark, at distances in units of the screening length."""
-    return (
-        0.18175 * torch.exp(-3.19980 * x)
-        + 0.50986 * torch.exp(-0.94229 * x)
-        + 0.28022 * torch.exp(-0.40290 * x)
-        + 0.02817 * torch.exp(-0.20162 * x)
-    )
+    terms = [a * torch.exp(-d * x) for a, d in zip(AMPLITUDES, DECAYS, strict=True)]
+    return terms[0] + terms[1] + terms[2] + terms[3]
 
 
 def zbl_slope(r: Tensor, a: int, b: int) -> Tensor:
@@ -51,10 +52,13 @@ class CoreRepulsion(nn.Module):
     """
 
     power: int
+    amplitudes: list[float]
+    decays: list[float]
 
     def __init__(self, atomic_numbers: list[int], cutoff: float = 0.0, power: int = 6) -> None:
         super().__init__()
         self.power = int(power)
+        self.amplitudes, self.decays = list(AMPLITUDES), list(DECAYS)
         z = torch.tensor(atomic_numbers, dtype=torch.float64)
         radii = torch.tensor([covalent_radii[n] for n in atomic_numbers], dtype=torch.float64)
         screening = 0.46850 / (z.pow(0.23).unsqueeze(0) + z.pow(0.23).unsqueeze(1))
@@ -73,7 +77,9 @@ class CoreRepulsion(nn.Module):
     ) -> Tensor:
         a, b = species.index_select(0, edge_dst), species.index_select(0, edge_src)
         x = length / self.screening[a, b]
-        phi = screening_function(x)
+        phi = torch.zeros_like(x)
+        for amplitude, decay in zip(self.amplitudes, self.decays):  # noqa: B905 - TorchScript
+            phi = phi + amplitude * torch.exp(-decay * x)
         envelope = polynomial_envelope(length / self.pair_cutoff[a, b], self.power)
         return 0.5 * self.charges[a, b] / length * phi * envelope
 

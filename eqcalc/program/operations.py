@@ -9,6 +9,7 @@ channels innermost ([2l + 1, channels], flattened), whatever `mul` is.
 | `Embedding`     | atom | a row of numbers for each species                                       |
 | `Radial`        | edge | R(r): a perceptron of Bessel functions that end at the cutoff           |
 | `Convolution`   | atom | sum_j R(r_ij) C x_j Y(r_ij), path by path, channel by channel           |
+| `Density`       | atom | a learned number of neighbours                                          |
 | `Normalization` | atom | s_l x, fading where an atom is crowded (`eqcalc.nn.crowding`)           |
 | `Linear`        | atom | W x per irrep, for all atoms or by species                              |
 | `Bias`          | atom | x plus constants on its even scalars                                    |
@@ -46,7 +47,7 @@ class Operation:
         for name in self.reads:
             value = getattr(self, name)
             found += [value] if isinstance(value, str) else value
-        return tuple(found)
+        return tuple(name for name in found if name)
 
     def document(self) -> dict[str, Any]:
         """As plain data."""
@@ -75,15 +76,33 @@ class Embedding(Operation):
 @dataclass(frozen=True)
 class Radial(Operation):
     """hidden: widths of the perceptron between the Bessel functions and the weights of a
-    convolution, one for each channel of each path.
+    convolution, one for each channel of each path; transform: of the distance in the Bessel
+    functions (`eqcalc.nn.transform`), "agnesi" or none.
     """
 
     hidden: tuple[int, ...]
+    transform: str = ""
     reads: ClassVar[tuple[str, ...]] = ()
     on_edges: ClassVar[bool] = True
 
     def formula(self) -> str:
-        return " -> ".join(["MLP(bessel(r)", *map(str, self.hidden), "weights)"])
+        distance = f"{self.transform}(r)" if self.transform else "r"
+        return " -> ".join([f"MLP(bessel({distance})", *map(str, self.hidden), "weights)"])
+
+
+@dataclass(frozen=True)
+class Density(Operation):
+    """How many neighbours an atom has, in a learned measure: sum_j tanh((w bessel(r_ij))^2)."""
+
+    transform: str = ""
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def irreps(self) -> str:
+        return "1x0e"
+
+    def formula(self) -> str:
+        return "sum_j tanh((w bessel(r))^2)"
 
 
 @dataclass(frozen=True)
@@ -108,13 +127,19 @@ class Convolution(Operation):
 
 @dataclass(frozen=True)
 class Normalization(Operation):
-    """irreps: of the source; one constant for each is measured before training."""
+    """irreps: of the source; one constant for each is measured before training.
+
+    density: a value by which, and one, messages are divided; "": none.
+    """
 
     source: str
     irreps: str
+    density: str = ""
+    reads: ClassVar[tuple[str, ...]] = ("source", "density")
 
     def formula(self) -> str:
-        return f"s_l fade({self.source})"
+        divided = f" / (1 + {self.density})" if self.density else ""
+        return f"s_l fade({self.source}){divided}"
 
 
 @dataclass(frozen=True)
@@ -245,7 +270,7 @@ class Output(Operation):
 OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind
     for kind in (
-        *(Embedding, Radial, Convolution, Normalization, Linear, Bias),
+        *(Embedding, Radial, Density, Convolution, Normalization, Linear, Bias),
         *(Contraction, Product, Gate, NormGate, Add, Readout, Output),
     )
 }

@@ -13,6 +13,7 @@ from eqcalc.program.operations import (
     OPERATIONS,
     Bias,
     Convolution,
+    Density,
     Embedding,
     Linear,
     Operation,
@@ -130,7 +131,7 @@ class Program:
             place[op.name] = max(self._depth[op.name] - 1, 0)
             if isinstance(op, Embedding):
                 place[op.name] = -1
-            elif op.on_edges or isinstance(op, Linear | Bias):
+            elif op.on_edges or isinstance(op, Linear | Bias | Density):
                 later = (place[name] for name in readers[op.name])
                 place[op.name] = max(place[op.name], min(later, default=0))
         count = 1 + max(place.values())
