@@ -8,7 +8,8 @@ from ase.build import bulk
 
 from eqcalc import export
 from eqcalc.importers import published
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.nequip_config import NequIPConfig
+from eqcalc.models.registry import build
 from eqcalc.neighbors import neighbor_list
 from eqcalc.nn.crowding import CrowdingConstants
 from eqcalc.nn.reference import PairConstants, PairEnergy
@@ -55,7 +56,6 @@ def untrained(
     products: their channels and l_max. pairs: with a pair potential. crowding: messages to most
     atoms of silicon at its usual density fade, more or less. options: of NequIPConfig.
     """
-    torch.manual_seed(seed)
     config = NequIPConfig(
         cutoff=cutoff,
         num_layers=layers,
@@ -69,14 +69,20 @@ def untrained(
         pair_potential=pairs,
         **(options or {}),
     )
+    return write(path, config, elements, seed=seed, crowding=crowding)
+
+
+def write(path, config, elements=(8, 14), *, seed=0, crowding=False):
+    """Writes an export of any architecture with random weights and returns its path."""
+    torch.manual_seed(seed)
     count = len(elements)
     shift = [-1.0 - k for k in range(count)]
-    model = NequIP(config, list(elements), 16.0, [1.0] * count, shift, some_pairs(count))
+    model = build(config, list(elements), 16.0, [1.0] * count, shift, some_pairs(count))
     if crowding:
         model.limit_crowding(some_crowding(count))
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)
-    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+    pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, config.cutoff)
     vectors = torch.from_numpy(pairs.vectors(atoms.positions, atoms.cell.array))
     species = torch.arange(len(atoms)) % count
     edges = torch.from_numpy(pairs.edge_src), torch.from_numpy(pairs.edge_dst)
@@ -87,7 +93,7 @@ def untrained(
         if name.endswith("_bias.bias"):
             torch.nn.init.normal_(parameter)
     model.reference_structure = export.reference_structure(model, species, vectors, *edges)
-    return export.save(model, path, {"architecture": "NequIP"})
+    return export.save(model, path, {"architecture": config.architecture_name})
 
 
 def installed_sevenn(folder: Path) -> Path:

@@ -40,6 +40,14 @@ def _times(rows: int, degree: int) -> Tensor:
     return torch.tensor([[after[tuple(sorted((*m, i)))] for i in range(rows)] for m in before])
 
 
+def monomial_places(rows: int, degree: int) -> Tensor:
+    """Which monomial a product of variables is, whatever their order: [rows, .., rows]."""
+    places = torch.arange(rows)
+    for before in range(1, degree):
+        places = _times(rows, before)[places]
+    return places
+
+
 def _independent(
     candidates: Sequence[Tensor], norms: Tensor, dim: int, known: Sequence[Tensor] = ()
 ) -> list[Tensor]:
@@ -130,7 +138,7 @@ class Contraction(nn.Module):
             raise ValueError(f"{irreps_in} -> {irreps_out}: all must have equally many channels")
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
         self.num_rows = sum(ir.dim for _, ir in irreps_in)
-        self.num_species = num_species
+        self.num_species, self.correlation = num_species, correlation
         wanted = tuple(ir for _, ir in irreps_out)
         degrees = range(1, correlation + 1)
         bases = [symmetric_basis(irreps_in, n, wanted) for n in degrees]
@@ -157,6 +165,41 @@ class Contraction(nn.Module):
             self._blocks.append((ir.dim, first, len(coupling)))
             first += len(coupling)
         self.weight = nn.Parameter(torch.randn(num_species, first, self.num_channels))
+
+    def _places(self, irrep: o3.Irrep, degree: int) -> tuple[int, int]:
+        """First path of a degree into an irrep, and how many there are."""
+        place = [ir for _, ir in self.irreps_out].index(irrep)
+        counts = [
+            len(
+                symmetric_basis(self.irreps_in, n, tuple(ir for _, ir in self.irreps_out)).get(
+                    irrep, ()
+                )
+            )
+            for n in range(1, degree + 1)
+        ]
+        return self._blocks[place][1] + sum(counts[:-1]), counts[-1]
+
+    def expand(self, polynomials: Tensor, irrep: o3.Irrep, degree: int) -> tuple[Tensor, float]:
+        """Polynomials [k, 2l + 1, monomials] of a degree in our basis.
+
+        Returns:
+            Coefficients [k, paths], and the largest coefficient of a monomial that is left over.
+        """
+        basis = symmetric_basis(self.irreps_in, degree, tuple(ir for _, ir in self.irreps_out))
+        norms = _monomials(self.num_rows, degree)[1]
+        if irrep not in basis:
+            return polynomials.new_zeros(len(polynomials), 0), float(polynomials.abs().max())
+        overlap = torch.einsum("kdm,pdm,m->kp", polynomials, basis[irrep], norms) / irrep.dim
+        left = polynomials - torch.einsum("kp,pdm->kdm", overlap, basis[irrep])
+        return overlap, float(left.abs().max())
+
+    def set_weights(self, irrep: o3.Irrep, degree: int, weights: Tensor) -> None:
+        """What the polynomials of a degree into an irrep count: [species, paths, channels]."""
+        first, count = self._places(irrep, degree)
+        place = [ir for _, ir in self.irreps_out].index(irrep)
+        with torch.no_grad():
+            root = math.sqrt(self._blocks[place][2])
+            self.weight[:, first : first + count] = weights * root
 
     def _constants(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         before: list[Tensor] = []

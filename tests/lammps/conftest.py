@@ -13,7 +13,9 @@ from potentials import some_crowding, some_pairs
 
 from eqcalc import export
 from eqcalc.contract import set_precision
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.config import ModelConfig
+from eqcalc.models.nequip_config import NequIPConfig
+from eqcalc.models.registry import build, model_config
 
 # more processes than cores: those of MPICH that wait step aside (8 on 2 cores: 4 times faster)
 os.environ.setdefault("MPIR_CVAR_POLLS_BEFORE_YIELD", "1")
@@ -21,10 +23,10 @@ os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "true")
 
 
-def untrained(path: Path, config: NequIPConfig, *, crowding: bool = False, **metadata) -> Path:
+def untrained(path: Path, config: ModelConfig, *, crowding: bool = False, **metadata) -> Path:
     """Writes a potential for Si and O with random weights in float64: nothing in it is small."""
     torch.manual_seed(0)
-    network = NequIP(config, [14, 8], 28.0, [1.0, 0.7], [-3.0, -2.0], some_pairs(2))
+    network = build(config, [14, 8], 28.0, [1.0, 0.7], [-3.0, -2.0], some_pairs(2))
     if crowding:
         network.limit_crowding(some_crowding(2))
     set_precision(network, torch.float64)
@@ -35,7 +37,7 @@ def untrained(path: Path, config: NequIPConfig, *, crowding: bool = False, **met
     network.reference_structure = export.reference_structure(
         network, species, *edges(atoms, config.cutoff)
     )
-    return export.save(network, path, {"architecture": "NequIP", **metadata})
+    return export.save(network, path, {"architecture": config.architecture_name, **metadata})
 
 
 @pytest.fixture(scope="session")
@@ -113,3 +115,33 @@ def quick_model(tmp_path_factory) -> Path:
 def one_layer(tmp_path_factory) -> Path:
     """No message passing: the energy of an atom depends on its neighbours' positions only."""
     return untrained(tmp_path_factory.mktemp("one") / "one layer.pth", small(1))
+
+
+@pytest.fixture(scope="session")
+def of_architecture(tmp_path_factory):
+    """Two layers of any architecture, by name."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            common = {"cutoff": 4.0, "num_layers": 2, "radial_mlp": [16], "num_radial": 6}
+            config = model_config(common | ARCHITECTURES[name])
+            made[name] = untrained(tmp_path_factory.mktemp(config.architecture) / "a.pth", config)
+        return made[name]
+
+    return make
+
+
+ARCHITECTURES = {
+    "mace": {"architecture": "mace", "num_channels": 5, "l_max": 2},
+    "mace with densities": {
+        "architecture": "mace",
+        "num_channels": 4,
+        "l_max": 1,
+        "correlation": 2,
+        "self_connections": [False, True],
+        "density_normalization": True,
+        "distance_transform": "agnesi",
+    },
+    "tfn": {"architecture": "tfn", "num_channels": [8, 6], "l_max": 1},
+}

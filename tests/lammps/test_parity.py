@@ -85,6 +85,20 @@ def test_options(system, ranks, engine, option, request, tmp_path):
         assert got.energy == pytest.approx(by_python(path, atoms[:-1]).energy - 2.0, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "system", "ranks"),
+    [
+        ("mace", "triclinic", 4),
+        ("mace with densities", "slab", 2),
+        ("tfn", "silica_like", 1),
+    ],
+)
+def test_architectures(architecture, system, ranks, of_architecture, tmp_path):
+    atoms, path = SYSTEMS[system](), of_architecture(architecture)
+    got, _, _ = by_lammps(script(atoms, tmp_path, pair(path)), ranks)
+    assert_equal(got, by_python(path, atoms))
+
+
 def test_balanced_tiles(model, tmp_path):
     """Tiles of unequal size, made by recursive bisection around an uneven density."""
     atoms = silica_like()
