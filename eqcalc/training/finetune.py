@@ -132,7 +132,7 @@ def reduced(source: Source, elements: Iterable[int]) -> Source:
         crowding=crowding
         and CrowdingConstants(of_pairs(crowding.distances), of_species(crowding.onset)),
     )
-    tables = species_tables(NequIP(source.model, old.atomic_numbers, 1.0, old.scale, old.shift))
+    tables = species_tables(build(source.model, old.atomic_numbers, 1.0, old.scale, old.shift))
     weights = {k: w[rows] if k in tables else w for k, w in source.weights.items()}
     return dataclasses.replace(source, constants=constants, weights=weights)
 
