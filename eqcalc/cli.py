@@ -201,7 +201,7 @@ def info(
 
     path = names.find(model)
     if program:
-        from eqcalc.export import read_program
+        from eqcalc.describe import read_program
 
         typer.echo(str(read_program(path)))
         return

@@ -31,7 +31,6 @@ from eqcalc.contract import FORMAT_VERSION, ReferenceStructure, network_tensors,
 from eqcalc.domain import TEXT_FILE, Domain
 from eqcalc.errors import InputError
 from eqcalc.files import replacing, user_path
-from eqcalc.program import Program
 from eqcalc.reuse import Reused
 from eqcalc.runtime import choose_device, memory_errors, out_of_memory, own_torch
 from eqcalc.structure import as_array
@@ -249,27 +248,6 @@ def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, An
             if not item.filename.endswith(".debug_pkl"):  # names files of this machine
                 kept.writestr(item, made.read(item))
     return path
-
-
-def read_program(path: str | os.PathLike) -> Program:
-    """The network of a file as data; of files that do not carry it, what their options make.
-
-    Raises:
-        InputError: it is an older file that does not say its options.
-    """
-    path = user_path(path)
-    metadata = read_metadata(path)
-    with zipfile.ZipFile(path) as archive:
-        names = [n for n in archive.namelist() if n.endswith(f"extra/{PROGRAM_FILE}")]
-        if names:
-            return Program.from_document(json.loads(archive.read(names[0])))
-    from eqcalc.models.registry import model_config  # for old files alone
-
-    hyper = dict(metadata.get("hyperparameters", {}))
-    if "avg_num_neighbors" not in hyper:
-        raise InputError(f"{path} does not say what network it is: export it again.")
-    del hyper["avg_num_neighbors"]
-    return model_config(hyper).program()
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:

@@ -31,7 +31,10 @@ ALLOWED = {
     "origin": set(),
     "names": {"cache", "importers"},
     "nn": {"errors"},
-    "models": {"contract", "errors", "nn"},
+    "sections": {"errors"},
+    "program": {"errors"},
+    "models": {"contract", "errors", "nn", "program", "sections"},
+    "describe": {"errors", "export", "files", "models", "program"},
     "export": {
         *("contract", "derivatives", "domain", "errors", "origin", "reuse", "runtime"),
         "structure",
@@ -43,7 +46,7 @@ ALLOWED = {
     "data": {"derivatives", "errors", "graph", "neighbors"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "graph", "models", "nn"),
-        *("domain", "names", "runtime", "sampling"),
+        *("domain", "names", "runtime", "sampling", "sections"),
     },
     "importers": {"errors", "export", "models", "neighbors", "nn", "origin"},
     "network": {"derivatives", "errors", "export", "neighbors", "structure"},
