@@ -13,7 +13,7 @@ from ase.build import bulk
 from potentials import untrained
 
 from eqcalc import EquivariantCalculator, export, names
-from eqcalc.engine import backends, build, fused, kernels, plan, tables
+from eqcalc.engine import backends, build, fused, kernels, plan, readers, tables
 from eqcalc.errors import InputError
 from eqcalc.neighbors import VerletList, neighbor_list
 
@@ -170,7 +170,7 @@ def intervals_of(table, cutoff):
 @pytest.mark.parametrize("degree", [5, 7])
 def test_tables_are_smooth_at_the_knots(potential_path, degree):
     potential = export.load(potential_path, dtype="float64")
-    read = plan.read(potential.module, "NequIP", "double")
+    read = readers.read(potential.module, "NequIP", "double")
     tables.tabulate(potential.module, read, degree=degree, tolerance=1e-6)
     powers = np.arange(degree + 1)
     for layer in read.layers:
@@ -188,7 +188,7 @@ def test_tables_are_smooth_at_the_knots(potential_path, degree):
 def test_table_meets_its_tolerance(potential_path):
     """Between the knots too, not only where the builder looked."""
     potential = export.load(potential_path, dtype="float64")
-    read = plan.read(potential.module, "NequIP", "double")
+    read = readers.read(potential.module, "NequIP", "double")
     errors = tables.tabulate(potential.module, read, degree=7, tolerance=1e-9)
     assert max(errors) < 1e-9
     r = np.random.default_rng(0).uniform(1.0, potential.cutoff, 2000)
@@ -205,10 +205,15 @@ def test_table_meets_its_tolerance(potential_path):
 def test_room_on_the_stack_is_for_all_products(tmp_path):
     """Those of messages count where all others are of scalars."""
     path = untrained(tmp_path / "model.pth", products=(4, 2))
-    read = plan.read(export.load(path, dtype="float64").module, "NequIP", "double")
+    read = readers.read(export.load(path, dtype="float64").module, "NequIP", "double")
     for layer in read.layers:
-        for name in ("up", "own", "mix"):
-            setattr(layer, name, [p for p in getattr(layer, name) if p.dim == 1])
+        layer.steps = [
+            step
+            for step in layer.steps
+            if not isinstance(step, plan.LinearStep)
+            or step.dim == 1
+            or step.target.startswith("factors")
+        ]
     assert "MOST_ROWS = 5;" in kernels.library_source(read, "network", 7)[0]
 
 
@@ -287,7 +292,7 @@ def test_without_a_compiler_torch_takes_over(potential_path, monkeypatch, tmp_pa
 
 
 def test_other_architectures_run_on_torch(potential_path, monkeypatch):
-    monkeypatch.setattr(plan, "READERS", {})
+    monkeypatch.setattr(readers, "READERS", {})
     with pytest.warns(UserWarning, match="does not know the architecture NequIP"):
         assert EquivariantCalculator(potential_path).backend.name == "torch"
 
@@ -309,7 +314,7 @@ def test_bugs_of_the_reader_are_not_covered_up(potential_path, monkeypatch):
     def broken(*_):
         raise AttributeError("a bug")
 
-    monkeypatch.setattr(plan, "READERS", {"NequIP": broken})
+    monkeypatch.setattr(readers, "READERS", {"NequIP": broken})
     with pytest.raises(AttributeError, match="a bug"):
         EquivariantCalculator(potential_path)
 

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def as_array(tensor: Tensor) -> np.ndarray:
+    """In float64."""
+    return tensor.detach().to(torch.float64).cpu().numpy()
+
+
 def require_shape(array: np.ndarray | Tensor, *shape: int | None) -> None:
     """Raises ValueError where `array` is not of this shape; None stands for any length."""
     have = tuple(array.shape)

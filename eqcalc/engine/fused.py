@@ -21,11 +21,13 @@ from ase.data import atomic_numbers
 from torch import Tensor
 
 from eqcalc import export
-from eqcalc.engine import plan as plans
 from eqcalc.engine.arrays import address, converted
 from eqcalc.engine.build import compile_library, load_library
 from eqcalc.engine.description import DESCRIPTION_VERSION, encode
 from eqcalc.engine.kernels import compiler_flags, library_source
+from eqcalc.engine.plan import LayerPlan, Plan
+from eqcalc.engine.readers import read
+from eqcalc.engine.rows import Lives
 from eqcalc.engine.tables import tabulate
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
@@ -38,51 +40,42 @@ SCALARS = {torch.float32: "float", torch.float64: "double"}
 TABLES = {"float": (5, 2e-7), "double": (7, 1e-11)}
 
 
-def _radial(layer: plans.LayerPlan, radial: str) -> dict[str, Any]:
+def _radial(layer: LayerPlan, radial: str) -> dict[str, Any]:
     if radial == "network":
         return {"matrices": [{"matrix": matrix} for matrix in layer.radial_network]}
     segments = [{"start": start, "intervals": n} for start, n in layer.table.segments]
     return {"segments": segments, "coefficients": layer.table.coefficients}
 
 
-def _layer(layer: plans.LayerPlan, kernels: int, radial: str) -> dict[str, Any]:
-    return {
-        "kernels": kernels,
-        "width_in": layer.width_in,
-        "width_message": layer.convolution.width_out,
-        "width_pre": layer.width_pre,
-        "width_out": layer.width_out,
-        "num_weights": layer.convolution.num_weights,
-        "up": layer.up,
-        "own": layer.own,
-        "mix": layer.mix,
-        "up_bias": layer.up_bias,
-        "pre_bias": layer.pre_bias,
-        "product": layer.product,
-        "gate": layer.gate,
-        "readout_in": layer.readout_in,
-        "readout_out": layer.readout_out,
-        "radial": _radial(layer, radial),
-    }
-
-
-def network_bytes(plan: plans.Plan, kernels: list[int], radial: str) -> bytes:
+def network_bytes(plan: Plan, kernels: list[int], radial: str) -> bytes:
     """The network's description for `eqcalc_open`; kernels: of each layer, in the library."""
+    lives = Lives(plan)
+    layers = [
+        {
+            "kernels": kernels[k],
+            "features": layer.features,
+            "messages": layer.messages,
+            "steps": layer.steps,
+            "starts": lives.starts(k),
+            "gradient_starts": lives.gradient_starts(k),
+            "num_weights": layer.convolution.num_weights,
+            "radial": _radial(layer, radial),
+        }
+        for k, layer in enumerate(plan.layers)
+    ]
     return encode(
         {
             "version": DESCRIPTION_VERSION,
             "num_species": plan.num_species,
             "cutoff": plan.cutoff,
-            "activation_scales": plan.activation_scales,
             "basis": plan.basis,
-            "layers": [_layer(*of, radial) for of in zip(plan.layers, kernels, strict=True)],
-            "scale": plan.scale,
+            "rows": [lives.row(row) for row in plan.rows],
+            "layers": layers,
             "shift": plan.shift,
             "core": plan.core,
             "pair": plan.pair,
             "inner_limits": plan.inner_limits,
             "crowding": plan.crowding,
-            "embedding": plan.embedding,
         }
     )
 
@@ -344,7 +337,7 @@ def prepare(
 ) -> tuple[Library, bytes]:
     """The compiled library and the network's description, of a file opened in float64."""
     scalar = SCALARS[dtype]
-    plan = plans.read(potential.module, potential.metadata.get("architecture"), scalar)
+    plan = read(potential.module, potential.metadata.get("architecture"), scalar)
     degree, tolerance = TABLES[scalar]
     if radial == "table":
         tabulate(potential.module, plan, degree=degree, tolerance=tolerance)

@@ -22,7 +22,7 @@ import numpy as np
 
 from eqcalc.engine.build import header
 from eqcalc.engine.description import DESCRIPTION_VERSION
-from eqcalc.engine.plan import ConvolutionPlan, Path, Plan
+from eqcalc.engine.plan import ConvolutionPlan, LinearStep, Path, Plan
 
 #: products in a convolution from which on it takes long to compile
 LARGE = 300
@@ -304,7 +304,8 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]
         for (convolution, features), n in different.items()
     ]
     table = ", ".join(f"{{forward_{n}, backward_{n}}}" for n in different.values())
-    most = max(p.dim for layer in plan.layers for p in layer.linear_maps)
+    steps = [step for layer in plan.layers for step in layer.steps]
+    most = max(step.dim for step in steps if isinstance(step, LinearStep))
     parts = [
         f"using T = {plan.scalar};\n",
         header("interface.h"),
@@ -322,6 +323,6 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]
         + "".join(code)
         + f"const Kernels KERNELS[] = {{{table}}};\n}}\n",
         header("pair_terms.h"),
-        header("engine.h"),
+        *map(header, ("steps.h", "contraction.h", "network.h", "engine.h")),
     ]
     return "\n".join(parts), kernels

@@ -18,7 +18,8 @@ import torch
 from ase.data import covalent_radii
 from scipy.interpolate import make_interp_spline
 
-from eqcalc.engine.plan import Plan, RadialTable, as_array
+from eqcalc.engine.arrays import as_array
+from eqcalc.engine.plan import Plan, RadialTable
 
 #: length (Å) that makes an error of a slope comparable with one of a value
 RADIAL_SCALE = 0.2

@@ -105,10 +105,10 @@ class Record {
     from.copy(to.data());
     return to;
   }
-  std::vector<I> integers(const char *name) const
+  std::vector<std::string> texts(const char *name) const
   {
-    std::vector<I> result;
-    for (const Value &v : list(name, Value::INTEGER)) result.push_back(v.integer);
+    std::vector<std::string> result;
+    for (const Value &v : list(name, Value::TEXT)) result.push_back(v.text);
     return result;
   }
   // of an array of integers

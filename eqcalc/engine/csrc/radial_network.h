@@ -34,7 +34,7 @@ class RadialBasis {
     prefactor_ = from.number("prefactor");
     power_ = from.number("envelope_power");
     onset_ = from.number("envelope_onset");
-    silu_ = static_cast<T>(network.record("activation_scales").number("silu"));
+    silu_ = static_cast<T>(from.number("silu"));
     orders_ = from.numbers("orders");
     width_ = (static_cast<I>(orders_.size()) + PADDING - 1) / PADDING * PADDING;
   }

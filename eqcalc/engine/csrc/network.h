@@ -1,0 +1,400 @@
+// The network: edges in, atomic energies and their gradient in every edge vector out.
+//
+// Layer k of an atom i, between features x_k that all processes have exchanged and x_{k+1}:
+//
+//     m_i  = s_i sum_j R_k(r_ij) (x_j (x) Y(r_ij))   generated kernels, see eqcalc.engine.kernels;
+//                                                    s_i = 1 but for crowded atoms
+//     x'_i = steps(m_i, rows of this atom that earlier layers left), energies, too (steps.h)
+//
+// Atoms are worked on in blocks, from messages to the next layer's features while they are in the
+// cache. What a row begins with, how long it lives and where its gradient is, is decided by
+// eqcalc.engine.rows. Sums over neighbours are made in the order of the edges, those of gradients
+// over the shares of the work in the order of the shares, of which there are as many as threads are
+// asked for (see threads.h).
+
+namespace {
+
+// Rows [width] of numbers of each atom, by name.
+struct Row {
+  I width;
+  bool of_neighbours;         // read by a convolution: all atoms' rows, gradients in Network::dx_
+  bool kept;                  // values of all own atoms, not of a block only
+  enum { IN_BLOCK, KEPT, AS_VALUES } gradient;
+  I tables = 0;               // of species, or one; none: sums begin with zeros
+  Buffer<T> begin;            // [tables, width]
+  Buffer<T> values, gradients;
+  I slot = 0;                 // in a share's memory
+
+  explicit Row(const Record &from) :
+      width(from.integer("width")), of_neighbours(from.integer("of_neighbours")),
+      kept(from.integer("kept"))
+  {
+    const std::string &place = from.text("gradient");
+    gradient = place == "kept" ? KEPT : place == "as values" ? AS_VALUES : IN_BLOCK;
+    if (!from.has("begin")) return;
+    tables = from.array("begin").length(0);
+    from.array("begin").copy(begin.get(tables * width));
+  }
+
+  void start(const Span &rows, int count, const int *species) const
+  {
+    for (int b = 0; b < count; b++)
+      if (tables)
+        std::copy_n(begin.get() + (tables > 1 ? species[b] : 0) * width, width, rows[b]);
+      else
+        std::fill_n(rows[b], width, T(0));
+  }
+
+  I bytes() const { return begin.bytes() + values.bytes() + gradients.bytes(); }
+};
+
+struct Layer {
+  const Kernels *kernels;
+  RadialFunctions radial;
+  int features, messages;                     // rows
+  std::vector<std::unique_ptr<Step>> steps;
+  std::vector<int> starts, gradient_starts;   // rows whose sums begin in this layer
+  std::vector<int> rows;                      // all
+  I scratch_at = 0, scratch = 0;              // numbers that one of its steps needs
+};
+
+class Network {
+ public:
+  explicit Network(const Record &from) :
+      num_species_(from.integer("num_species")), cutoff_(from.number("cutoff"))
+  {
+    basis_.read(from, cutoff_);
+    std::map<std::string, int> numbers;
+    for (const Record &row : from.records("rows")) {
+      numbers.emplace(row.text("name"), static_cast<int>(rows_.size()));
+      rows_.emplace_back(row);
+    }
+    const auto row = [&](const std::string &name) {
+      const auto found = numbers.find(name);
+      if (found == numbers.end())
+        throw std::runtime_error("the network's description has no row '" + name + "'");
+      return found->second;
+    };
+    for (const Record &layer : from.records("layers")) read_layer(layer, row);
+    shift_ = from.numbers("shift");
+    if (from.has("core")) core_.read(from.record("core"), num_species_);
+    if (from.has("pair")) pair_.read(from.record("pair"), num_species_);
+    if (from.has("inner_limits")) edges_.limit(num_species_, from.numbers("inner_limits"));
+    if (from.has("crowding")) crowding_.read(from.record("crowding"), num_species_, cutoff_);
+  }
+
+  I num_layers() const { return static_cast<I>(layers_.size()); }
+  I width(I layer) const { return rows_[layers_[layer].features].width; }
+
+  I bytes() const
+  {
+    I sum = edges_.bytes() + dx_.bytes() + dx_next_.bytes() + basis_.bytes();
+    for (const Row &row : rows_) sum += row.bytes();
+    for (const Layer &layer : layers_) sum += layer.radial.bytes();
+    for (const Share &s : shares_) sum += s.memory.bytes() + s.dx.bytes();
+    return sum;
+  }
+
+  void evaluate(const eqcalc_graph &graph, const eqcalc_exchange *exchange, int threads,
+                double *energies, double *gradient)
+  {
+    threads_ = std::max(1, threads);
+    if (static_cast<int>(shares_.size()) < threads_) shares_.resize(threads_);
+    place_edges(graph);
+    basis_.begin(edges_, threads_);
+    add_references(graph, energies, gradient);
+    for (I k = 0; k < num_layers(); k++) {
+      if (k > 0 && exchange)
+        exchange->forward(exchange->context, rows_[layers_[k].features].values.data(),
+                          static_cast<int>(width(k)));
+      forward(k, graph, energies);
+    }
+    // a process without edges has no gradient to give, but the others wait for its exchanges
+    if (!gradient && !exchange) return;
+    edges_.clear_gradient(threads_);
+    for (I k = num_layers() - 1; k >= 0; k--) {
+      backward(k, graph);
+      if (k > 0 && exchange)
+        exchange->reverse(exchange->context, dx_.data(), static_cast<int>(width(k)));
+    }
+    add_edge_gradients(graph, gradient);
+  }
+
+ private:
+  // of one share of the work
+  struct Share {
+    Buffer<T> memory;                     // rows of a block, what steps need, a message
+    Buffer<T> dx;                         // [rows, width]: gradients of neighbours' features
+    I first_row = 0, end_row = 0;         // that this share's centres refer to
+    std::vector<Span> values, gradients;  // by row, of the block in work
+  };
+
+  I num_species_;
+  double cutoff_;
+  std::vector<Row> rows_;
+  std::vector<Layer> layers_;
+  RadialBasis basis_;
+  std::vector<double> shift_;
+  CoreRepulsion core_;
+  PairEnergy pair_;
+  Crowding crowding_;
+  int threads_ = 1;                // asked for, and shares
+  Edges edges_;
+  std::vector<I> first_edge_;      // [own + 1]
+  std::vector<int> node_species_;
+  std::vector<I> share_;           // first centre of each share
+  std::vector<Share> shares_;
+  Buffer<T> dx_, dx_next_;         // gradients of features of the layer in work, and of those after
+
+  // what would be read or written out of bounds
+  void check(const eqcalc_graph &graph) const
+  {
+    bool right = 0 <= graph.num_local && graph.num_local <= graph.num_nodes &&
+        graph.num_nodes <= graph.num_rows && 0 <= graph.num_edges;
+    for (I n = 0; right && n < graph.num_nodes; n++)
+      right = 0 <= graph.species[n] && graph.species[n] < num_species_;
+    I last = 0;
+    for (I e = 0; right && e < graph.num_edges; last = graph.edge_dst[e++])
+      right = last <= graph.edge_dst[e] && graph.edge_dst[e] < graph.num_local &&
+          0 <= graph.edge_src[e] && graph.edge_src[e] < graph.num_nodes;
+    if (!right)
+      throw std::runtime_error("species or edges are out of range, or edges not sorted by centre");
+  }
+
+  void place_edges(const eqcalc_graph &graph)
+  {
+    check(graph);
+    first_edge_.assign(graph.num_local + 1, 0);
+    for (I e = 0; e < graph.num_edges; e++) first_edge_[graph.edge_dst[e] + 1]++;
+    for (I i = 0; i < graph.num_local; i++) first_edge_[i + 1] += first_edge_[i];
+    node_species_.assign(graph.species, graph.species + graph.num_nodes);
+    edges_.begin(graph.num_local, first_edge_.data());
+    share_ = shares(threads_, graph.num_local, first_edge_.back() + 8 * graph.num_local,
+                    [&](I i) { return first_edge_[i + 1] + 8 * (i + 1); });
+    in_parallel(threads_, threads_, [&](I t) {
+      I lowest = graph.num_nodes, highest = -1;
+      for (I i = share_[t]; i < share_[t + 1]; i++) {
+        edges_.place(i, first_edge_[i], graph.edge_src, graph.edge_vec, node_species_.data());
+        for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
+          lowest = std::min(lowest, graph.edge_src[e]);
+          highest = std::max(highest, graph.edge_src[e]);
+        }
+      }
+      shares_[t].first_row = lowest;
+      shares_[t].end_row = highest + 1;
+    });
+  }
+
+  // shift, core repulsion, pairs; the gradient, if wanted, begins with that of the latter two;
+  // and how crowded the atoms are
+  void add_references(const eqcalc_graph &graph, double *energies, double *gradient)
+  {
+    crowding_.begin(graph.num_local);
+    in_ranges(graph.num_local, threads_, [&](I begin, I end) {
+      for (I i = begin; i < end; i++) {
+        const int a = node_species_[i];
+        energies[i] = shift_[a];
+        double crowd = 0.0;
+        for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
+          const double *v = graph.edge_vec + 3 * e;
+          const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+          const int b = node_species_[graph.edge_src[e]];
+          double slope = 0.0, unused;
+          if (!crowding_.none()) crowd += crowding_.term(a, b, r, unused);
+          core_.add(a, b, r, energies[i], slope);
+          pair_.add(a, b, r, energies[i], slope);
+          if (!gradient) continue;
+          for (int d = 0; d < 3; d++) gradient[3 * e + d] = slope * v[d] / r;
+        }
+        crowding_.settle(i, a, crowd);
+      }
+    });
+  }
+
+  template <class Number> void read_layer(const Record &from, const Number &number)
+  {
+    Layer layer;
+    layer.kernels = &KERNELS[from.integer("kernels")];
+    layer.radial.read(from.record("radial"), from.integer("num_weights"), basis_);
+    layer.features = number(from.text("features"));
+    layer.messages = number(from.text("messages"));
+    layer.rows = {layer.messages};
+    for (const Record &step : from.records("steps")) {
+      layer.steps.push_back(read_step(step, number));
+      layer.scratch = std::max(layer.scratch, layer.steps.back()->scratch());
+      layer.rows.push_back(layer.steps.back()->source());
+      layer.rows.push_back(layer.steps.back()->target());
+    }
+    std::sort(layer.rows.begin(), layer.rows.end());
+    layer.rows.erase(std::unique(layer.rows.begin(), layer.rows.end()), layer.rows.end());
+    for (const std::string &name : from.texts("starts")) layer.starts.push_back(number(name));
+    for (const std::string &name : from.texts("gradient_starts"))
+      layer.gradient_starts.push_back(number(name));
+    // rows of a block lie one after the other, then comes what steps need
+    I slot = 0;
+    for (const int r : layer.rows) {
+      Row &row = rows_[r];
+      if (row.of_neighbours || (row.kept && row.gradient != Row::IN_BLOCK)) continue;
+      row.slot = slot;
+      slot += BLOCK * row.width;
+    }
+    layer.scratch_at = slot;
+    layers_.push_back(std::move(layer));
+  }
+
+  template <class Number>
+  static std::unique_ptr<Step> read_step(const Record &from, const Number &number)
+  {
+    const int source = number(from.text("source"));
+    if (from.kind() == "ReadoutStep") return std::make_unique<ReadoutStep>(from, source);
+    const int target = number(from.text("target"));
+    if (from.kind() == "LinearStep") return std::make_unique<LinearStep>(from, source, target);
+    if (from.kind() == "GateStep") return std::make_unique<GateStep>(from, source, target);
+    if (from.kind() == "ContractionStep")
+      return std::make_unique<ContractionStep>(from, source, target);
+    throw std::runtime_error("the engine does not know the step '" + from.kind() + "'");
+  }
+
+  // before threads start: running out of memory can be reported only there
+  void reserve(const Layer &layer, const eqcalc_graph &graph)
+  {
+    for (const int r : layer.rows) {
+      Row &row = rows_[r];
+      if (row.of_neighbours)
+        row.values.get(graph.num_rows * row.width);
+      else if (row.kept)
+        row.values.get(graph.num_local * row.width);
+      if (row.gradient == Row::KEPT) row.gradients.get(graph.num_local * row.width);
+    }
+    for (int t = 0; t < threads_; t++) {
+      Share &share = shares_[t];
+      share.memory.get(layer.scratch_at + layer.scratch + rows_[layer.messages].width);
+      share.values.resize(rows_.size());
+      share.gradients.resize(rows_.size());
+    }
+  }
+
+  // the block of atoms that begins with `first`
+  Block block_at(I first, const Layer &layer, Share &share, I end, double *energies)
+  {
+    const bool back = energies == nullptr;
+    for (const int r : layer.rows) {
+      Row &row = rows_[r];
+      T *here = share.memory.data() + row.slot;
+      const auto kept = [&](Buffer<T> &rows) { return rows.data() + first * row.width; };
+      T *values = row.kept ? kept(row.values) : here, *gradients = here;
+      if (row.of_neighbours)
+        gradients = back ? kept(dx_next_) : nullptr;
+      else if (row.gradient == Row::KEPT)
+        gradients = kept(row.gradients);
+      else if (row.gradient == Row::AS_VALUES)
+        gradients = values;
+      share.values[r] = {values, row.width};
+      share.gradients[r] = {gradients, row.width};
+    }
+    return {static_cast<int>(std::min<I>(BLOCK, end - first)), node_species_.data() + first,
+            energies ? energies + first : nullptr, share.values.data(), share.gradients.data(),
+            share.memory.data() + layer.scratch_at};
+  }
+
+  // of the features that the convolution of layer k reads: before the first by species
+  const T *features(I k) const
+  {
+    const Row &row = rows_[layers_[k].features];
+    return k == 0 ? row.begin.get() : row.values.get();
+  }
+
+  void forward(I k, const eqcalc_graph &graph, double *energies)
+  {
+    Layer &layer = layers_[k];
+    reserve(layer, graph);
+    const Radial radial = layer.radial.weights(basis_, edges_, threads_, false);
+    const int *neighbours = edges_.rows(k == 0);
+    in_parallel(threads_, threads_, [&](I t) {
+      for (I first = share_[t]; first < share_[t + 1]; first += BLOCK) {
+        const Block block = block_at(first, layer, shares_[t], share_[t + 1], energies);
+        for (const int r : layer.starts)
+          rows_[r].start(block.values[r], block.count, block.species);
+        const Span messages = block.values[layer.messages];
+        for (int b = 0; b < block.count; b++) {
+          layer.kernels->forward(radial, edges_.of(first + b), neighbours, features(k), messages[b]);
+          if (crowding_.acts(first + b)) crowding_.calm(first + b, messages[b], messages.width);
+        }
+        for (const auto &step : layer.steps) step->forward(block);
+      }
+    });
+  }
+
+  void backward(I k, const eqcalc_graph &graph)
+  {
+    Layer &layer = layers_[k];
+    std::swap(dx_, dx_next_);     // what was computed for the layer above
+    const I width = rows_[layer.features].width, num_rows = k > 0 ? graph.num_rows : 0;
+    T *dx = dx_.get(num_rows * width);
+    for (int t = 1; t < threads_; t++) shares_[t].dx.get(num_rows * width);
+    const Radial radial = layer.radial.weights(basis_, edges_, threads_, true);
+    const int *neighbours = edges_.rows(k == 0);
+    in_parallel(threads_, threads_, [&](I t) {
+      Share &mine = shares_[t];
+      T *to = k == 0 ? nullptr : (t == 0 ? dx : mine.dx.data());
+      if (k > 0 && t == 0)
+        std::fill_n(to, num_rows * width, T(0));
+      else if (k > 0 && mine.first_row < mine.end_row)
+        std::fill_n(to + mine.first_row * width, (mine.end_row - mine.first_row) * width, T(0));
+
+      for (I first = share_[t]; first < share_[t + 1]; first += BLOCK) {
+        const Block block = block_at(first, layer, mine, share_[t + 1], nullptr);
+        for (const int r : layer.gradient_starts)
+          std::fill_n(block.gradients[r].first, block.count * rows_[r].width, T(0));
+        for (auto step = layer.steps.rbegin(); step != layer.steps.rend(); ++step)
+          (*step)->backward(block);
+        const Span dm = block.gradients[layer.messages];
+        for (int b = 0; b < block.count; b++) {
+          const Centre centre = edges_.of(first + b);
+          if (crowding_.acts(first + b)) {
+            T *message = block.scratch + layer.scratch;     // it was not kept
+            std::fill_n(message, dm.width, T(0));
+            layer.kernels->forward(radial, centre, neighbours, features(k), message);
+            crowding_.pull(first + b, dm[b], message, dm.width);
+            crowding_.calm(first + b, dm[b], dm.width);
+          }
+          layer.kernels->backward(radial, centre, neighbours, features(k), dm[b], to,
+                                  edges_.gradient());
+        }
+      }
+    });
+    if (k == 0 || threads_ == 1) return;
+    in_ranges(num_rows, threads_, [&](I begin, I end) {
+      for (int t = 1; t < threads_; t++) {
+        const Share &theirs = shares_[t];
+        const I low = std::max(begin, theirs.first_row) * width;
+        const I high = std::min(end, theirs.end_row) * width;
+        const T *from = theirs.dx.get();
+        for (I c = low; c < high; c += L) store(dx + c, load(dx + c) + load(from + c));
+      }
+    });
+  }
+
+  void add_crowding_gradient(I i, const eqcalc_graph &graph, double *gradient) const
+  {
+    for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
+      const double *v = graph.edge_vec + 3 * e;
+      const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+      double slope;
+      crowding_.term(node_species_[i], node_species_[graph.edge_src[e]], r, slope);
+      for (int d = 0; d < 3; d++) gradient[3 * e + d] += crowding_.gradient(i) * slope * v[d] / r;
+    }
+  }
+
+  void add_edge_gradients(const eqcalc_graph &graph, double *gradient)
+  {
+    in_ranges(graph.num_local, threads_, [&](I begin, I end) {
+      for (I i = begin; i < end; i++) {
+        edges_.add_gradient(i, gradient + 3 * first_edge_[i]);
+        if (crowding_.acts(i)) add_crowding_gradient(i, graph, gradient);
+      }
+    });
+  }
+};
+
+}    // namespace
