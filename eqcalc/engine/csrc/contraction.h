@@ -12,19 +12,28 @@ class ContractionStep final : public Step {
  public:
   ContractionStep(const Record &from, int source, int target) :
       Step(source, target), channels_(from.integer("channels")), rows_(from.indices("rows_in")),
-      outs_(from.indices("rows_out")), first_(from.indices("first")), second_(from.indices("second")),
-      right_(from.indices("right"))
+      outs_(from.indices("rows_out")), first_(from.indices("first")),
+      second_(from.indices("second"))
   {
-    const auto out = from.indices("out"), left = from.indices("left");
-    for (std::size_t t = 0; t < right_.size(); t++) {
-      if (t == 0 || out[t] != out[t - 1] || left[t] != left[t - 1])
-        groups_.push_back({out[t], left[t], static_cast<int>(t), 0});
-      groups_.back().end = static_cast<int>(t) + 1;
-    }
+    const auto out = from.indices("out"), left = from.indices("left"), right = from.indices("right");
     const Array &values = from.array("coefficients");     // [species or 1, channels or 1, terms]
+    const I terms = num_terms_ = values.length(2);
+    // without products of rows, and 1, factors are read where they are
+    in_place_ = first_.empty();
+    for (const int factor : right) in_place_ = in_place_ && factor < num_rows();
+    const auto place = [&](int factor) { return in_place_ ? rows_[factor] : factor * L; };
+    for (I t = 0; t < terms; t++) {
+      if (t == 0 || out[t] != out[t - 1] || left[t] != left[t - 1])
+        groups_.push_back({outs_.at(out[t]), place(left[t]), 0});
+      groups_.back().end = static_cast<int>(t) + 1;
+      right_.push_back(place(right[t]));
+    }
+    for (auto *rows : {&first_, &second_})
+      for (int &row : *rows) row *= L;
+
     tables_ = values.length(0);
     by_channel_ = values.length(1) > 1;
-    const I lanes = by_channel_ ? L : 1, terms = num_terms();
+    const I lanes = by_channel_ ? L : 1;
     T *to = coefficients_.get(values.size());
     for (I n = 0; n < tables_ * values.length(1) * terms; n++) {
       const I row = n / terms, t = n % terms;
@@ -32,7 +41,7 @@ class ContractionStep final : public Step {
     }
   }
 
-  I scratch() const override { return 2 * num_factors() * L; }
+  I scratch() const override { return in_place_ ? 0 : 2 * num_factors() * L; }
 
   void forward(const Block &block) const override
   {
@@ -51,19 +60,19 @@ class ContractionStep final : public Step {
 
  private:
   struct Group {
-    int out, left, begin, end;     // a y, a u, terms
+    int out, left, end;     // column of y, place of u, end of its terms
   };
   I channels_;
   std::vector<int> rows_, outs_;           // first columns in the source and the target
-  std::vector<int> first_, second_;        // rows whose products are taken
-  std::vector<int> right_;                 // of each term
+  std::vector<int> first_, second_;        // places of u whose products are taken
+  std::vector<int> right_;                 // place of u, of each term
   std::vector<Group> groups_;
-  I tables_;
-  bool by_channel_;
+  I num_terms_, tables_;
+  bool by_channel_, in_place_;
   Buffer<T> coefficients_;                 // [species, channels / L, terms, L]; numbers: [terms]
 
-  I num_terms() const { return static_cast<I>(right_.size()); }
-  I num_factors() const { return static_cast<I>(rows_.size() + first_.size()) + 1; }
+  I num_rows() const { return static_cast<I>(rows_.size()); }
+  I num_factors() const { return num_rows() + static_cast<I>(first_.size()) + 1; }
 
   template <bool BY_CHANNEL> static V coefficient(const T *c, int t)
   {
@@ -74,73 +83,81 @@ class ContractionStep final : public Step {
   {
     const I one = tables_ > 1 ? species : 0;
     if constexpr (BY_CHANNEL)
-      return coefficients_.get() + (one * (channels_ / L) + channel / L) * num_terms() * L;
-    return coefficients_.get() + one * num_terms();
+      return coefficients_.get() + (one * (channels_ / L) + channel / L) * num_terms_ * L;
+    return coefficients_.get() + one * num_terms_;
   }
 
   // u of L channels
-  void factors(const T *x, T *u) const
+  const T *factors(const T *x, T *memory) const
   {
+    if (in_place_) return x;
+    T *u = memory;
     for (const int row : rows_) {
       store(u, load(x + row));
       u += L;
     }
-    const T *rows = u - static_cast<I>(rows_.size()) * L;
     for (std::size_t n = 0; n < first_.size(); n++, u += L)
-      store(u, load(rows + first_[n] * L) * load(rows + second_[n] * L));
+      store(u, load(memory + first_[n]) * load(memory + second_[n]));
     store(u, all(T(1)));
+    return memory;
+  }
+
+  // what gradients in u mean for those in x
+  void add_gradient(const T *u, T *du, T *dx) const
+  {
+    const T *products = du + num_rows() * L;
+    for (std::size_t n = 0; n < first_.size(); n++, products += L) {
+      const V d = load(products);
+      T *di = du + first_[n], *dj = du + second_[n];
+      store(di, load(di) + d * load(u + second_[n]));
+      store(dj, load(dj) + d * load(u + first_[n]));
+    }
+    for (const int row : rows_) {
+      store(dx + row, load(dx + row) + load(du));
+      du += L;
+    }
   }
 
   template <bool BY_CHANNEL> void forward_all(const Block &block) const
   {
-    T *u = block.scratch;
     for (I channel = 0; channel < channels_; channel += L)
       for (int b = 0; b < block.count; b++) {
         const T *c = table<BY_CHANNEL>(block.species[b], channel);
+        const T *u = factors(block.values[source()][b] + channel, block.scratch);
         T *y = block.values[target()][b] + channel;
-        factors(block.values[source()][b] + channel, u);
         for (const int out : outs_) store(y + out, V{});
+        int t = 0;
         for (const Group &group : groups_) {
           V sum = {};
-          for (int t = group.begin; t < group.end; t++)
-            sum += coefficient<BY_CHANNEL>(c, t) * load(u + right_[t] * L);
-          T *to = y + outs_[group.out];
-          store(to, load(to) + sum * load(u + group.left * L));
+          for (; t < group.end; t++) sum += coefficient<BY_CHANNEL>(c, t) * load(u + right_[t]);
+          store(y + group.out, load(y + group.out) + sum * load(u + group.left));
         }
       }
   }
 
   template <bool BY_CHANNEL> void backward_all(const Block &block) const
   {
-    T *u = block.scratch, *du = u + num_factors() * L;
     for (I channel = 0; channel < channels_; channel += L)
       for (int b = 0; b < block.count; b++) {
         const T *c = table<BY_CHANNEL>(block.species[b], channel);
         const T *g = block.gradients[target()][b] + channel;
-        factors(block.values[source()][b] + channel, u);
-        std::fill_n(du, num_factors() * L, T(0));
-        for (const Group &group : groups_) {
-          const V gradient = load(g + outs_[group.out]);
-          const V inner = gradient * load(u + group.left * L);
-          V sum = {};
-          for (int t = group.begin; t < group.end; t++) {
-            const V factor = coefficient<BY_CHANNEL>(c, t);
-            const I right = right_[t] * L;
-            sum += factor * load(u + right);
-            store(du + right, load(du + right) + factor * inner);
-          }
-          store(du + group.left * L, load(du + group.left * L) + sum * gradient);
-        }
-        const T *products = du + static_cast<I>(rows_.size()) * L;
-        for (std::size_t n = 0; n < first_.size(); n++) {
-          const V d = load(products + static_cast<I>(n) * L);
-          const I i = first_[n] * L, j = second_[n] * L;
-          store(du + i, load(du + i) + d * load(u + j));
-          store(du + j, load(du + j) + d * load(u + i));
-        }
+        const T *u = factors(block.values[source()][b] + channel, block.scratch);
         T *dx = block.gradients[source()][b] + channel;
-        for (std::size_t n = 0; n < rows_.size(); n++)
-          store(dx + rows_[n], load(dx + rows_[n]) + load(du + static_cast<I>(n) * L));
+        T *du = in_place_ ? dx : block.scratch + num_factors() * L;
+        if (!in_place_) std::fill_n(du, num_factors() * L, T(0));
+        int t = 0;
+        for (const Group &group : groups_) {
+          const V gradient = load(g + group.out), inner = gradient * load(u + group.left);
+          V sum = {};
+          for (; t < group.end; t++) {
+            const V factor = coefficient<BY_CHANNEL>(c, t);
+            T *to = du + right_[t];
+            sum += factor * load(u + right_[t]);
+            store(to, load(to) + factor * inner);
+          }
+          store(du + group.left, load(du + group.left) + sum * gradient);
+        }
+        if (!in_place_) add_gradient(u, du, dx);
       }
   }
 };
