@@ -25,11 +25,21 @@ KINDS = {
     "l_max 3": {"channels": (5, 4, 3, 2), "layers": 2},
     "l_max 4": {"channels": (3, 3, 2, 2, 2), "layers": 2},
     "one layer": {"channels": (8, 6, 4), "layers": 1},
-    "three elements": {"channels": (8, 6, 4), "layers": 2, "elements": (8, 14, 1)},
+    "three elements": {
+        "channels": (8, 6, 4),
+        "layers": 2,
+        "elements": (8, 14, 1),
+        "options": {"species_messages": True},
+    },
     "products": {"channels": (8, 6, 4), "layers": 2, "products": (20, 0)},
     "products, parity": {"channels": (4, 3, 2), "parity": True, "layers": 2, "products": (5, 2)},
     "products, l_max 3": {"channels": (5, 4, 3, 2), "layers": 2, "products": (3, 3)},
-    "pairs": {"channels": (4, 3, 2), "pairs": True, "elements": (8, 14, 1)},
+    "pairs": {
+        "channels": (4, 3, 2),
+        "pairs": True,
+        "elements": (8, 14, 1),
+        "options": {"pair_cutoffs": {"Si": {"Si": 2.7, "O": 3.1}, "O": {"Si": 2.9}}},
+    },
     "so3": {"channels": (8, 6, 4), "options": {"so3": True, "gate_activation": "silu"}},
     "xplor": {
         "channels": (4, 3, 2),

@@ -3,7 +3,7 @@
 tests/data/nequip holds networks with random weights in float64 as NequIP wrote them, without their
 code, and what it said of one structure (`tests/peers/nequip_random.py`): `so3` of 0.5.6 with e3nn
 0.4.4 ignores parity, `both` of 0.6.2 has features of both parities and ZBL, `natural` and `readout`
-are of 0.19.1.
+are of 0.19.1: those have numbers of neighbours by species, `natural` also cutoffs of pairs.
 """
 
 import copy
@@ -233,7 +233,6 @@ def checkpoint(tmp_path):
         ("something_new", 3),
         ("convnet_resnet", True),
         ("convnet_nonlinearity_type", "norm"),
-        ("avg_num_neighbors", {"O": 8.0, "Cu": 9.0, "Si": 10.0}),
         ("pair_potential", {"_target_": "nequip.nn.pair_potential.LennardJones"}),
         ("categorical_graph_field_embed", [{"field": "charge"}]),
     ],

@@ -68,6 +68,14 @@ CASES = {  # channels, parity, layers, channels and l_max of products, further o
         {"layer_irreps": ["6x0e+3x1o+2x1e", "5x0o+4x0e+3x1o", "7x0e"], "core_cutoff": 3.5},
     ),
     "l_max 2, pairs": ([5, 4, 3], False, 2, 0, 0, {"pair_potential": True}),
+    "l_max 1, by species": (
+        [5, 3],
+        False,
+        2,
+        0,
+        0,
+        {"pair_cutoffs": {"Si": {"Si": 3.0, "O": 3.3}}, "species_messages": True},
+    ),
 }
 CUTOFF = 4.0
 
@@ -284,6 +292,8 @@ def test_staged_scripted_and_plain_agree(case, crystal):
             if model.inner_limit is not None:
                 told = model.inner_limit(graph.species, edges.src, edges.dst, told)
                 assert (told > edges.length).any()
+            if model.pair_cutoffs is not None:
+                told = model.pair_cutoffs(graph.species, edges.src, edges.dst, told)
             if model.distance_transform is None:
                 assert torch.equal(owner.radial(k, told), weights)
         total = owner.finish(graph.species, edges, energies).detach().numpy()
@@ -331,6 +341,16 @@ def test_energy_is_twice_differentiable_at_the_cutoff(case):
     u = polynomial_envelope(torch.tensor([1.0 - 1e-4, 1.0, 1.5], dtype=torch.float64), 6)
     assert abs(u[0]) < 1e-9
     assert u[1] == u[2] == 0
+
+
+def test_pairs_end_at_their_cutoffs():
+    model = make("l_max 1, by species")  # the atom at the centre first: Si-Si 3.0, Si-O 3.3 Å
+    for symbols, ends in (("Si2", (3.0, 3.0)), ("SiO", (3.3, CUTOFF)), ("O2", (CUTOFF, CUTOFF))):
+        alone = outputs(model, to_graph(Atoms(symbols, [[0, 0, 0], [0, 0, 9.0]])))[0]
+        for distance in np.arange(2.8, 4.0, 0.1):
+            pair = Atoms(symbols, [[0, 0, 0], [0, 0, distance + 0.01]])
+            seen = np.abs(outputs(model, to_graph(pair))[0] - alone) > 0.0
+            assert seen.tolist() == [distance + 0.01 < end for end in ends]
 
 
 def test_core_repulsion_closes_the_hole():
@@ -508,6 +528,8 @@ def test_impossible_configurations_are_refused():
         NequIPConfig(species_correlation=1.5)
     with pytest.raises(InputError, match=r"initial_messages = 0\.0: it must be positive"):
         NequIPConfig(initial_messages=0.0)
+    with pytest.raises(InputError, match=r"pair_cutoffs\.Si\.O = 6\.0: it must be 0 "):
+        NequIPConfig(pair_cutoffs={"Si": {"O": 6.0}})
     with pytest.raises(ValueError, match=r"no path from 3x0e .* into 2x1e"):
         Convolution(o3.Irreps("3x0e"), 2, o3.Irreps("2x1e"))
     with pytest.raises(ValueError, match="appears twice"):

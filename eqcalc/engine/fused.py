@@ -75,6 +75,7 @@ def network_bytes(plan: Plan, kernels: list[int], radial: str) -> bytes:
             "core": plan.core,
             "pair": plan.pair,
             "inner_limits": plan.inner_limits,
+            "stretch": plan.stretch,
             "crowding": plan.crowding,
         }
     )

@@ -311,4 +311,5 @@ class Plan:
     core: CoreTables | None = None
     pair: PairTables | None = None
     inner_limits: np.ndarray | None = None  # [species, species]
+    stretch: np.ndarray | None = None  # [species, species], of eqcalc.nn.radial.PairCutoffs
     crowding: CrowdingTables | None = None

@@ -365,12 +365,14 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
         )
 
     parts = dict(module.named_children())  # older files lack some
-    pair = inner = crowding = None
+    pair = inner = stretch = crowding = None
     if "pair" in dict(reference.named_children()):
         term = reference.pair
         pair = PairTables(float(term.rate), float(term.cutoff), as_array(term.coefficients))
     if "inner_limit" in parts:
         inner = as_array(module.inner_limit.distances)
+    if "pair_cutoffs" in parts:
+        stretch = as_array(module.pair_cutoffs.stretch)
     if "crowding" in parts:
         term = module.crowding
         crowding = CrowdingTables(as_array(term.distances), as_array(term.onset))
@@ -396,5 +398,6 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
         core=_core(reference),
         pair=pair,
         inner_limits=inner,
+        stretch=stretch,
         crowding=crowding,
     )

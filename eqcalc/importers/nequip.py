@@ -58,7 +58,7 @@ class Layer:
         up, mix: weights of the two linear maps, flat.
         own: of the self-connection, flat; None: there is none.
         radial: matrices [in, out] of the radial network, whose SiLU is not scaled.
-        norm: messages are multiplied by it.
+        norm: what an atom sends is multiplied by it; [1], or [species].
         symbols: see `Symbols`.
     """
 
@@ -67,7 +67,7 @@ class Layer:
     mix: Tensor
     own: Tensor | None
     radial: list[Tensor]
-    norm: float
+    norm: Tensor
     symbols: Symbols
 
 
@@ -89,6 +89,7 @@ class Network:
         scale, shift: by species.
         coulomb: e^2 / (4 pi epsilon_0) of the ZBL repulsion, eV Å; 0: there is none.
         core_power: p of its envelope.
+        pair_cutoffs: [species of the centre, species of the neighbour] Å, if pairs have their own.
     """
 
     source: str
@@ -106,6 +107,7 @@ class Network:
     shift: Tensor
     coulomb: float = 0.0
     core_power: float = 6.0
+    pair_cutoffs: Tensor | None = None
 
     def refuse(self, name: str, value: object) -> InputError:
         """For `raise`."""
@@ -161,6 +163,17 @@ def _reached(n: Network, *, so3: bool) -> list[o3.Irreps]:
     return layers
 
 
+def _pair_cutoffs(n: Network) -> dict[str, dict[str, float]]:
+    """By symbols of centre and neighbour."""
+    if n.pair_cutoffs is None:
+        return {}
+    shorter = {}
+    for a, row in zip(n.types, n.pair_cutoffs.tolist(), strict=True):
+        if pairs := {b: r for b, r in zip(n.types, row, strict=True) if r < n.cutoff}:
+            shorter[a] = pairs
+    return shorter
+
+
 def _config(n: Network, layers: list[o3.Irreps], *, so3: bool) -> NequIPConfig:
     widths = [[w.shape[1] for w in layer.radial[:-1]] for layer in n.layers]
     if any(w != widths[0] for w in widths):
@@ -179,11 +192,13 @@ def _config(n: Network, layers: list[o3.Irreps], *, so3: bool) -> NequIPConfig:
         layer_irreps=[str(irreps) for irreps in layers],
         embedding=n.features.shape[1],
         gate_activation="silu",
+        species_messages=any(len(layer.norm) > 1 for layer in n.layers),
         num_radial=len(n.frequencies),
         bessel_frequencies=n.frequencies.tolist(),
         radial_scale=n.prefactor / (n.cutoff * math.sqrt(2.0 / 3.0)),
         radial_mlp=widths[0],
         envelope_power=int(n.power),
+        pair_cutoffs=_pair_cutoffs(n),
         exact_isolated_atoms=n.layers[0].own is None,
         readout=n.readout[0].shape[1] if len(n.readout) == 2 else 0,
         core_repulsion=bool(n.coulomb),
@@ -228,6 +243,7 @@ def _fill_layer(
     theirs: Layer,
     after: o3.Irreps,
     attributes: Tensor,
+    norm: Tensor,
     ratios: dict[o3.Irrep, float],
     *,
     so3: bool,
@@ -238,7 +254,7 @@ def _fill_layer(
         layer: ours; the last one makes only even scalars.
         theirs: what it is filled with.
         after: features behind their gate.
-        attributes: see `Network`; of the species kept.
+        attributes, norm: see `Network` and `Layer`; of the species kept.
         ratios: of their features to ours.
         so3: parity is ignored.
     """
@@ -265,7 +281,10 @@ def _fill_layer(
     else:
         own = _own(theirs.own, irreps, before, attributes)
         put(layer.self_connection, own, layer.gate.irreps_in, ratios)
-    layer.message_norm.fill_(theirs.norm)
+    if layer.linear_up.linear.num_species > 1:
+        layer.linear_up.linear.weight.mul_(norm.unsqueeze(1))
+        norm = torch.ones(1)
+    layer.message_norm.fill_(float(norm[0]))
     *hidden, last = theirs.radial
     scaled = [m * math.sqrt(m.shape[0]) for m in (*hidden, last[:, _columns(paths, kept)])]
     # `fill_radial` expects the SiLU of e3nn
@@ -294,7 +313,8 @@ def convert(n: Network, keep: list[int] | None) -> tuple[NequIP, NequIPConfig]:
     with torch.no_grad():
         model.species_embedding.copy_(n.features[rows])
         for layer, theirs, after in zip(model.layers, n.layers, reached, strict=True):
-            _fill_layer(layer, theirs, after, n.attributes[rows], ratios, so3=so3)
+            norm = theirs.norm.expand(len(n.types))[rows]
+            _fill_layer(layer, theirs, after, n.attributes[rows], norm, ratios, so3=so3)
             ratios = {ir: E3NN_SILU / OUR_SILU for _, ir in after}
             if o3.Irrep("0o") in ratios:
                 ratios[o3.Irrep("0o")] = E3NN_TANH / OUR_TANH
@@ -305,5 +325,8 @@ def convert(n: Network, keep: list[int] | None) -> tuple[NequIP, NequIPConfig]:
             last.readout_out.copy_(out.flatten() * math.sqrt(len(out)) / OUR_SILU)
         else:
             last.readout_out.copy_(first.flatten() * math.sqrt(len(first)))
-        model.reference_energy.repulsion.charges.mul_(n.coulomb / COULOMB)
+        repulsion = model.reference_energy.repulsion
+        repulsion.charges.mul_(n.coulomb / COULOMB)
+        if n.coulomb and n.pair_cutoffs is not None:
+            repulsion.limit(n.pair_cutoffs[rows][:, rows].tolist())
     return model, config

@@ -146,21 +146,20 @@ def _matrices(net: Modules, weights: Weights, where: str) -> list[Tensor]:
     return matrices
 
 
-def _norm(net: Modules, weights: Weights, where: str) -> float:
-    """What messages are multiplied by, in the three ways in which versions keep it."""
-    buffer = f"{where}.avg_num_neighbors_norm.norm_const"
-    if buffer in weights:
-        values = weights.take(buffer).flatten()
-        if len(set(values.tolist())) != 1:
-            raise refuse(weights.source, "avg_num_neighbors by type", values.pow(-2.0).tolist())
-        return float(values[0])
+def _norm(net: Modules, weights: Weights, where: str, count: int) -> Tensor:
+    """What atoms send is multiplied by, [1] or [species], in the ways in which versions keep it."""
+    for name in ("avg_num_neighbors_norm.norm_const", "scatter_norm_factor"):
+        if f"{where}.{name}" in weights:
+            norm = weights.take(f"{where}.{name}").flatten()
+            if len(norm) not in (1, count):
+                raise refuse(weights.source, "avg_num_neighbors", norm.pow(-2.0).tolist())
+            return norm
     factor = net.values.get(f"{where}.scatter_norm_factor")
-    if f"{where}.scatter_norm_factor" in weights:
-        factor = float(weights.take(f"{where}.scatter_norm_factor", 1))
+    if factor is not None:
+        return torch.tensor([float(factor)], dtype=torch.float64)
     neighbours = net.values.get(f"{where}.avg_num_neighbors")
-    if factor is None and neighbours is not None:
-        factor = float(neighbours) ** -0.5
-    return 1.0 if factor is None else float(factor)
+    given = 1.0 if neighbours is None else neighbours
+    return torch.tensor(given, dtype=torch.float64).view(-1).rsqrt()
 
 
 def read(net: Modules, types: list[str], source: str) -> Network:
@@ -173,7 +172,7 @@ def read(net: Modules, types: list[str], source: str) -> Network:
     weights, count = Weights(net.tensors, source), len(types)
     cutoff = float(net.values["edge_norm.r_max"])
     inverse = weights.take("edge_norm._rmax_recip")
-    if inverse.numel() != 1 or net.values.get("edge_norm._per_edge_type"):
+    if inverse.numel() not in (1, count**2):
         raise refuse(source, "per_edge_type_cutoff", inverse.reciprocal().tolist())
     power = float(net.values["bessel_encode.cutoff.p"])
     embedding = weights.take(MARK)
@@ -189,7 +188,7 @@ def read(net: Modules, types: list[str], source: str) -> Network:
                 mix=weights.take(f"{where}.conv.linear_2.weight"),
                 own=weights.take(own) if own in weights else None,
                 radial=_matrices(net, weights, f"{where}.conv.edge_mlp"),
-                norm=_norm(net, weights, f"{where}.conv"),
+                norm=_norm(net, weights, f"{where}.conv", count),
                 symbols=state_symbols(weights, f"{where}.conv.{product}", current=True),
             )
         )
@@ -212,6 +211,7 @@ def read(net: Modules, types: list[str], source: str) -> Network:
         scale=scale,
         shift=shift,
         core_power=float(net.values.get("pair_potential.cutoff.p", power)),
+        pair_cutoffs=inverse.reciprocal().view(count, count) if inverse.numel() > 1 else None,
     )
     if "pair_potential" in net.kinds:
         network.coulomb = 2.0 * float(weights.take("pair_potential._qqr2exesquare", 1))
@@ -333,7 +333,7 @@ def _fill_in(tree: Modules, model: dict[str, Any], version: tuple[int, int], sou
     }
     neighbours = model.get("avg_num_neighbors")
     if isinstance(neighbours, dict):
-        raise refuse(source, "avg_num_neighbors", neighbours)
+        neighbours = [float(neighbours[str(t)]) for t in model["type_names"]]
     for k, irreps in enumerate(hidden):
         tree.kinds[f"layer{k}_convnet"] = "ConvNetLayer"
         tree.values[f"layer{k}_convnet.feature_irreps_hidden"] = irreps

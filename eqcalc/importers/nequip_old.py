@@ -175,7 +175,7 @@ def _scales(weights: Weights, prefix: str, count: int) -> tuple[Tensor, Tensor, 
     return scale * whole, shift * whole, whole
 
 
-def _layer(weights: Weights, where: str, hidden: o3.Irreps, norm: float, num_layers: int) -> Layer:
+def _layer(weights: Weights, where: str, hidden: o3.Irreps, norm: Tensor, num_layers: int) -> Layer:
     """The interaction block at `where`, whose radial network has that many layers."""
     radial = []
     for n in range(num_layers):
@@ -250,7 +250,7 @@ def read(
     if any(ir != o3.Irrep("0e") for _, ir in embedding):
         raise refuse(source, "chemical_embedding_irreps_out", str(embedding))
     weights, count, cutoff = Weights(tensors, source), len(types), float(c["r_max"])
-    norm = 1.0 if c["avg_num_neighbors"] is None else float(c["avg_num_neighbors"]) ** -0.5
+    norm = torch.tensor([float(c["avg_num_neighbors"] or 1.0)], dtype=torch.float64).rsqrt()
     hidden = irreps["feature_irreps_hidden"]
     depth = int(c["invariant_layers"]) + 1
     last = irreps["conv_to_output_hidden_irreps_out"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure
 from eqcalc.models.config import ModelConfig
 from eqcalc.nn.crowding import Crowding, CrowdingConstants
-from eqcalc.nn.radial import InnerLimit
+from eqcalc.nn.radial import InnerLimit, PairCutoffs
 from eqcalc.nn.reference import PairConstants, ReferenceEnergy, no_pairs
 from eqcalc.nn.transform import AgnesiTransform
 from eqcalc.program import Program
@@ -69,6 +69,7 @@ class Potential(nn.Module):
         self.exchange_widths = []
         self.program: Program | None = None  # the network as data
         self.inner_limit: InnerLimit | None = None
+        self.pair_cutoffs: PairCutoffs | None = None
         self.crowding: Crowding | None = None
         self.distance_transform: AgnesiTransform | None = None
         self.reference_structure = ReferenceStructure({})
@@ -169,6 +170,8 @@ class Potential(nn.Module):
         told = length
         if self.inner_limit is not None:
             told = self.inner_limit(species, edge_src, edge_dst, length)
+        if self.pair_cutoffs is not None:
+            told = self.pair_cutoffs(species, edge_src, edge_dst, told)
         if self.distance_transform is not None:
             changed = self.distance_transform(species, edge_src, edge_dst, told)
             radial = self.radial_basis.transformed(changed, told)
@@ -196,7 +199,7 @@ class Potential(nn.Module):
     def radial(self, k: int, r: Tensor) -> Tensor:
         """Radial weights of layer k at distances r [E] Å -> [E, num_weights of that layer].
 
-        r are those that `inner_limit` lets the network know, if there is one. RuntimeError where a
+        r are those that `inner_limit` and `pair_cutoffs` let the network know. RuntimeError where a
         distance transform gives each pair of species functions of its own.
         """
         if self.distance_transform is not None:

@@ -11,6 +11,7 @@ import math
 from itertools import pairwise
 
 import torch
+from ase.data import chemical_symbols
 from e3nn import o3
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import Linear, ScalarBias, SpeciesLinear, block_offsets
 from eqcalc.nn.product import MessageProduct
-from eqcalc.nn.radial import RadialNetwork
+from eqcalc.nn.radial import PairCutoffs, RadialNetwork
 from eqcalc.nn.reference import PairConstants
 
 
@@ -45,7 +46,8 @@ class InteractionLayer(nn.Module):
         super().__init__()
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
         self.gate = Gate(irreps_out, config.gate_activation)
-        self.linear_up = Linear(irreps_in, irreps_in)
+        sent = num_species if config.species_messages else 1
+        self.linear_up = Linear(irreps_in, irreps_in, sent)
         self.convolution = Convolution(irreps_in, config.l_max, irreps_out, so3=config.so3)
         self.radial_network = RadialNetwork(
             [config.num_radial, *config.radial_mlp, self.convolution.num_weights]
@@ -81,7 +83,7 @@ class InteractionLayer(nn.Module):
 
     def messages(self, node_feats: Tensor, edges: Edges, num_local: int) -> Tensor:
         """node_feats [M, irreps_in.dim] -> [num_local, convolution.irreps_out.dim]."""
-        x = self.linear_up(node_feats)
+        x = self.linear_up.linear(node_feats, edges.species)
         if self.up_bias is not None:
             x = self.up_bias(x)
         return self.convolution(
@@ -114,6 +116,13 @@ class InteractionLayer(nn.Module):
             hidden = silu(scalars @ (self.readout_in / math.sqrt(self.readout_in.shape[0])))
         energies = hidden @ (self.readout_out / math.sqrt(self.readout_out.shape[0]))
         return x, energies.to(torch.float64)
+
+
+def _pair_cutoffs(config: NequIPConfig, numbers: list[int]) -> list[list[float]]:
+    """[species, species] Å."""
+    symbols = [chemical_symbols[z] for z in numbers]
+    rows = [config.pair_cutoffs.get(a, {}) for a in symbols]
+    return [[row.get(b, config.cutoff) for b in symbols] for row in rows]
 
 
 class NequIP(Potential):
@@ -153,6 +162,10 @@ class NequIP(Potential):
         self.exchange_widths = [irreps.dim for irreps in features[1:-1]]
         self.layers = nn.ModuleList(layers)
         self.species_self_connection = config.species_self_connection
+        self.species_messages = config.species_messages
+        if config.pair_cutoffs:
+            cutoffs = _pair_cutoffs(config, self.atomic_numbers)
+            self.pair_cutoffs = PairCutoffs(cutoffs, config.cutoff)
         if config.species_correlation > 0.0:
             self.correlate_species(config.species_correlation)
         if config.exact_isolated_atoms:
@@ -161,7 +174,8 @@ class NequIP(Potential):
 
     def species_tables(self) -> list[nn.Parameter]:
         own = [x.self_connection for x in self.layers if self.species_self_connection]
-        return [self.species_embedding, *(x.weight for x in own)]
+        sent = [x.linear_up.linear for x in self.layers if self.species_messages]
+        return [self.species_embedding, *(x.weight for x in (*own, *sent))]
 
     def message_scales(self) -> list[list[float]]:
         return [

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from ase.data import atomic_numbers
 from e3nn import o3
 
 from eqcalc.errors import InputError
@@ -45,6 +46,11 @@ class NequIPConfig(ModelConfig):
         gate_activation: of the gates of features with l > 0, sigmoid or silu.
         species_self_connection: an atom's own features pass through a matrix of its species, as in
             Batzner et al. (2022); otherwise through one for all.
+        species_messages: what an atom sends to its neighbours passes through a matrix of its
+            species; otherwise through one for all.
+        pair_cutoffs: Å, by the symbols of the atom at the centre and of its neighbour, where the
+            network stops to see such pairs, as in {"O": {"H": 3.0}, "H": {"O": 3.0}}; others end at
+            the cutoff. Radial functions are stretched accordingly.
         scalar_bias: add trainable constants to the even scalars that messages are made of, and to
             those before the gate.
         product_channels: of the products of a layer's messages with themselves; 0: no products.
@@ -63,6 +69,8 @@ class NequIPConfig(ModelConfig):
     embedding: int = 0
     gate_activation: str = "sigmoid"
     species_self_connection: bool = True
+    species_messages: bool = False
+    pair_cutoffs: dict[str, dict[str, float]] = field(default_factory=dict)
     scalar_bias: bool = False
     product_channels: int = 0
     product_l_max: int = 0
@@ -100,6 +108,17 @@ class NequIPConfig(ModelConfig):
             (
                 not 0 <= c.product_l_max <= c.l_max,
                 f"product_l_max = {c.product_l_max}: it must be 0 .. l_max = {c.l_max}.",
+            ),
+            *(
+                (
+                    not 0.0 < r <= c.cutoff or not {a, b} <= set(atomic_numbers),
+                    (
+                        f"pair_cutoffs.{a}.{b} = {r}: it must be 0 .. cutoff = {c.cutoff} Å, of "
+                        "two elements."
+                    ),
+                )
+                for a, row in c.pair_cutoffs.items()
+                for b, r in row.items()
             ),
             (
                 c.gate_activation not in ("sigmoid", "silu"),
@@ -190,7 +209,7 @@ def _layer(config: NequIPConfig, k: int, before: o3.Irreps, after: o3.Irreps) ->
     made = reached_irreps(before, config.l_max, after, so3=config.so3)
     messages = str(made)
     up, mixed = f"up_{k}", f"mixed_{k}"
-    operations: list[Operation] = [Linear(up, x, irreps, irreps)]
+    operations: list[Operation] = [Linear(up, x, irreps, irreps, config.species_messages)]
     if config.scalar_bias:
         operations.append(Bias(f"up_bias_{k}", up, irreps))
         up = f"up_bias_{k}"

@@ -120,11 +120,14 @@ class ScalarBias(nn.Module):
 
 
 class Linear(nn.Module):
-    """The same matrix for every species. forward: [N, irreps_in.dim] -> [N, irreps_out.dim]."""
+    """The same matrix for every species. forward: [N, irreps_in.dim] -> [N, irreps_out.dim].
 
-    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> None:
+    `linear` is the map itself; of one with a matrix per species, that must be called.
+    """
+
+    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, num_species: int = 1) -> None:
         super().__init__()
-        self.linear = SpeciesLinear(irreps_in, irreps_out, 1)
+        self.linear = SpeciesLinear(irreps_in, irreps_out, num_species)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x, torch.empty(0, dtype=torch.int64))

@@ -77,6 +77,27 @@ class InnerLimit(nn.Module):
         return torch.where(beyond, length, told)
 
 
+class PairCutoffs(nn.Module):
+    """Distances r r_c / r_ab, so that a network with the cutoff r_c sees pairs a b up to r_ab.
+
+    Args:
+        cutoffs: r_ab [species of the centre, species of the neighbour] Å, r_c at most.
+        cutoff: r_c in Å.
+
+    forward: species [M], edge_src, edge_dst [E], length [E] Å -> [E] Å.
+    """
+
+    def __init__(self, cutoffs: list[list[float]], cutoff: float) -> None:
+        super().__init__()
+        self.register_buffer("stretch", cutoff / torch.tensor(cutoffs, dtype=torch.float64))
+
+    def forward(
+        self, species: Tensor, edge_src: Tensor, edge_dst: Tensor, length: Tensor
+    ) -> Tensor:
+        a, b = species.index_select(0, edge_dst), species.index_select(0, edge_src)
+        return length * self.stretch[a, b].to(length.dtype)
+
+
 class BesselBasis(nn.Module):
     """c b_n(r) u(r / r_c); c is such that c b_n has the root mean square `scale` over the ball.
 

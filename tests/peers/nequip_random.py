@@ -137,6 +137,13 @@ def new(folder, name, options):
     }
     if options.pop("zbl", False):
         options["pair_potential"] = zbl
+    scales, shifts = [1.1, 0.8, 0.9], [-1.5, 0.4, -3.0]
+    if RELEASE >= (0, 9):
+        scales, shifts = (dict(zip(TYPES, x, strict=True)) for x in (scales, shifts))
+    if RELEASE < (0, 12):  # scripted modules cannot be pickled
+        options["compile_mode"] = "eager"
+    if RELEASE < (0, 17):  # the repulsion has the network's envelope
+        zbl.pop("polynomial_cutoff_p")
     config = {
         "seed": 1,
         "model_dtype": "float64",
@@ -148,8 +155,8 @@ def new(folder, name, options):
         "bessel_trainable": True,
         "polynomial_cutoff_p": 6,
         "avg_num_neighbors": 11.0,
-        "per_type_energy_scales": {"O": 1.1, "Cu": 0.8, "Si": 0.9},
-        "per_type_energy_shifts": {"O": -1.5, "Cu": 0.4, "Si": -3.0},
+        "per_type_energy_scales": scales,
+        "per_type_energy_shifts": shifts,
         **options,
     }
     build = FullNequIPGNNModel if full else NequIPGNNModel
@@ -186,12 +193,12 @@ def write_checkpoint(path, modules, config, builder):
 def write_package(path, modules):
     """As nequip-package does, without a data set."""
     import yaml
-    from nequip.scripts import _package_utils as lists
 
+    outside = ("triton", "io", "sys", "opt_einsum_fx", "numpy", "packaging", "openequivariance")
     with torch.package.PackageExporter(path) as exporter:
-        exporter.mock([f"{name}.**" for name in lists._MOCK_MODULES])
-        exporter.extern([f"{name}.**" for name in lists._EXTERNAL_MODULES])
-        exporter.intern([f"{name}.**" for name in lists._INTERNAL_MODULES])
+        exporter.mock(["matplotlib.**"])
+        exporter.extern([f"{name}.**" for name in (*outside, "cuequivariance", "yaml")])
+        exporter.intern(["e3nn.**", "nequip.**"])
         metadata = {
             "versions": versions(),
             "package_version_id": 2,
@@ -221,7 +228,8 @@ if __name__ == "__main__":
 
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    make = old if nequip.__version__.split(".")[1] in "56" else new
+    RELEASE = tuple(int(part) for part in nequip.__version__.split(".")[:2])
+    make = old if RELEASE < (0, 7) else new
     expected = {}
     for name, options in json.loads(sys.argv[2]).items():
         results = make(folder, name, options)

@@ -25,6 +25,15 @@ class Edges {
     limits_ = std::move(limits);
   }
 
+  // what distances are multiplied by [species, species] for the network, which sees nothing beyond
+  // the cutoff
+  void stretch(I num_species, std::vector<double> factors, double cutoff)
+  {
+    num_species_ = num_species;
+    factors_ = std::move(factors);
+    cutoff_ = cutoff;
+  }
+
   void begin(I num_local, const I *first_edge)
   {
     first_slot_.resize(num_local + 1);
@@ -57,7 +66,8 @@ class Edges {
         inverse_r_.data()[slot] = static_cast<T>(1.0 / r);
         told_slope_.data()[slot] = T(1);
         const int other = species[edge_src[edge + n]];
-        r_.data()[slot] = limits_.empty() ? r : told(slot, r, species[i], other);
+        const double limited = limits_.empty() ? r : told(slot, r, species[i], other);
+        r_.data()[slot] = factors_.empty() ? limited : stretched(slot, limited, species[i], other);
         row_.data()[slot] = static_cast<int>(edge_src[edge + n]);
         species_.data()[slot] = other;
       } else {
@@ -137,8 +147,19 @@ class Edges {
     return limit + width * (s3 * s * (s * (s - 3.0) + 2.5) - 0.5);
   }
 
+  // eqcalc.nn.radial.PairCutoffs
+  double stretched(I slot, double r, int a, int b)
+  {
+    const double factor = factors_[a * num_species_ + b];
+    const bool seen = r * factor < cutoff_;
+    told_slope_.data()[slot] *= seen ? static_cast<T>(factor) : T(0);
+    return seen ? r * factor : cutoff_;
+  }
+
   I num_species_ = 0;
   std::vector<double> limits_;    // empty: none
+  std::vector<double> factors_;   // empty: none
+  double cutoff_ = 0.0;
   std::vector<I> first_slot_;
   const I *first_edge_ = nullptr;
   Buffer<T> y_, dy_;              // groups [NUM_Y][L]

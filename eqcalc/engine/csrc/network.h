@@ -80,6 +80,7 @@ class Network {
     if (from.has("core")) core_.read(from.record("core"), num_species_);
     if (from.has("pair")) pair_.read(from.record("pair"), num_species_);
     if (from.has("inner_limits")) edges_.limit(num_species_, from.numbers("inner_limits"));
+    if (from.has("stretch")) edges_.stretch(num_species_, from.numbers("stretch"), cutoff_);
     if (from.has("crowding")) crowding_.read(from.record("crowding"), num_species_, cutoff_);
   }
 
