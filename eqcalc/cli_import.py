@@ -14,7 +14,8 @@ def import_command(
         typer.Argument(
             help="A SevenNet checkpoint, or the name of one that an installed sevenn package "
             "holds: 7net-0, 7net-l3i5, 7net-mf-0:PBE. Of NequIP: a package (.nequip.zip), a "
-            "checkpoint, what nequip-deploy made, or the folder of a training with 0.5 or 0.6."
+            "checkpoint, what nequip-deploy made, or the folder of a training with 0.5 or 0.6. Of "
+            "MACE: a .model file."
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The potential file to write.")],
@@ -23,7 +24,9 @@ def import_command(
         str | None,
         typer.Option(help='Those to keep, as in "Li Fe P O": a smaller file. Default: all.'),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Of a multi-task model, e.g. PBE.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Of a multi-task model, or a head of MACE.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of the weights: float32 or float64.")] = "float32",
     verify: Annotated[
         bool,

@@ -16,9 +16,10 @@ from ase.data import atomic_numbers, covalent_radii
 
 from eqcalc import export, origin
 from eqcalc.errors import InputError
-from eqcalc.importers import nequip, nequip_files, published, sevennet, unpickle
-from eqcalc.models.nequip import NequIP
-from eqcalc.models.nequip_config import NequIPConfig
+from eqcalc.importers import mace, nequip, nequip_files, published, sevennet, unpickle
+from eqcalc.importers.modules import collected
+from eqcalc.models.base import Potential
+from eqcalc.models.config import ModelConfig
 from eqcalc.neighbors import neighbor_list
 
 
@@ -68,7 +69,7 @@ def every_element(numbers: Sequence[int]) -> Atoms:
     return Atoms(kinds, positions=places, cell=constant * np.array(shape), pbc=True)
 
 
-def _with_reference(model: NequIP) -> NequIP:
+def _with_reference(model: Potential) -> Potential:
     """The reference structure holds every element, so that whoever opens the file tests them."""
     atoms = every_element(model.atomic_numbers)
     pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, model.cutoff)
@@ -83,7 +84,7 @@ def _with_reference(model: NequIP) -> NequIP:
 
 def _read(
     path: Path, keep: list[int] | None, task: str | None
-) -> tuple[NequIP, NequIPConfig, dict[str, Any]]:
+) -> tuple[Potential, ModelConfig, dict[str, Any]]:
     """The network of a file, its options and origin; what kind of file it is, its content tells."""
     if nequip_files.kind(path):
         if task is not None:
@@ -91,8 +92,12 @@ def _read(
         network, version = nequip_files.network(path)
         return *nequip.convert(network, keep), nequip_files.origin(version)
     content = unpickle.load(path)
+    if isinstance(content, unpickle.Stub) and mace.is_model(found := collected(content)):
+        return mace.convert(found, path.name, keep, task)
     if not sevennet.is_checkpoint(content):
-        raise InputError(f"{path} is no file of SevenNet or NequIP: no other kind is covered yet.")
+        raise InputError(
+            f"{path} is no file of SevenNet, NequIP or MACE: no other kind is covered yet."
+        )
     return sevennet.convert(content, path.name, keep, task)
 
 
@@ -104,14 +109,14 @@ def import_model(
     task: str | None = None,
     dtype: str = "float32",
 ) -> Imported:
-    """Reads a file of SevenNet or NequIP and writes an export with the same energies and forces.
+    """Reads a file of SevenNet, NequIP or MACE and writes an export with the same numbers.
 
     Args:
         source: the file, a folder of NequIP's training, or a name in `published.SEVENN`, with the
             task behind it (NAME:TASK).
         output: where to write.
         elements: symbols of those to keep, default all; fewer make smaller files.
-        task: of a multi-task model.
+        task: of a multi-task model, or a head.
         dtype: of the weights in the export; those of published files are float32.
 
     Raises:
@@ -134,6 +139,6 @@ def import_model(
     export.save(
         model,
         output,
-        {"architecture": "NequIP", "hyperparameters": hyper, "origin": facts},
+        {"architecture": config.architecture_name, "hyperparameters": hyper, "origin": facts},
     )
     return Imported(Path(output), path, facts)

@@ -296,9 +296,10 @@ def _fill_readout(readout: Any, file: _File, k: int, config: MACEConfig) -> None
         inner = file.weights.take(f"readouts.{k}.linear_1.weight").view(scalars, -1)
         width = inner.shape[1]
         outer = file.weights.take(f"readouts.{k}.linear_2.weight").view(width, count)
-        readout.inner.copy_(inner[:, file.head :: count])
+        mine = slice(file.head * config.readout, (file.head + 1) * config.readout)
+        readout.inner.copy_(inner[:, mine])
         ratio = E3NN_SILU / OUR_SILU * math.sqrt(config.readout / width)
-        readout.outer.copy_(outer[file.head :: count, file.head] * ratio)
+        readout.outer.copy_(outer[mine, file.head] * ratio)
 
 
 def _fill_core(core: CoreRepulsion, file: _File, scale: float) -> None:

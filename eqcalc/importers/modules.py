@@ -121,6 +121,20 @@ class Archive:
         )
 
 
+def collected(root: Any) -> Modules:
+    """The tree below a module that `eqcalc.importers.unpickle.load` has read.
+
+    Raises:
+        InputError: it is no module.
+    """
+    found = Modules()
+    try:
+        _collect(root, "", found)
+    except TypeError as error:
+        raise InputError(f"The file holds no network: {error}.") from None
+    return found
+
+
 def _collect(module: Any, path: str, found: Modules) -> None:
     """Puts a module and those below into `found`."""
     if not isinstance(module, Stub):

@@ -19,6 +19,8 @@ def _original(made: Imported) -> Any:
     """A calculator of the original package."""
     if made.origin["package"] == "NequIP":
         return NequIPOriginal(made.source)
+    if made.origin["package"] == "MACE":
+        return _mace(made)
     try:
         from sevenn.calculator import SevenNetCalculator
     except ImportError as error:
@@ -28,6 +30,18 @@ def _original(made: Imported) -> Any:
         ) from None
     task = made.origin.get("task")
     return SevenNetCalculator(str(made.source), modal=task, device="cpu", file_type="checkpoint")
+
+
+def _mace(made: Imported) -> Any:
+    try:
+        from mace.calculators import MACECalculator
+    except ImportError as error:
+        raise InputError(
+            f"--verify runs the original package, which is not installed here ({error}): "
+            "'pip install mace-torch==0.3.16', or leave --verify out."
+        ) from None
+    head = {"head": made.origin["task"]} if "task" in made.origin else {}
+    return MACECalculator(str(made.source), device="cpu", default_dtype="float32", **head)
 
 
 def _results(atoms: Atoms, calculator: Any) -> tuple[float, np.ndarray]:

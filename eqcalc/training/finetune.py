@@ -33,7 +33,7 @@ from eqcalc.models.base import Potential
 from eqcalc.models.config import ModelConfig
 from eqcalc.models.registry import build, model_config
 from eqcalc.nn.crowding import CrowdingConstants
-from eqcalc.nn.reference import PairConstants, no_pairs
+from eqcalc.nn.reference import AMPLITUDES, PairConstants, no_pairs
 from eqcalc.training.domain import crowding_of
 from eqcalc.training.folder import Constants, build_model, load_run
 from eqcalc.training.options import Config
@@ -78,6 +78,13 @@ def read_source(name: str) -> Source:
             "take one that 'eqcalc train' or 'eqcalc export' has written."
         )
     neighbors = hyper.pop("avg_num_neighbors")
+    if list(getattr(file.module.reference_energy.repulsion, "amplitudes", AMPLITUDES)) != [
+        *AMPLITUDES
+    ]:
+        raise InputError(
+            f"{name} has MACE's form of the core repulsion, which training does not have: it "
+            "cannot be fine-tuned."
+        )
     reference = file.module.reference_energy
     scale, shift = reference.scale.tolist(), reference.shift.tolist()
     blank = build(model_config(hyper), file.atomic_numbers, neighbors, scale, shift)
