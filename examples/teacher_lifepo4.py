@@ -45,7 +45,7 @@ TEMPERATURES, TEMPERATURE = (300.0, 600.0, 1000.0, 1500.0), 600.0
 REACH, BINS = 6.0, 150
 
 MODEL = {"cutoff": 4.5, "num_layers": 3, "num_channels": [32, 16, 16], "radial_mlp": [32, 32]}
-TRAINING = {"batch_size": 2, "learning_rate": 0.02, "ema_decay": 0.99, "threads": 1}
+TRAINING = {"batch_size": 1, "learning_rate": 0.01, "ema_decay": 0.99, "threads": 1}
 
 
 def lithium_iron_phosphate() -> Atoms:
@@ -90,7 +90,7 @@ def sample(teacher: Teacher, cell: Atoms, count: int, seed: int, path: Path) -> 
 
 def learn(frames: Path, epochs: int, folder: Path) -> Path:
     """The network that has learned these frames."""
-    stage = {"start": max(1, 3 * epochs // 4), "energy_weight": 10.0, "learning_rate": 0.004}
+    stage = {"start": max(1, 3 * epochs // 4), "energy_weight": 10.0, "learning_rate": 0.002}
     config = {
         "data": {"train": [str(frames)], "val_fraction": 0.05},
         "model": MODEL,
@@ -164,12 +164,10 @@ def draw(labelled, results, pairs, rates: dict[str, float], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--structure", type=Path, help="a crystal; default: LiFePO4")
-    parser.add_argument(
-        "--repeat", type=int, nargs=3, default=[1, 1, 2], help="of the frames' cell"
-    )
+    parser.add_argument("--repeat", type=int, nargs=3, default=[1, 1, 2], help="for dynamics")
     parser.add_argument("--teacher", default="7net-0")
     parser.add_argument("--frames", type=int, default=300, help="that are learned")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=2000, help="of the dynamics that are compared")
     parser.add_argument("--work", type=Path, help="folder to keep; what is in it is gone on with")
     parser.add_argument("--out", type=Path, default=Path(), help="where to write")
@@ -187,7 +185,7 @@ def main(arguments: list[str] | None = None) -> dict:
         for seed, (name, count) in enumerate(
             (("train", options.frames), ("test", -(-options.frames // 8))), start=1
         ):
-            sample(teacher, large, count, seed, work / f"{name}.xyz")
+            sample(teacher, unit, count, seed, work / f"{name}.xyz")
         model = learn(work / "train.xyz", options.epochs, work / "run")
         network = EquivariantCalculator(model, on_domain_exit="ignore")
         labelled = read_frames(work / "test.xyz")
@@ -200,7 +198,7 @@ def main(arguments: list[str] | None = None) -> dict:
     document = {
         "teacher": options.teacher,
         "frames": options.frames,
-        "atoms_per_frame": len(large),
+        "atoms_per_frame": len(unit),
         "parameters": network.potential.metadata["num_parameters"],
         "errors": {k: {n: errors[k][n] for n in ("mae", "rmse")} for k in errors},
         "lattice": {

@@ -212,6 +212,16 @@ def test_table_meets_its_tolerance(potential_path):
         assert np.abs(got - exact).max() < 3e-9 * np.abs(exact).max()
 
 
+def test_rounding_is_not_taken_for_an_error():
+    """Near the cutoff weights are small: an error that intervals could not lessen made 2500."""
+    potential = export.load(names.find("si"), dtype="float64")
+    read = plan.read(potential.module, "NequIP", "double")
+    degree, tolerance = fused.TABLES["double"]
+    errors = tables.tabulate(potential.module, read, degree=degree, tolerance=tolerance)
+    assert max(errors) < tolerance
+    assert max(len(layer.table.coefficients) for layer in read.layers) < 700
+
+
 def test_room_on_the_stack_is_for_all_products(tmp_path):
     """Those of messages count where all others are of scalars."""
     path = untrained(tmp_path / "model.pth", products=(4, 2))
