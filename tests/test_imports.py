@@ -32,8 +32,9 @@ ALLOWED = {
     "names": {"cache", "importers"},
     "nn": {"errors"},
     "sections": {"errors"},
+    "objects": {"errors"},
     "program": {"errors"},
-    "models": {"contract", "errors", "nn", "program", "sections"},
+    "models": {"contract", "errors", "nn", "objects", "program", "sections"},
     "describe": {"errors", "export", "files", "models", "program"},
     "export": {
         *("contract", "derivatives", "domain", "errors", "origin", "reuse", "runtime"),
@@ -55,7 +56,7 @@ ALLOWED = {
         *("names", "structure"),
     },
     "committee": {"calculator", "errors"},
-    "sampling": {"calculator", "committee", "derivatives", "errors"},
+    "sampling": {"calculator", "committee", "derivatives", "errors", "objects"},
     "lammps": {"cache", "errors", "export", "files", "names", "neighbors", "toolchain"},
     "checks": {"calculator", "derivatives", "domain", "errors", "lammps", "neighbors"},
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,32 +202,8 @@ def test_symmetric_basis_is_complete(degree):
     assert {t: len(found.get(o3.Irrep(t), ())) for t in counts} == counts
 
 
-def test_own_architectures_are_named_by_their_module(tmp_path, monkeypatch):
-    (tmp_path / "toy_network.py").write_text(
-        """
-from dataclasses import dataclass
-from eqcalc.models.config import ModelConfig
-from eqcalc.program import Convolution, Embedding, Output, Program, Radial, Readout
-
-@dataclass(frozen=True)
-class ToyConfig(ModelConfig):
-    '''Sums over neighbours.'''
-
-    channels: int = 4
-
-    def program(self):
-        irreps = f"{self.channels}x0e"
-        return Program((
-            Embedding("a", self.channels),
-            Radial("r", tuple(self.radial_mlp)),
-            Convolution("m", "a", "r", irreps, 0, irreps),
-            Readout("energies", "m", irreps),
-            Output("energy", ("energies",)),
-        ))
-""",
-        encoding="utf-8",
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+def test_own_architectures_are_named_by_their_module(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)
     config = model_config({"architecture": "toy_network:ToyConfig", "channels": 3})
     model = build(config, [14], 10.0, [1.0], [0.0])
     energies, forces, _ = outputs(set_precision(model, torch.float64), _silicon())
@@ -235,6 +212,7 @@ class ToyConfig(ModelConfig):
     for name, sentence in (
         ("nequipp", "did you mean 'nequip'"),
         ("toy_network:Nothing", "cannot be imported"),
+        ("no_such_network:Nothing", "cannot be imported"),
         ("math:sqrt", "no subclass of ModelConfig"),
     ):
         with pytest.raises(InputError, match=sentence):

@@ -15,6 +15,7 @@ from eqcalc.models.config import ModelConfig
 from eqcalc.models.nequip import NequIP
 from eqcalc.models.nequip_config import NequIPConfig
 from eqcalc.nn.reference import PairConstants
+from eqcalc.objects import named
 from eqcalc.sections import section
 
 DEFAULT = "nequip"
@@ -40,16 +41,12 @@ def config_type(name: str) -> type[ModelConfig]:
     known = architectures()
     if name in known:
         return known[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise InputError(
             f"model.architecture = {name!r} is none of {', '.join(known)}"
             f"{did_you_mean(name, known)}; one of your own is written module:Config."
         )
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"model.architecture = {name!r} cannot be imported: {error}.") from None
+    kind = named(name, "model.architecture =")
     if not (isinstance(kind, type) and issubclass(kind, ModelConfig)):
         raise InputError(f"model.architecture = {name!r} is no subclass of ModelConfig.")
     return kind

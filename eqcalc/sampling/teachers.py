@@ -9,13 +9,10 @@ learn it (Hinton, Vinyals and Dean, arXiv:1503.02531).
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +28,7 @@ from eqcalc.calculator import EquivariantCalculator
 from eqcalc.committee import member_files
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
+from eqcalc.objects import named
 
 #: semi-empirical methods by the names they have here (Bannwarth, Ehlert and Grimme, J. Chem. Theory
 #: Comput. 15, 1652 (2019); Grimme, Bannwarth and Shushkov, ibid. 13, 1989 (2017))
@@ -159,19 +157,10 @@ class AnyCalculator(Calculated):
     """
 
     def __init__(self, name: str, **options: Any) -> None:
-        where, _, what = name.partition(":")
-        here = str(Path.cwd())
-        sys.path.append(here)  # as `python` would find it
-        try:
-            make = getattr(importlib.import_module(where), what)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"The teacher {name} cannot be imported: {error}.") from None
-        finally:
-            sys.path.remove(here)
-        calculator = make(**options)
+        calculator = named(name, "The teacher")(**options)
         if "forces" not in getattr(calculator, "implemented_properties", ()):
             raise InputError(f"The teacher {name} is no calculator of ASE that has forces.")
-        super().__init__(_Guarded(calculator, name), what)
+        super().__init__(_Guarded(calculator, name), name.partition(":")[2])
         self._name = name
         self._checked: set[frozenset[int]] = set()
 
