@@ -215,7 +215,7 @@ def test_table_meets_its_tolerance(potential_path):
 def test_rounding_is_not_taken_for_an_error():
     """Near the cutoff weights are small: an error that intervals could not lessen made 2500."""
     potential = export.load(names.find("si"), dtype="float64")
-    read = plan.read(potential.module, "NequIP", "double")
+    read = readers.read(potential.module, "NequIP", "double")
     degree, tolerance = fused.TABLES["double"]
     errors = tables.tabulate(potential.module, read, degree=degree, tolerance=tolerance)
     assert max(errors) < tolerance
