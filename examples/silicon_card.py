@@ -25,6 +25,7 @@ from eqcalc.checks.traces import with_velocities
 from eqcalc.data.dataset import FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.export import load
+from eqcalc.names import find
 from eqcalc.training.evaluate import evaluate, format_table
 
 
@@ -83,7 +84,7 @@ def main() -> None:
     figures = {}
 
     if options.data:
-        potential = load(options.model)
+        potential = load(find(options.model))
         frames = read_frames(options.data / "test.xyz.gz")
         dataset = FrameDataset(frames, potential.atomic_numbers, potential.cutoff)
         figures["test"] = evaluate(potential.module, dataset).summary()
