@@ -5,7 +5,7 @@
 
 SevenNet-0 (Park et al., J. Chem. Theory Comput. 20, 4857 (2024)) relaxes a crystal of LiFePO4 and
 runs dynamics in strained cells; a small network learns its energies, forces and stresses. No DFT
-and no GPU: a quarter of an hour on one core. The network cannot be better than its teacher, but it
+and no GPU: some minutes on one core. The network cannot be better than its teacher, but it
 is several times faster. What the two say of unseen frames, of the lattice and of dynamics goes into
 teacher_lifepo4.json and teacher_lifepo4.png. Any structure file (--structure) and any teacher of
 `eqcalc sample` (--teacher) will do.
