@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 
 from eqcalc.errors import InputError
-from eqcalc.export import PROGRAM_FILE, read_metadata
+from eqcalc.export import program_document, read_metadata
 from eqcalc.files import user_path
 from eqcalc.models.registry import model_config
 from eqcalc.program import Program
@@ -21,10 +19,9 @@ def read_program(path: str | os.PathLike) -> Program:
     """
     path = user_path(path)
     metadata = read_metadata(path)
-    with zipfile.ZipFile(path) as archive:
-        names = [n for n in archive.namelist() if n.endswith(f"extra/{PROGRAM_FILE}")]
-        if names:
-            return Program.from_document(json.loads(archive.read(names[0])))
+    document = program_document(path)
+    if document is not None:
+        return Program.from_document(document)
     hyper = dict(metadata.get("hyperparameters", {}))
     if "avg_num_neighbors" not in hyper:
         raise InputError(f"{path} does not say what network it is: export it again.")

@@ -250,6 +250,13 @@ def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, An
     return path
 
 
+def program_document(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The network as data (eqcalc.program), of a file that carries it."""
+    with zipfile.ZipFile(user_path(path)) as archive:
+        names = [n for n in archive.namelist() if n.endswith(f"extra/{PROGRAM_FILE}")]
+        return json.loads(archive.read(names[0])) if names else None
+
+
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """The JSON of a file, after checking that it is one of ours and of a version we know."""
     path = user_path(path)

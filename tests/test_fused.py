@@ -180,7 +180,7 @@ def intervals_of(table, cutoff):
 @pytest.mark.parametrize("degree", [5, 7])
 def test_tables_are_smooth_at_the_knots(potential_path, degree):
     potential = export.load(potential_path, dtype="float64")
-    read = readers.read(potential.module, "NequIP", "double")
+    read = readers.read(potential, "double")
     tables.tabulate(potential.module, read, degree=degree, tolerance=1e-6)
     powers = np.arange(degree + 1)
     for layer in read.layers:
@@ -198,7 +198,7 @@ def test_tables_are_smooth_at_the_knots(potential_path, degree):
 def test_table_meets_its_tolerance(potential_path):
     """Between the knots too, not only where the builder looked."""
     potential = export.load(potential_path, dtype="float64")
-    read = readers.read(potential.module, "NequIP", "double")
+    read = readers.read(potential, "double")
     errors = tables.tabulate(potential.module, read, degree=7, tolerance=1e-9)
     assert max(errors) < 1e-9
     r = np.random.default_rng(0).uniform(1.0, potential.cutoff, 2000)
@@ -215,7 +215,7 @@ def test_table_meets_its_tolerance(potential_path):
 def test_rounding_is_not_taken_for_an_error():
     """Near the cutoff weights are small: an error that intervals could not lessen made 2500."""
     potential = export.load(names.find("si"), dtype="float64")
-    read = readers.read(potential.module, "NequIP", "double")
+    read = readers.read(potential, "double")
     degree, tolerance = fused.TABLES["double"]
     errors = tables.tabulate(potential.module, read, degree=degree, tolerance=tolerance)
     assert max(errors) < tolerance
@@ -225,7 +225,7 @@ def test_rounding_is_not_taken_for_an_error():
 def test_room_on_the_stack_is_for_all_products(tmp_path):
     """Those of messages count where all others are of scalars."""
     path = untrained(tmp_path / "model.pth", products=(4, 2))
-    read = readers.read(export.load(path, dtype="float64").module, "NequIP", "double")
+    read = readers.read(export.load(path, dtype="float64"), "double")
     for layer in read.layers:
         layer.steps = [
             step

@@ -42,7 +42,7 @@ ALLOWED = {
     },
     "engine": {
         *("contract", "derivatives", "errors", "export", "graph", "neighbors", "nn", "runtime"),
-        *("cache", "files", "reuse", "toolchain"),
+        *("cache", "files", "program", "reuse", "toolchain"),
     },
     "data": {"derivatives", "errors", "graph", "neighbors"},
     "training": {

@@ -12,7 +12,7 @@ from eqcalc.engine.rows import Lives
 @pytest.fixture(scope="module")
 def lives(tmp_path_factory):
     path = untrained(tmp_path_factory.mktemp("rows") / "model.pth", products=(4, 1))
-    return Lives(readers.read(export.load(path, dtype=torch.float64).module, "NequIP", "double"))
+    return Lives(readers.read(export.load(path, dtype=torch.float64), "double"))
 
 
 @pytest.mark.parametrize(

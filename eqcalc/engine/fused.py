@@ -338,7 +338,7 @@ def prepare(
 ) -> tuple[Library, bytes]:
     """The compiled library and the network's description, of a file opened in float64."""
     scalar = SCALARS[dtype]
-    plan = read(potential.module, potential.metadata.get("architecture"), scalar)
+    plan = read(potential, scalar)
     degree, tolerance = TABLES[scalar]
     if radial == "table":
         tabulate(potential.module, plan, degree=degree, tolerance=tolerance)

@@ -54,6 +54,14 @@ class Layout:
     def width(self) -> int:
         return self.offset(len(self.blocks))
 
+    def rows(self) -> list[int]:
+        """First column of every row of channels."""
+        return [
+            self.offset(block) + m * self.stride(block)
+            for block, (dim, _) in enumerate(self.blocks)
+            for m in range(dim)
+        ]
+
     def channels(self, block: int) -> np.ndarray:
         """Padded place of each channel of a block, relative to a row [stride]."""
         runs = self.blocks[block][1]
@@ -139,6 +147,11 @@ class TransformStep(Step):
 
 
 @dataclass
+class AddStep(TransformStep):
+    """A row added to another one of the same layout."""
+
+
+@dataclass
 class LinearStep(TransformStep):
     """Block [dim, stride_in] times a matrix, or one per species, added to a block of the target."""
 
@@ -194,6 +207,30 @@ class GateBlock:
 @dataclass
 class GateStep(TransformStep):
     blocks: list[GateBlock]
+
+    needs_source = True
+    sets_target = True
+    in_place = True
+
+
+@dataclass
+class NormGateBlock:
+    """bias: [padded channels], added to the norms; None: of scalars through the activation."""
+
+    activation: str
+    scale: float
+    at: int
+    dim: int
+    mul: int
+    bias: np.ndarray | None = None
+
+
+@dataclass
+class NormGateStep(TransformStep):
+    """Blocks times activated norms (eqcalc.nn.norm_gate); square: epsilon^2."""
+
+    blocks: list[NormGateBlock]
+    square: float
 
     needs_source = True
     sets_target = True

@@ -1,22 +1,38 @@
-"""From a potential's scripted module to the fused engine's plan, by architecture."""
+"""From a potential file to the fused engine's plan."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from eqcalc import export
 from eqcalc.engine.plan import NotCovered, Plan
 from eqcalc.engine.read_nequip import read_nequip
+from eqcalc.engine.read_program import read_program
+from eqcalc.program import Convolution, Program
 
-#: by the architecture that the file's metadata names
-READERS = {"NequIP": read_nequip}
+#: of architectures, as metadata name them, whose modules are not those of a program
+READERS: dict[str, Callable[[torch.jit.ScriptModule, str], Plan]] = {"NequIP": read_nequip}
 
 
-def read(module: torch.jit.ScriptModule, architecture: str | None, scalar: str) -> Plan:
+def read(potential: export.PotentialFile, scalar: str) -> Plan:
     """The plan of a potential in float64; `scalar` is that of the engine, "float" or "double".
 
     Raises:
-        NotCovered: no reader for this architecture.
+        NotCovered: a network that the engine does not know.
     """
-    if architecture not in READERS:
-        raise NotCovered(f"The fused engine does not know the architecture {architecture}.")
-    return READERS[architecture](module, scalar)
+    architecture = potential.metadata.get("architecture")
+    if architecture in READERS:
+        return READERS[architecture](potential.module, scalar)
+    unknown = NotCovered(f"The fused engine does not know the architecture {architecture}.")
+    document = export.program_document(potential.path)
+    if document is None:
+        raise unknown
+    program = Program.from_document(document)
+    named = {
+        name for layer in potential.module.layers.children() for name, _ in layer.named_children()
+    }
+    if any(op.name not in named for op in program.operations if isinstance(op, Convolution)):
+        raise unknown
+    return read_program(program, potential.module, scalar)

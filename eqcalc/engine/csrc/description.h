@@ -1,13 +1,17 @@
-// A network's description: values with names, as eqcalc.engine.description writes them.
-// All functions throw std::runtime_error where the description is not what is asked for.
+// A network's description: values with names, as eqcalc.engine.description writes them. They are
+// looked up where they lie. All functions throw std::runtime_error where the description is not what
+// is asked for.
 
 namespace {
+
+enum Tag : I { INTEGER = 1, NUMBER, TEXT, ARRAY, LIST, RECORD };
 
 // words of 8 bytes, which need not lie on borders of words
 class Words {
  public:
   Words(const char *data, I bytes) : at_(data), end_(data + bytes) {}
   I integer() { return next<I>(); }
+  double number() { return next<double>(); }
   std::string text()
   {
     const I length = integer();
@@ -36,7 +40,6 @@ class Words {
 // numbers that lie in the description
 class Array {
  public:
-  Array() = default;
   explicit Array(Words &words) : shape_(words.integer())
   {
     for (I &length : shape_) length = words.integer();
@@ -62,111 +65,127 @@ class Array {
 
  private:
   std::vector<I> shape_;
-  const char *data_ = nullptr;
+  const char *data_;
 };
 
-class Record;
-
-struct Value {
-  enum Tag { INTEGER = 1, NUMBER, TEXT, ARRAY, LIST, RECORD };
-  I tag = 0;
-  I integer = 0;
-  double number = 0.0;
-  std::string text;
-  Array array;
-  std::vector<Value> list;
-  std::shared_ptr<const Record> record;
-
-  explicit Value(Words &words);
-};
+// to the end of a value
+inline void pass(Words &words)
+{
+  const I tag = words.integer();
+  if (tag == INTEGER || tag == NUMBER) {
+    words.skip(8);
+  } else if (tag == TEXT) {
+    words.text();
+  } else if (tag == ARRAY) {
+    Array{words};
+  } else if (tag == LIST) {
+    for (I n = words.integer(); n > 0; n--) pass(words);
+  } else if (tag == RECORD) {
+    words.text();
+    for (I n = words.integer(); n > 0; n--) {
+      words.text();
+      pass(words);
+    }
+  } else {
+    throw std::runtime_error("the network's description has an unknown tag");
+  }
+}
 
 class Record {
  public:
-  explicit Record(Words &words) : kind_(words.text())
+  // words: behind the tag
+  explicit Record(Words words) : fields_(words)
   {
-    for (I n = words.integer(); n > 0; n--) {
-      std::string name = words.text();
-      fields_.emplace(std::move(name), Value(words));
-    }
+    kind_ = fields_.text();
+    count_ = fields_.integer();
   }
 
   const std::string &kind() const { return kind_; }
-  bool has(const char *name) const { return fields_.count(name) > 0; }
-  I integer(const char *name) const { return value(name, Value::INTEGER).integer; }
-  double number(const char *name) const { return value(name, Value::NUMBER).number; }
-  const std::string &text(const char *name) const { return value(name, Value::TEXT).text; }
-  const Array &array(const char *name) const { return value(name, Value::ARRAY).array; }
-  const Record &record(const char *name) const { return *value(name, Value::RECORD).record; }
-
-  std::vector<double> numbers(const char *name) const
+  bool has(const char *name) const
   {
-    const Array &from = array(name);
-    std::vector<double> to(from.size());
-    from.copy(to.data());
-    return to;
+    Words at = fields_;
+    return find(name, at);
+  }
+  I integer(const char *name) const { return value(name, INTEGER).integer(); }
+  double number(const char *name) const { return value(name, NUMBER).number(); }
+  std::string text(const char *name) const { return value(name, TEXT).text(); }
+  Record record(const char *name) const { return Record(value(name, RECORD)); }
+  Array array(const char *name) const
+  {
+    Words at = value(name, ARRAY);
+    return Array(at);
+  }
+  std::vector<double> numbers(const char *name) const { return copied<double>(name); }
+  std::vector<int> indices(const char *name) const { return copied<int>(name); }
+
+  std::vector<Record> records(const char *name) const
+  {
+    std::vector<Record> result;
+    each(name, RECORD, [&](Words at) { result.emplace_back(at); });
+    return result;
   }
   std::vector<std::string> texts(const char *name) const
   {
     std::vector<std::string> result;
-    for (const Value &v : list(name, Value::TEXT)) result.push_back(v.text);
-    return result;
-  }
-  // of an array of integers
-  std::vector<int> indices(const char *name) const
-  {
-    const Array &from = array(name);
-    std::vector<int> to(from.size());
-    from.copy(to.data());
-    return to;
-  }
-  std::vector<std::reference_wrapper<const Record>> records(const char *name) const
-  {
-    std::vector<std::reference_wrapper<const Record>> result;
-    for (const Value &v : list(name, Value::RECORD)) result.emplace_back(*v.record);
+    each(name, TEXT, [&](Words at) { result.push_back(at.text()); });
     return result;
   }
 
  private:
   std::string kind_;
-  std::map<std::string, Value, std::less<>> fields_;
+  I count_;
+  Words fields_;
 
+  // whether the field is there; `at` is then its value
+  bool find(const char *name, Words &at) const
+  {
+    for (I n = 0; n < count_; n++) {
+      if (at.text() == name) return true;
+      pass(at);
+    }
+    return false;
+  }
   [[noreturn]] void fail(const char *name) const
   {
     throw std::runtime_error("the network's description lacks '" + std::string(name) + "' of '" +
                              kind_ + "'");
   }
-  const Value &value(const char *name, Value::Tag tag) const
+  // behind the tag
+  Words value(const char *name, Tag tag) const
   {
-    const auto found = fields_.find(name);
-    if (found == fields_.end() || found->second.tag != tag) fail(name);
-    return found->second;
+    Words at = fields_;
+    if (!find(name, at) || at.integer() != tag) fail(name);
+    return at;
   }
-  const std::vector<Value> &list(const char *name, Value::Tag tag) const
+  template <class Take> void each(const char *name, Tag tag, const Take &take) const
   {
-    const auto &values = value(name, Value::LIST).list;
-    for (const Value &v : values)
-      if (v.tag != tag) fail(name);
-    return values;
+    Words at = value(name, LIST);
+    for (I n = at.integer(); n > 0; n--) {
+      Words item = at;
+      if (item.integer() != tag) fail(name);
+      take(item);
+      pass(at);
+    }
+  }
+  template <class U> std::vector<U> copied(const char *name) const
+  {
+    const Array from = array(name);
+    std::vector<U> to(from.size());
+    from.copy(to.data());
+    return to;
   }
 };
 
-inline Value::Value(Words &words) : tag(words.integer())
+// the record that a description is
+inline Record read_description(const char *data, I bytes)
 {
-  if (tag == INTEGER) {
-    integer = words.integer();
-  } else if (tag == NUMBER) {
-    std::memcpy(&number, words.skip(8), 8);
-  } else if (tag == TEXT) {
-    text = words.text();
-  } else if (tag == ARRAY) {
-    array = Array(words);
-  } else if (tag == LIST) {
-    for (I n = words.integer(); n > 0; n--) list.emplace_back(words);
-  } else if (tag == RECORD) {
-    record = std::make_shared<const Record>(words);
-  } else {
-    throw std::runtime_error("the network's description has an unknown tag");
+  Words words(data, bytes), end = words;
+  pass(end);
+  if (words.integer() == RECORD && end.done()) {
+    const Record record(words);
+    if (record.integer("version") == DESCRIPTION_VERSION) return record;
   }
+  throw std::runtime_error("the network's description was made by another eqcalc");
 }
 
 }    // namespace

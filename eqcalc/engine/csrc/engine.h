@@ -19,12 +19,7 @@ int eqcalc_interface_version() { return EQCALC_INTERFACE_VERSION; }
 int eqcalc_open(const char *network, I bytes, void **engine, char *error, I size)
 {
   try {
-    Words words(network, bytes);
-    const Value description(words);
-    if (description.tag != Value::RECORD || !words.done() ||
-        description.record->integer("version") != DESCRIPTION_VERSION)
-      throw std::runtime_error("the network's description was made by another eqcalc");
-    *engine = new Network(*description.record);
+    *engine = new Network(read_description(network, bytes));
     return 0;
   } catch (const std::bad_alloc &) {
     return failed(std::runtime_error("out of memory"), error, size);

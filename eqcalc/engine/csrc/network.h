@@ -64,16 +64,16 @@ class Network {
       num_species_(from.integer("num_species")), cutoff_(from.number("cutoff"))
   {
     basis_.read(from, cutoff_);
-    std::map<std::string, int> numbers;
+    std::vector<std::string> names;
     for (const Record &row : from.records("rows")) {
-      numbers.emplace(row.text("name"), static_cast<int>(rows_.size()));
+      names.push_back(row.text("name"));
       rows_.emplace_back(row);
     }
     const auto row = [&](const std::string &name) {
-      const auto found = numbers.find(name);
-      if (found == numbers.end())
+      const auto found = std::find(names.begin(), names.end(), name);
+      if (found == names.end())
         throw std::runtime_error("the network's description has no row '" + name + "'");
-      return found->second;
+      return static_cast<int>(found - names.begin());
     };
     for (const Record &layer : from.records("layers")) read_layer(layer, row);
     shift_ = from.numbers("shift");
@@ -249,8 +249,10 @@ class Network {
     const int source = number(from.text("source"));
     if (from.kind() == "ReadoutStep") return std::make_unique<ReadoutStep>(from, source);
     const int target = number(from.text("target"));
+    if (from.kind() == "AddStep") return std::make_unique<AddStep>(source, target);
     if (from.kind() == "LinearStep") return std::make_unique<LinearStep>(from, source, target);
     if (from.kind() == "GateStep") return std::make_unique<GateStep>(from, source, target);
+    if (from.kind() == "NormGateStep") return std::make_unique<NormGateStep>(from, source, target);
     if (from.kind() == "ContractionStep")
       return std::make_unique<ContractionStep>(from, source, target);
     throw std::runtime_error("the engine does not know the step '" + from.kind() + "'");

@@ -8,8 +8,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <functional>
-#include <map>
 #include <memory>
 #include <new>
 #include <stdexcept>

@@ -1,0 +1,233 @@
+"""The plan of a `Program`, whose parameters are read out of its scripted module.
+
+Every value on atoms is a row, but for three kinds. Linear maps that one sum reads add to the sum's
+row; a bias is what its source's sum begins with; constants of a normalisation go into the matrices
+that read it. What the species alone decide is worked out here. Operations that do not fit raise
+`NotCovered`.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from eqcalc.engine import bricks
+from eqcalc.engine.arrays import as_array
+from eqcalc.engine.bricks import NamedLayout
+from eqcalc.engine.plan import (
+    PADDING,
+    AddStep,
+    GateStep,
+    LayerPlan,
+    Layout,
+    NotCovered,
+    Plan,
+    Row,
+    Step,
+)
+from eqcalc.program import operations as ops
+from eqcalc.program.program import Program
+
+
+class _Reader:
+    """Makes a plan, an operation at a time."""
+
+    def __init__(self, program: Program, module: Any, scalar: str) -> None:
+        self.program, self.module, self.padding = program, module, PADDING[scalar]
+        self.modules = {
+            name: child
+            for layer in bricks.children(module.layers)
+            for name, child in ((n, getattr(layer, n)) for n, _ in layer.named_children())
+        }
+        self.silu = bricks.activation_scale("silu")
+        self.scale = as_array(module.reference_energy.scale)
+        self.tables: dict[str, np.ndarray] = {}  # [species, width], of values before any layer
+        self.begins: dict[str, np.ndarray] = {}  # [species or 1, width], of rows
+        self.rows: list[Row] = []
+        self.layers: list[LayerPlan] = []
+
+    @cached_property
+    def readers(self) -> dict[str, list[ops.Operation]]:
+        """Of every value."""
+        return {
+            op.name: [o for o in self.program.operations if op.name in o.inputs]
+            for op in self.program.operations
+        }
+
+    @cached_property
+    def depth(self) -> dict[str, int]:
+        """How many convolutions lead to each value."""
+        depth: dict[str, int] = {}
+        for op in self.program.operations:
+            before = max((depth[name] for name in op.inputs), default=0)
+            depth[op.name] = before + isinstance(op, ops.Convolution)
+        return depth
+
+    def joins(self, name: str) -> bool:
+        """Whether a value's row is that of its one reader."""
+        value, readers = self.program.by_name[name], self.readers[name]
+        if len(readers) != 1:
+            return False
+        sums = isinstance(value, ops.Linear | ops.Add | ops.Bias)
+        return sums and isinstance(readers[0], ops.Add | ops.Bias)
+
+    def row(self, name: str) -> NamedLayout:
+        """The row in which a value is."""
+        while True:
+            op = self.program.by_name[name]
+            if isinstance(op, ops.Normalization):
+                name = op.source
+            elif self.joins(name):
+                name = self.readers[name][0].name
+            else:
+                return NamedLayout(name, self.layout(op))
+
+    def layout(self, op: Any) -> Layout:
+        """Of a value that has a row of its own."""
+        if isinstance(op, ops.Convolution):
+            return bricks.message_layout(self.modules[op.name], self.padding)
+        if isinstance(op, ops.Product):
+            return bricks.product_layout(self.modules[op.name], self.padding)
+        gates = [r for r in self.readers[op.name] if isinstance(r, ops.Gate)]
+        if gates:
+            return bricks.gate(self.modules[gates[0].name], self.padding)[0]
+        irreps = re.findall(r"(\d+)x(\d+)[eo]", op.irreps)
+        blocks = tuple((2 * int(degree) + 1, (int(mul),)) for mul, degree in irreps)
+        return Layout(blocks, self.padding)
+
+    def begin_with(self, row: NamedLayout, values: np.ndarray) -> None:
+        self.begins[row.name] = self.begins.get(row.name, np.zeros((1, row.layout.width))) + values
+
+    def of_species(self, op: Any) -> None:
+        """A value that the species alone decide."""
+        layout = self.row(op.name).layout
+        match op:
+            case ops.Embedding():
+                weight = as_array(self.module.species_embedding)
+                table = np.zeros((len(weight), layout.width))
+                table[:, layout.channels(0)] = weight
+            case ops.Linear():
+                source, target = self.row(op.source), self.row(op.name)
+                steps = bricks.linear_steps(self.modules[op.name], source, target)
+                table = bricks.of_species(steps, self.tables[op.source], np.zeros(layout.width))
+            case ops.Bias():
+                table = self.tables[op.source] + bricks.bias(self.modules[op.name], layout)
+            case ops.Add():
+                table = sum(self.tables[name] for name in op.sources)
+            case _:
+                raise NotCovered(f"The engine has no {type(op).__name__} of species alone.")
+        self.tables[op.name] = table
+
+    def of_atoms(self, op: Any) -> None:
+        """A value that a convolution has led to."""
+        match op:
+            case ops.Convolution():
+                self.convolution(op)
+            case ops.Normalization():
+                readers = self.readers[op.name]
+                if op.density or not all(isinstance(r, ops.Linear) for r in readers):
+                    raise NotCovered(f"The engine does not know normalisations as {op.name}.")
+            case ops.Bias() | ops.Add():
+                self.sum(op)
+            case ops.Readout():
+                self.readout(op)
+            case _:
+                steps = self.steps(op, self.row(op.source), self.row(op.name))
+                self.layers[self.depth[op.name] - 1].steps += steps
+
+    def steps(self, op: Any, source: NamedLayout, target: NamedLayout) -> list[Step]:
+        """From row to row."""
+        module = self.modules[op.name]
+        match op:
+            case ops.Linear():
+                before = self.program.by_name[op.source]
+                norm = None
+                if isinstance(before, ops.Normalization):
+                    norm = as_array(self.modules[before.name].norm)
+                return bricks.linear_steps(module, source, target, norm)
+            case ops.Contraction():
+                return [bricks.contraction_step(module, source, target)]
+            case ops.Product():
+                return [bricks.product_step(module, source, target)]
+            case ops.Gate():
+                blocks = bricks.gate(module, self.padding)[2]
+                return [GateStep(source.name, target.name, blocks)]
+            case ops.NormGate():
+                return [bricks.norm_gate_step(module, source, target)]
+        raise NotCovered(f"The engine does not know the operation {type(op).__name__}.")
+
+    def readout(self, op: ops.Readout) -> None:
+        module = self.modules[op.name]
+        inner, outer = as_array(module.inner), as_array(module.outer)
+        rows, steps = bricks.readout_steps(
+            self.row(op.source), inner, outer, self.scale, self.silu, f"{op.name}_inner"
+        )
+        self.rows += rows
+        self.layers[self.depth[op.name] - 1].steps += steps
+
+    def sum(self, op: ops.Bias | ops.Add) -> None:
+        """Adds what is not in its row yet."""
+        target = self.row(op.name)
+        if isinstance(op, ops.Bias):
+            constants = bricks.bias(self.modules[op.name], target.layout)
+            self.begin_with(target, constants[None])
+        for name in op.inputs:
+            row = self.row(name)
+            if self.depth[name] == 0:
+                self.begin_with(target, self.tables[name])
+            elif row.name != target.name:
+                if row.layout != target.layout:
+                    raise NotCovered(f"The engine cannot add {name} to {op.name}.")
+                steps = self.layers[self.depth[name] - 1].steps
+                steps.append(AddStep(row.name, target.name))
+
+    def convolution(self, op: ops.Convolution) -> None:
+        k = self.depth[op.name] - 1
+        source, radial = self.row(op.source), self.program.by_name[op.radial]
+        if k != len(self.layers) or len(self.readers[op.source]) != 1:
+            raise NotCovered(
+                "The engine has one convolution of each depth, of features of its own."
+            )
+        if radial.transform:
+            raise NotCovered("The engine's radial functions are of distances in Å.")
+        if self.depth[op.source] == 0:
+            self.rows.append(source.row(self.tables[op.source]))
+        convolution, weights, _ = bricks.convolution(self.modules[op.name], source.layout)
+        matrices = bricks.radial_matrices(
+            self.modules[op.radial], weights, convolution.num_weights, self.padding
+        )
+        name = self.row(op.name).name
+        self.layers.append(LayerPlan(convolution, weights, matrices, source.name, name, []))
+
+    def plan(self, scalar: str) -> Plan:
+        for op in self.program.operations:
+            if isinstance(op, ops.Output):
+                readouts = {o.name for o in self.program.operations if isinstance(o, ops.Readout)}
+                if op.name != "energy" or readouts != set(op.sources):
+                    raise NotCovered("The engine makes energies alone, sums of readouts.")
+            elif not op.on_edges:
+                (self.of_atoms if self.depth[op.name] else self.of_species)(op)
+        used = {name for layer in self.layers for name in (layer.messages, *_touched(layer.steps))}
+        named = {row.name for row in self.rows}
+        for op in self.program.operations:
+            if op.name in used - named:
+                row = self.row(op.name)
+                self.rows.append(row.row(self.begins.get(row.name)))
+        return bricks.network_plan(self.module, scalar, self.rows, self.layers, self.silu)
+
+
+def _touched(steps: list[Step]) -> set[str]:
+    return {name for step in steps for name in step.rows}
+
+
+def read_program(program: Program, module: torch.jit.ScriptModule, scalar: str) -> Plan:
+    """The plan of a scripted `eqcalc.models.assembled.Assembled` in float64.
+
+    Raises:
+        NotCovered: an operation, or a use of one, that the engine does not know.
+    """
+    return _Reader(program, module, scalar).plan(scalar)

@@ -1,0 +1,109 @@
+"""Networks that are programs on the fused engine, against the TorchScript that they are read of."""
+
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pytest
+import torch
+from potentials import write
+from test_fused import SYSTEMS, graph
+
+from eqcalc import export
+from eqcalc.engine import fused
+from eqcalc.engine.build import EngineUnavailable
+from eqcalc.engine.contraction import contraction
+from eqcalc.models.invariant import InvariantConfig
+from eqcalc.models.mace import MACEConfig
+from eqcalc.models.tfn import TFNConfig
+
+SMALL = {"cutoff": 4.0, "radial_mlp": [16], "radial_scale": 0.8, "num_layers": 2}
+
+
+def mace(**options):
+    return MACEConfig(**SMALL, num_channels=5, l_max=2, **options)
+
+
+# those of a kind share their kernels
+PROGRAMS = {
+    "mace": mace(),
+    "mace, correlation 4": mace(correlation=4, readout=0),
+    "mace, pairs": mace(correlation=1, pair_potential=True),
+    "mace, species": mace(self_connections=[False, True]),
+    "tfn, norms": TFNConfig(**SMALL, l_max=1, num_channels=[5, 3]),
+    "tfn, gates": TFNConfig(**SMALL, l_max=1, num_channels=[5, 3], nonlinearity="gate"),
+    "invariant": InvariantConfig(**SMALL, num_channels=9),
+}
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def program(request, tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("program") / "model.pth", PROGRAMS[request.param])
+    return path, fused.fuse(path, dtype="float64", radial="network")
+
+
+def test_is_the_network_of_the_file(program):
+    path, engine = program
+    reference = export.load(path, dtype="float64")
+    for name, make in SYSTEMS.items():
+        args = graph(reference, make())
+        expected, got = reference.evaluate(*args), engine.evaluate(*args)
+        size = max(1.0, float(expected.gradient.abs().max()) if len(expected.gradient) else 1.0)
+        assert (got.energies - expected.energies).abs().sum() < 1e-11 * size, name
+        if len(expected.gradient):
+            assert (got.gradient - expected.gradient).abs().max() < 1e-12 * size, name
+
+
+def test_gradient_is_that_of_the_energy(program):
+    _, engine = program
+    species, vec, src, dst = graph(engine, SYSTEMS["melt"]())
+    gradient = engine.evaluate(species, vec, src, dst).gradient
+    direction = torch.randn(vec.shape, generator=torch.Generator().manual_seed(0)).double()
+    direction /= direction.norm()
+    h = 1e-3
+    moved = [float(engine.evaluate(species, vec + n * h * direction, src, dst).energies.sum())
+             for n in (-2, -1, 1, 2)]  # fmt: skip
+    slope = (moved[0] - 8 * moved[1] + 8 * moved[2] - moved[3]) / (12 * h)
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-7, abs=1e-8)
+
+
+def test_threads_change_nothing_but_rounding(program):
+    _, engine = program
+    species, vec, src, dst = (a.numpy() for a in graph(engine, SYSTEMS["melt"]()))
+    edges = fused.EdgeArrays(src, dst, vec)
+    one, three = engine.run(species, edges, 1), engine.run(species, edges, 3)
+    for a, b in zip(one, three, strict=True):
+        assert np.abs(a - b).max() < 1e-12 * max(1.0, np.abs(a).max())
+
+
+@pytest.mark.parametrize(
+    "options", [{"density_normalization": True}, {"distance_transform": "agnesi"}]
+)
+def test_what_the_engine_does_not_know_is_said(options, tmp_path):
+    path = write(tmp_path / "model.pth", mace(correlation=1, **options))
+    with pytest.raises(EngineUnavailable, match="The engine"):
+        fused.fuse(path)
+
+
+def test_terms_become_products_of_two_factors():
+    rng = np.random.default_rng(0)
+    rows, channels = 3, 2
+    monomials = [m for n in range(1, 5) for m in combinations_with_replacement(range(rows), n)]
+    terms = [(out, m[::-1]) for m in monomials for out in (0, 1) if rng.random() < 0.7]
+    coefficients = rng.normal(size=(2, channels, len(terms)))
+    made = contraction(
+        "x", "y", channels=channels, rows_in=[0, 2, 4], rows_out=[0, 2], terms=terms,
+        coefficients=coefficients,
+    )  # fmt: skip
+    x = rng.normal(size=(rows, channels))
+    factors = np.stack([*x, *(x[i] * x[j] for i, j in zip(made.first, made.second, strict=True)),
+                        np.ones(channels)])  # fmt: skip
+    for species in (0, 1):
+        expected, got = np.zeros((2, 2, channels))
+        for (out, rows_of), c in zip(terms, coefficients[species].T, strict=True):
+            expected[out] += c * x[list(rows_of)].prod(0)
+        for t, out in enumerate(made.out):
+            c = made.coefficients[species, :, t]
+            got[out] += c * factors[made.left[t]] * factors[made.right[t]]
+        assert got == pytest.approx(expected, rel=1e-13)
+    keys = list(zip(made.out, made.left, strict=True))
+    assert keys == sorted(keys)  # those of a group lie together
