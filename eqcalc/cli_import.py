@@ -43,5 +43,5 @@ def import_command(
         from eqcalc.calculator import EquivariantCalculator
         from eqcalc.importers.verify import verify as compare
 
-        calculator = EquivariantCalculator(made.path, engine="torch", dtype="float32")
+        calculator = EquivariantCalculator(made.path, engine="torch", dtype="float64")
         typer.echo(compare(made, calculator))
