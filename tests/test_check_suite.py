@@ -11,6 +11,7 @@ from test_checks import Wrong
 from typer.testing import CliRunner
 
 from eqcalc import InputError
+from eqcalc.checks import hot
 from eqcalc.checks.page import render, write_report
 from eqcalc.checks.report import Report
 from eqcalc.checks.suite import Outcome, Suite, _outcome, check_all, default_structure
@@ -56,7 +57,8 @@ def test_all_says_why_a_model_fails(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["molecule", "slab"])
-def test_all_on_other_structures(kind):
+def test_all_on_other_structures(kind, monkeypatch):
+    monkeypatch.setattr(hot, "STEPS_MOLECULE", 100)
     if kind == "molecule":
         atoms = Atoms("Si4", [[0, 0, 0], [2.3, 0.1, 0], [0.1, 2.3, 0.2], [0.3, 0, 2.3]])
     else:
