@@ -1,4 +1,4 @@
-"""README.md: its Python runs, its commands exist, its picture and links are there."""
+"""The pages: their Python runs, their commands exist, their pictures and links are there."""
 
 import re
 from pathlib import Path
@@ -6,22 +6,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / folder / "README.md" for folder in ("examples", "lammps_plugin", "tests")),
+    *sorted((ROOT / "eqcalc").glob("*/README.md")),
+]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+README = TEXTS["README.md"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def test_python_snippets_run(capsys):
-    assert blocks("python")
-    for snippet in blocks("python"):
-        exec(compile(snippet, "README.md", "exec"), {})
+@pytest.mark.parametrize("page", [name for name, text in TEXTS.items() if "```python" in text])
+def test_python_snippets_run(page, capsys):
+    for snippet in blocks(TEXTS[page], "python"):
+        exec(compile(snippet, page, "exec"), {})
     assert capsys.readouterr().out
 
 
+def test_the_first_page_is_short():
+    assert len(README.encode()) <= 8000
+
+
 def test_set_up_commands_are_one_line_each():
-    setup = [b for b in blocks("bash") if b.startswith("python3 -m venv")]
+    setup = [b for b in blocks(README, "bash") if b.startswith("python3 -m venv")]
     assert len(setup) == 2
     for command, ending in zip(setup, ("examples/relax_and_nve.py", "-m pytest"), strict=True):
         assert command.count("\n") == 1
@@ -36,7 +46,8 @@ def test_commands_exist():
 
     words = {
         tuple(w for w in line.split()[1:3] if re.fullmatch(r"[a-z]+", w))
-        for block in (*blocks("bash"), *re.findall(r"`(eqcalc [^`]*)`", README))
+        for text in TEXTS.values()
+        for block in (*blocks(text, "bash"), *re.findall(r"`(eqcalc [^`]*)`", text))
         for line in block.splitlines()
         if line.startswith("eqcalc ")
     }
@@ -48,6 +59,13 @@ def test_commands_exist():
         assert result.exit_code == 0, call
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)]+)\)", README))
-def test_links_lead_somewhere(target):
-    assert (ROOT / target).exists()
+@pytest.mark.parametrize(
+    ("page", "target"),
+    [
+        (page, target)
+        for page, text in TEXTS.items()
+        for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text)
+    ],
+)
+def test_links_lead_somewhere(page, target):
+    assert ((ROOT / page).parent / target).exists()
