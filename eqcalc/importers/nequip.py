@@ -184,6 +184,7 @@ def _config(n: Network, layers: list[o3.Irreps], *, so3: bool) -> NequIPConfig:
         raise n.refuse("readout_mlp_hidden_layers_depth", len(n.readout) - 1)
     by_degree = {ir.l: mul for mul, ir in layers[0]}
     return NequIPConfig(
+        crowding_limit=False,  # it is measured on frames
         cutoff=n.cutoff,
         num_layers=len(layers),
         l_max=n.harmonics.lmax,
