@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -178,8 +177,3 @@ def _operation(document: dict[str, Any]) -> Operation:
             "does not know: update eqcalc."
         )
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def chain(parts: Iterable[Iterable[Operation]]) -> Program:
-    """Operations of parts, one after the other."""
-    return Program(tuple(op for part in parts for op in part))
