@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--out", type=Path, default=Path("alloys.png"))
     options = parser.parse_args(arguments)
 
-    calc = EquivariantCalculator(options.model, dtype="float64")
+    # elements that never met in the training are the point
+    calc = EquivariantCalculator(options.model, dtype="float64", on_domain_exit="ignore")
     if len(calc.potential.symbols) < 2:
         sys.exit(f"{options.model} knows one element: give a model of two or more.")
     elements = {symbol: relaxed(symbol, symbol, calc) for symbol in calc.potential.symbols}

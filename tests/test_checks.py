@@ -289,7 +289,7 @@ def slab():
 
 def test_short_run_of_a_slab_passes():
     """Its drift is the integrator's: 16 times as large at four times the step, and none at 0."""
-    report = check_nve(slab(), "si", steps=50, timestep=2.0, engines=("ase",))
+    report = check_nve(slab(), "si", steps=50, timestep=2.2, engines=("ase",))
     first, *_, last = (t.drift for t in report.traces["ase"])
     assert abs(last) > report.max_drift
     assert first / last == pytest.approx(16.0, rel=0.15)
@@ -308,7 +308,7 @@ def test_weak_force_that_is_no_gradient_fails_in_a_short_run(monkeypatch):
     assert "at dt = 0" in report.failures[0]
     value, error = report.drift("ase")
     assert value == pytest.approx(-0.06, abs=0.02)
-    assert error < 0.02
+    assert abs(value) > 2.5 * error  # told from none
 
 
 def test_nve_in_ase_and_lammps_agree(tmp_path):

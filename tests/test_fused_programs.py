@@ -10,11 +10,13 @@ from test_fused import SYSTEMS, graph
 
 from eqcalc import export
 from eqcalc.engine import fused
+from eqcalc.engine.bricks import activation_scale
 from eqcalc.engine.build import EngineUnavailable
 from eqcalc.engine.contraction import contraction
 from eqcalc.models.invariant import InvariantConfig
 from eqcalc.models.mace import MACEConfig
 from eqcalc.models.tfn import TFNConfig
+from eqcalc.nn import activations
 
 SMALL = {"cutoff": 4.0, "radial_mlp": [16], "radial_scale": 0.8, "num_layers": 2}
 
@@ -107,3 +109,11 @@ def test_terms_become_products_of_two_factors():
         assert got == pytest.approx(expected, rel=1e-13)
     keys = list(zip(made.out, made.left, strict=True))
     assert keys == sorted(keys)  # those of a group lie together
+
+
+@pytest.mark.parametrize("name", ["silu", "tanh", "sigmoid"])
+def test_activations_are_scaled_as_in_the_modules(name):
+    one = torch.ones((), dtype=torch.float64)
+    plain = {"silu": torch.nn.functional.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[name]
+    scaled = getattr(activations, name)(one)
+    assert float(scaled) == pytest.approx(activation_scale(name) * float(plain(one)), rel=1e-15)

@@ -316,7 +316,7 @@ def test_other_files_are_refused(tmp_path, potential_path, imported):
     for path, sentence in (
         (tmp_path / "c.nequip.pt2", "is compiled: import the package or the checkpoint"),
         (tmp_path / "text.zip", "no file that torch.save has written"),
-        (tmp_path / "other.pth", "is no file of SevenNet or NequIP"),
+        (tmp_path / "other.pth", "is no file of SevenNet, NequIP or MACE"),
         (tmp_path / "empty", r"best_model\.pth"),
         (potential_path, "is TorchScript, but not of nequip-deploy"),
     ):

@@ -33,7 +33,6 @@ from eqcalc.engine.plan import (
     Row,
     Step,
 )
-from eqcalc.nn import activations
 
 
 def children(module: Any) -> list[Any]:
@@ -234,10 +233,8 @@ def norm_gate_step(module: Any, source: NamedLayout, target: NamedLayout) -> Nor
 
 
 def activation_scale(name: str) -> float:
-    """What eqcalc.nn.activations multiplies a function by."""
-    one = torch.ones((), dtype=torch.float64)
-    plain = {"silu": torch.nn.functional.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[name]
-    return float(getattr(activations, name)(one) / plain(one))
+    """What eqcalc.nn.activations, which reading a file does not need, multiplies a function by."""
+    return ACTIVATION_SCALES[name]
 
 
 def gate(module: Any, padding: int) -> tuple[Layout, Layout, list[GateBlock]]:
@@ -269,6 +266,11 @@ def gate(module: Any, padding: int) -> tuple[Layout, Layout, list[GateBlock]]:
     return before, after, plan
 
 
+ACTIVATION_SCALES = {
+    "silu": 1.676532470331092,
+    "tanh": 1.5925374197228321,
+    "sigmoid": 1.8462285453386058,
+}
 #: of the kinds of a gate's blocks (eqcalc.nn.gate)
 ACTIVATIONS = ("silu", "tanh", "sigmoid", "silu")
 

@@ -113,6 +113,7 @@ def label_frames(prepared: Prepared, folder: Path, world: World, *, quiet: bool)
     plan = chunks(config)
     paths = [folder / f"frames_{k:03d}.xyz" for k in range(len(plan))]
     _claim(prepared, folder, world)
+    folder.mkdir(parents=True, exist_ok=True)  # the first process may be behind
     mine = [k for k in range(len(plan)) if k % world.size == world.rank]
     missing = [k for k in mine if not paths[k].is_file()]
     starts = start_structures(prepared)

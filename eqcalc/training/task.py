@@ -203,4 +203,4 @@ class PotentialTask(lightning.LightningModule):
         names = self.config.monitor or self.val_names
         tallies = [self.val_tallies[name] for name in names]
         frames = sum(t.frames for t in tallies)
-        return sum(t.frames * t.loss(self.loss) for t in tallies) / frames
+        return sum(t.loss(self.loss) * (t.frames / frames) for t in tallies)
