@@ -55,6 +55,23 @@ def test_values_of_the_original(case, models, tmp_path):
     assert document["origin"]["package"] == "MACE"
 
 
+@pytest.mark.parametrize(
+    ("name", "task"), [("residual", None), ("repulsion", None), ("heads", "scan")]
+)
+def test_engines_say_the_same(name, task, models, tmp_path):
+    """Two atoms are so near that their core repulsion counts."""
+    made = import_model(models[name], tmp_path / "out.pth", dtype="float64", task=task)
+    atoms = structure()
+    atoms.positions[1] = [1.0, 0.1, 0.0]
+    results = {}
+    for engine in ("torch", "fused", "exact"):
+        atoms.calc = EquivariantCalculator(made.path, engine=engine)
+        results[engine] = atoms.get_potential_energy(), atoms.get_forces()
+    for engine in ("fused", "exact"):
+        assert results[engine][0] == pytest.approx(results["torch"][0], abs=1e-10)
+        assert np.abs(results[engine][1] - results["torch"][1]).max() < 1e-9
+
+
 def test_fewer_elements_are_a_smaller_file(models, tmp_path):
     whole = import_model(models["density"], tmp_path / "all.pth", dtype="float64")
     fewer = import_model(

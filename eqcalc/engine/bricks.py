@@ -348,11 +348,14 @@ def _core(reference: Any) -> CoreTables | None:
     if not reference.core_repulsion:
         return None
     parts = {name: as_array(buffer) for name, buffer in reference.repulsion.named_buffers()}
+    older = reference.repulsion  # files lack what was the same for all
     return CoreTables(
         charges=parts["charges"],
         screening=parts["screening"],
         cutoff=parts["pair_cutoff"],
-        power=int(getattr(reference.repulsion, "power", 6)),  # not in older files
+        power=int(getattr(older, "power", 6)),
+        amplitudes=np.array(getattr(older, "amplitudes", (0.18175, 0.50986, 0.28022, 0.02817))),
+        decays=np.array(getattr(older, "decays", (3.19980, 0.94229, 0.40290, 0.20162))),
     )
 
 

@@ -307,12 +307,14 @@ class BesselConstants:
 
 @dataclass
 class CoreTables:
-    """That of eqcalc.nn.reference; arrays [species, species]."""
+    """That of eqcalc.nn.reference: arrays [species, species], and of the screening function."""
 
     charges: np.ndarray
     screening: np.ndarray
     cutoff: np.ndarray
     power: int
+    amplitudes: np.ndarray
+    decays: np.ndarray
 
 
 @dataclass

@@ -119,7 +119,7 @@ class _Reader:
             case ops.Add():
                 table = sum(self.tables[name] for name in op.sources)
             case _:
-                raise NotCovered(f"The engine has no {type(op).__name__} of species alone.")
+                raise NotCovered(f"The engine does not know the operation {type(op).__name__}.")
         self.tables[op.name] = table
 
     def of_atoms(self, op: Any) -> None:

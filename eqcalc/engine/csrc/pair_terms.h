@@ -17,6 +17,7 @@ inline void envelope(double r, double cutoff, I power, double &u, double &slope)
 struct CoreRepulsion {
   I num_species = 0, power = 6;
   std::vector<double> charges, screening, cutoff;     // [species, species]; empty: none
+  std::vector<double> amplitudes, decays;             // of the screening function
 
   void read(const Record &from, I species)
   {
@@ -25,6 +26,8 @@ struct CoreRepulsion {
     charges = from.numbers("charges");
     screening = from.numbers("screening");
     cutoff = from.numbers("cutoff");
+    amplitudes = from.numbers("amplitudes");
+    decays = from.numbers("decays");
   }
 
   // adds the energy and its slope at r
@@ -32,14 +35,12 @@ struct CoreRepulsion {
   {
     const I ab = a * num_species + b;
     if (charges.empty() || r >= cutoff[ab]) return;
-    constexpr double C[4] = {0.18175, 0.50986, 0.28022, 0.02817};
-    constexpr double K[4] = {3.19980, 0.94229, 0.40290, 0.20162};
     const double x = r / screening[ab];
     double phi = 0.0, phi_slope = 0.0;
-    for (int n = 0; n < 4; n++) {
-      const double term = C[n] * std::exp(-K[n] * x);
+    for (std::size_t n = 0; n < amplitudes.size(); n++) {
+      const double term = amplitudes[n] * std::exp(-decays[n] * x);
       phi += term;
-      phi_slope -= K[n] * term / screening[ab];
+      phi_slope -= decays[n] * term / screening[ab];
     }
     double u, u_slope;
     envelope(r, cutoff[ab], power, u, u_slope);
