@@ -17,11 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
 from ase.build import bulk, molecule
+from imported import (
+    assert_fewer_elements_change_nothing,
+    assert_reference_holds_every_element,
+    results,
+    structure,
+)
 from typer.testing import CliRunner
 
-from eqcalc import EquivariantCalculator, export
+from eqcalc import export
 from eqcalc.cli import app
 from eqcalc.errors import InputError
 from eqcalc.importers import import_model, published, unpickle
@@ -32,21 +37,6 @@ KINDS = {"so3": 3e-10, "parity": 3e-10, "linear": 1e-8}
 #: tasks of a network with the options of SevenNet-MF-ompa
 TASKS = ("omat24", "mpa")
 WHEEL = "sevenn-0.13.0-py3-none-any.whl"
-
-
-def structure():
-    return Atoms(
-        "OSi2CuO",
-        positions=[[0, 0, 0], [1.6, 0.1, 0], [-0.3, 1.7, 0.2], [0.1, -0.4, 2.1], [2.2, 1.5, -0.4]],
-        cell=[[4.5, 0.2, 0], [0, 5.0, 0.3], [0.4, 0, 5.5]],
-        pbc=True,
-    )
-
-
-def results(path, atoms, **options):
-    atoms = atoms.copy()
-    atoms.calc = EquivariantCalculator(path, **options)
-    return atoms.get_potential_energy(), atoms.get_forces()
 
 
 @pytest.fixture
@@ -84,24 +74,11 @@ def test_numbers_of_a_multi_task_network_with_both_parities(task, engine, tmp_pa
 
 
 def test_fewer_elements(tmp_path):
-    whole = import_model(DATA / "so3.pth", tmp_path / "whole.pth", dtype="float64").path
-    part = import_model(
-        DATA / "so3.pth", tmp_path / "part.pth", elements=["Si", "O"], dtype="float64"
-    ).path
-    atoms = structure()
-    atoms.numbers[atoms.numbers == 29] = 14
-    a, b = (results(p, atoms, engine="torch") for p in (whole, part))
-    assert b[0] == pytest.approx(a[0], abs=1e-12)
-    assert b[1] == pytest.approx(a[1], abs=1e-12)
-    assert export.read_metadata(part)["species"] == ["O", "Si"]
-    with pytest.raises(InputError, match="does not know Fe"):
-        import_model(DATA / "so3.pth", tmp_path / "x.pth", elements=["Fe"])
+    assert_fewer_elements_change_nothing(DATA / "so3.pth", tmp_path)
 
 
 def test_reference_structure_holds_every_element(tmp_path):
-    path = import_model(DATA / "so3.pth", tmp_path / "m.pth").path
-    species = export.load(path).module.reference_structure.species
-    assert set(species.tolist()) == {0, 1, 2}
+    assert_reference_holds_every_element(DATA / "so3.pth", tmp_path)
 
 
 def test_other_signs_of_wigner_3j(checkpoint):

@@ -11,11 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms
+from imported import (
+    assert_fewer_elements_change_nothing,
+    assert_reference_holds_every_element,
+    structure,
+)
 
 from eqcalc import EquivariantCalculator, export
 from eqcalc.errors import InputError
 from eqcalc.importers import import_model
+from eqcalc.training.finetune import read_source
 
 DATA = Path(__file__).parent / "data" / "mace"
 EXPECTED = json.loads((DATA / "expected.json").read_text())
@@ -30,21 +35,12 @@ def models(tmp_path_factory):
     return {path.stem: path for path in folder.glob("*.model")}
 
 
-def structure():
-    return Atoms(
-        "OSi2AlO",
-        positions=[[0, 0, 0], [1.6, 0.1, 0], [-0.3, 1.7, 0.2], [0.1, -0.4, 2.1], [2.2, 1.5, -0.4]],
-        cell=[[4.5, 0.2, 0], [0, 5.0, 0.3], [0.4, 0, 5.5]],
-        pbc=True,
-    )
-
-
 @pytest.mark.parametrize("case", EXPECTED)
 def test_values_of_the_original(case, models, tmp_path):
     name, _, head = case.partition(":")
     made = import_model(models[name], tmp_path / "out.pth", dtype="float64", task=head or None)
     assert "mace" not in sys.modules
-    atoms, expected = structure(), EXPECTED[case]
+    atoms, expected = structure("Al"), EXPECTED[case]
     atoms.calc = EquivariantCalculator(made.path, engine="torch")
     assert abs(atoms.get_potential_energy() - expected["energy"]) < 1e-10 * len(atoms)
     assert np.abs(expected["forces"]).max() > 1e-3
@@ -61,7 +57,7 @@ def test_values_of_the_original(case, models, tmp_path):
 def test_engines_say_the_same(name, task, models, tmp_path):
     """Two atoms are so near that their core repulsion counts."""
     made = import_model(models[name], tmp_path / "out.pth", dtype="float64", task=task)
-    atoms = structure()
+    atoms = structure("Al")
     atoms.positions[1] = [1.0, 0.1, 0.0]
     results = {}
     for engine in ("torch", "fused", "exact"):
@@ -72,20 +68,12 @@ def test_engines_say_the_same(name, task, models, tmp_path):
         assert np.abs(results[engine][1] - results["torch"][1]).max() < 1e-9
 
 
-def test_fewer_elements_are_a_smaller_file(models, tmp_path):
-    whole = import_model(models["density"], tmp_path / "all.pth", dtype="float64")
-    fewer = import_model(
-        models["density"], tmp_path / "two.pth", elements=["O", "Si"], dtype="float64"
-    )
-    atoms = structure()
-    atoms.symbols[3] = "Si"
-    energies = []
-    for made in (whole, fewer):
-        atoms.calc = EquivariantCalculator(made.path, engine="torch")
-        energies.append(atoms.get_potential_energy())
-    assert energies[0] == pytest.approx(energies[1], abs=1e-11)
-    assert export.read_metadata(fewer.path)["species"] == ["O", "Si"]
-    assert fewer.path.stat().st_size < whole.path.stat().st_size
+def test_fewer_elements(models, tmp_path):
+    assert_fewer_elements_change_nothing(models["density"], tmp_path)
+
+
+def test_reference_structure_holds_every_element(models, tmp_path):
+    assert_reference_holds_every_element(models["residual"], tmp_path)
 
 
 def test_what_is_not_covered_is_named(models, tmp_path):
@@ -97,3 +85,14 @@ def test_what_is_not_covered_is_named(models, tmp_path):
     with pytest.raises(InputError, match="does not know Cu"):
         import_model(models["density"], out, elements=["Cu"])
     assert not out.exists()
+
+
+def test_training_begins_where_the_import_is(models, tmp_path):
+    """The network that is built anew is the file's; one that cannot be built is refused."""
+    made = import_model(models["residual"], tmp_path / "residual.pth", dtype="float64")
+    source = read_source(str(made.path))
+    assert source.model.architecture == "mace"
+    assert source.constants.message_scales[0] == pytest.approx([1 / 9.0] * 3)
+    other = import_model(models["repulsion"], tmp_path / "repulsion.pth", dtype="float64")
+    with pytest.raises(InputError, match="core repulsion, for one"):
+        read_source(str(other.path))

@@ -18,10 +18,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from ase import Atoms
+from imported import (
+    assert_fewer_elements_change_nothing,
+    assert_reference_holds_every_element,
+    results,
+)
 from typer.testing import CliRunner
 
-from eqcalc import EquivariantCalculator, export
+from eqcalc import export
 from eqcalc.cli import app
 from eqcalc.errors import InputError
 from eqcalc.importers import import_model, unpickle
@@ -30,21 +34,6 @@ from eqcalc.importers.modules import TORCHSCRIPT, Archive
 DATA = Path(__file__).parent / "data" / "nequip"
 EXPECTED = json.loads((DATA / "expected.json").read_text())
 FILES = ["both.pth", "so3.pth", "natural.nequip.zip", "readout.nequip.zip", "readout.ckpt"]
-
-
-def structure():
-    return Atoms(
-        "OSi2CuO",
-        positions=[[0, 0, 0], [1.6, 0.1, 0], [-0.3, 1.7, 0.2], [0.1, -0.4, 2.1], [2.2, 1.5, -0.4]],
-        cell=[[4.5, 0.2, 0], [0, 5.0, 0.3], [0.4, 0, 5.5]],
-        pbc=True,
-    )
-
-
-def results(path, atoms=None, **options):
-    atoms = structure() if atoms is None else atoms.copy()
-    atoms.calc = EquivariantCalculator(path, **options)
-    return atoms.get_potential_energy(), atoms.get_forces()
 
 
 @pytest.fixture
@@ -149,25 +138,12 @@ def test_other_signs_of_wigner_3j(folder, imported):
 
 
 def test_fewer_elements(tmp_path):
-    atoms = structure()
-    atoms.numbers[atoms.numbers == 29] = 14
     for file in ("both.pth", "natural.nequip.zip"):
-        whole, part = (
-            import_model(DATA / file, tmp_path / f"{n}.pth", elements=kept, dtype="float64").path
-            for n, kept in enumerate((None, ["Si", "O"]))
-        )
-        a, b = (results(p, atoms, engine="torch") for p in (whole, part))
-        assert b[0] == pytest.approx(a[0], abs=1e-12)
-        assert b[1] == pytest.approx(a[1], abs=1e-12)
-        assert export.read_metadata(part)["species"] == ["O", "Si"]
-    with pytest.raises(InputError, match="does not know Fe"):
-        import_model(DATA / "both.pth", tmp_path / "x.pth", elements=["Fe"])
+        assert_fewer_elements_change_nothing(DATA / file, tmp_path)
 
 
 def test_reference_structure_holds_every_element(tmp_path):
-    path = import_model(DATA / "both.pth", tmp_path / "m.pth").path
-    species = export.load(path).module.reference_structure.species
-    assert set(species.tolist()) == {0, 1, 2}
+    assert_reference_holds_every_element(DATA / "both.pth", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ NEQUIP_NAMES = {  # of parameters, and of the operation that has them in a progr
         {},
         {"scalar_bias": True, "gate_activation": "silu", "species_self_connection": False},
         {"parity": True, "product_channels": 4, "product_l_max": 2, "readout": 0},
-        {"so3": True, "embedding": 3},
+        {"so3": True, "embedding": 3, "species_messages": True},
     ],
 )
 def test_the_program_of_nequip_is_nequip(options, crystal):
@@ -95,6 +95,27 @@ def test_programs_read_only_what_is_made_before():
         Program((Embedding("x", 4), Linear("z", "y", "4x0e", "4x0e")))
     with pytest.raises(ValueError, match="no name"):
         Program((Embedding("x", 4), Embedding("x", 4)))
+
+
+@pytest.mark.parametrize("name", ["species", "lambda", "forward", "training"])
+def test_names_that_mean_something_are_refused(name):
+    config = model_config({"architecture": "invariant"})
+    program = Program(
+        (
+            *(Embedding("a", 3), Radial("r", (5,))),
+            Convolution(name, "a", "r", "3x0e", 0, "3x0e"),
+            *(Readout("energies", name, "3x0e"), Output("energy", ("energies",))),
+        )
+    )
+    with pytest.raises(ValueError, match="means something here"):
+        Assembled(program, config, [14], 15.0, [1.0], [0.0])
+
+
+def test_cutoffs_of_pairs_are_part_of_the_description():
+    config = NequIPConfig(pair_cutoffs={"Si": {"O": 3.0}})
+    assert "MLP(bessel(pair_cutoffs(r))" in str(config.program())
+    with pytest.raises(ValueError, match="pair_cutoffs"):
+        Assembled(config.program(), config, [8, 14], 15.0, [1.0, 1.0], [0.0, 0.0])
 
 
 def test_values_that_outlive_an_exchange_travel_with_it(crystal):

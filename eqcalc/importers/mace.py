@@ -137,9 +137,11 @@ def _config(file: _File) -> MACEConfig:
     widths = {tuple(values[f"interactions.{k}.radial_MLP"]) for k in range(file.layers)}
     if len(widths) > 1:
         raise InputError(f"{source} has radial networks of different shapes: not covered.")
+    cutoff = float(file.weights.take("r_max"))
+    prefactor = float(file.weights.take("radial_embedding.bessel_fn.prefactor"))
     core = "pair_repulsion_fn" in file.modules.kinds
     return MACEConfig(
-        cutoff=float(file.weights.take("r_max")),
+        cutoff=cutoff,
         num_layers=file.layers,
         num_channels=channels,
         l_max=harmonics.lmax,
@@ -150,6 +152,7 @@ def _config(file: _File) -> MACEConfig:
         density_normalization=blocks[0][1],
         distance_transform="agnesi" if transform else "",
         num_radial=len(bessel),
+        radial_scale=prefactor / (cutoff * math.sqrt(2.0 / 3.0)),
         bessel_frequencies=bessel,
         radial_mlp=list(next(iter(widths))),
         envelope_power=int(file.weights.take("radial_embedding.cutoff_fn.p")),
@@ -341,7 +344,6 @@ def convert(
     energies = file.weights.take("atomic_energies_fn.atomic_energies")
     atoms = file.by_head(energies).flatten()[file.rows] + shift
     model = build(config, file.numbers, 1.0, [scale] * len(file.rows), atoms.tolist()).double()
-    model.radial_basis.prefactor = float(file.weights.take("radial_embedding.bessel_fn.prefactor"))
     with torch.no_grad():
         table = file.weights.take("node_embedding.linear.weight").view(len(file.known), -1)
         model.species_embedding.copy_(table[file.rows] / math.sqrt(len(file.known)))

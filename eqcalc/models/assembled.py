@@ -8,6 +8,7 @@ import linecache
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from keyword import iskeyword
 from typing import Any
 from zlib import crc32
 
@@ -153,6 +154,10 @@ class _Text:
         )
 
 
+#: names that the text of a stage uses otherwise
+TAKEN = {"self", "torch", "Tensor", "Edges", "node_feats", "edges", "num_local", "species", "basis"}
+
+
 class _Stage(nn.Module):
     """One layer of the contract in `eqcalc.models.base`; subclasses are written by `_Text`."""
 
@@ -180,6 +185,10 @@ def _irreps(program: Program, names: tuple[str, ...]) -> o3.Irreps:
 
 
 def _stage(program: Program, stage: Stage, around: Surroundings) -> _Stage:
+    blank = _Stage()
+    for op in stage.operations:
+        if op.name in TAKEN or iskeyword(op.name) or hasattr(blank, op.name):
+            raise ValueError(f"{op.name!r} cannot name a value: it means something here")
     module = _class_of(str(_Text(program, stage)))()
     module.widths_in = [_irreps(program, (name,)).dim for name in stage.takes]
     module.irreps_out = _irreps(program, stage.gives)
@@ -217,8 +226,11 @@ class Assembled(Potential):
         convolutions = [op for op in program.operations if isinstance(op, ops.Convolution)]
         l_max = max(op.l_max for op in convolutions)
         self.spherical_harmonics = SphericalHarmonics(l_max)
-        if any(op.transform for op in program.operations if isinstance(op, ops.Radial)):
+        transforms = {op.transform for op in program.operations if isinstance(op, ops.Radial)}
+        if transforms == {"agnesi"}:
             self.distance_transform = AgnesiTransform(self.atomic_numbers)
+        elif transforms != {""}:
+            raise ValueError(f"distances are transformed in one way for all, not {transforms}")
         (embedding,) = (op for op in program.operations if isinstance(op, ops.Embedding))
         num_species = len(atomic_numbers)
         self.species_embedding = nn.Parameter(torch.randn(num_species, embedding.channels))

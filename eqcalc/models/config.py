@@ -121,6 +121,20 @@ class ModelConfig:
             for name in names
         ]
 
+    def not_by_degree(self) -> Problems:
+        """Rules of a list num_channels by degree 0 .. l_max."""
+        degrees, least = len(self.num_channels), min(self.num_channels, default=0)
+        return [
+            (
+                degrees != self.l_max + 1,
+                (
+                    f"num_channels has {degrees} entries, but l_max = {self.l_max} needs "
+                    f"{self.l_max + 1}: one for each degree 0 .. l_max."
+                ),
+            ),
+            (least <= 0, f"num_channels = {least}: it must be positive."),
+        ]
+
     def problems(self) -> Problems:
         """Whether something is wrong, and the sentence that says so, for each rule."""
         c = self

@@ -82,22 +82,12 @@ class NequIPConfig(ModelConfig):
             _checked_irreps(self)
 
     def problems(self) -> Problems:
-        c, degrees = self, len(self.num_channels)
+        c = self
         return [
             *super().problems(),
             *self.not_positive("num_layers"),
             *self.negative("readout", "embedding", "product_channels"),
-            (
-                degrees != c.l_max + 1,
-                (
-                    f"num_channels has {degrees} entries, but l_max = {c.l_max} needs "
-                    f"{c.l_max + 1}: one for each degree 0 .. l_max."
-                ),
-            ),
-            (
-                min(c.num_channels, default=0) <= 0,
-                f"num_channels = {min(c.num_channels, default=0)}: it must be positive.",
-            ),
+            *self.not_by_degree(),
             (
                 bool(c.product_l_max) and not c.product_channels,
                 (
@@ -215,7 +205,7 @@ def _layer(config: NequIPConfig, k: int, before: o3.Irreps, after: o3.Irreps) ->
         up = f"up_bias_{k}"
     sums = [f"own_{k}", f"mix_{k}"]
     operations += [
-        Radial(f"r_{k}", tuple(config.radial_mlp)),
+        Radial(f"r_{k}", tuple(config.radial_mlp), "pair_cutoffs" if config.pair_cutoffs else ""),
         Convolution(f"sum_{k}", up, f"r_{k}", irreps, config.l_max, messages, config.so3),
         Normalization(f"m_{k}", f"sum_{k}", messages),
         Linear(f"own_{k}", x, irreps, gated, config.species_self_connection),

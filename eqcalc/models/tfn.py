@@ -50,22 +50,11 @@ class TFNConfig(ModelConfig):
     readout: int = 32
 
     def problems(self) -> Problems:
-        degrees = len(self.num_channels)
         return [
             *super().problems(),
             *self.not_positive("num_layers"),
             *self.negative("readout"),
-            (
-                degrees != self.l_max + 1,
-                (
-                    f"num_channels has {degrees} entries, but l_max = {self.l_max} needs "
-                    f"{self.l_max + 1}: one for each degree 0 .. l_max."
-                ),
-            ),
-            (
-                min(self.num_channels, default=0) <= 0,
-                f"num_channels = {min(self.num_channels, default=0)}: it must be positive.",
-            ),
+            *self.not_by_degree(),
         ]
 
     def program(self) -> Program:

@@ -77,7 +77,8 @@ class Embedding(Operation):
 class Radial(Operation):
     """hidden: widths of the perceptron between the Bessel functions and the weights of a
     convolution, one for each channel of each path; transform: of the distance in the Bessel
-    functions (`eqcalc.nn.transform`), "agnesi" or none.
+    functions, "agnesi" (`eqcalc.nn.transform`), "pair_cutoffs" (`eqcalc.nn.radial.PairCutoffs`) or
+    none.
     """
 
     hidden: tuple[int, ...]
@@ -157,6 +158,8 @@ class Linear(Operation):
 
 @dataclass(frozen=True)
 class Bias(Operation):
+    """irreps: of the source and the value."""
+
     source: str
     irreps: str
 
@@ -216,6 +219,8 @@ class Gate(Operation):
 
 @dataclass(frozen=True)
 class NormGate(Operation):
+    """irreps: of the source and the value; see `eqcalc.nn.norm_gate`."""
+
     source: str
     irreps: str
 

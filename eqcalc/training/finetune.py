@@ -33,7 +33,7 @@ from eqcalc.models.base import Potential
 from eqcalc.models.config import ModelConfig
 from eqcalc.models.registry import build, model_config
 from eqcalc.nn.crowding import CrowdingConstants
-from eqcalc.nn.reference import AMPLITUDES, PairConstants, no_pairs
+from eqcalc.nn.reference import PairConstants, no_pairs
 from eqcalc.training.domain import crowding_of
 from eqcalc.training.folder import Constants, build_model, load_run
 from eqcalc.training.options import Config
@@ -78,13 +78,6 @@ def read_source(name: str) -> Source:
             "take one that 'eqcalc train' or 'eqcalc export' has written."
         )
     neighbors = hyper.pop("avg_num_neighbors")
-    if list(getattr(file.module.reference_energy.repulsion, "amplitudes", AMPLITUDES)) != [
-        *AMPLITUDES
-    ]:
-        raise InputError(
-            f"{name} has MACE's form of the core repulsion, which training does not have: it "
-            "cannot be fine-tuned."
-        )
     reference = file.module.reference_energy
     scale, shift = reference.scale.tolist(), reference.shift.tolist()
     blank = build(model_config(hyper), file.atomic_numbers, neighbors, scale, shift)
@@ -103,7 +96,26 @@ def read_source(name: str) -> Source:
     )
     weights = {k: p.detach() for k, p in file.module.named_parameters()}
     origin = file.metadata.get("origin", {})
-    return Source(name, model_config(hyper), constants, weights, origin)
+    source = Source(name, model_config(hyper), constants, weights, origin)
+    _check_rebuilt(source, file)
+    return source
+
+
+def _check_rebuilt(source: Source, file: export.PotentialFile) -> None:
+    """InputError if what training makes of the source is not the network of the file."""
+    old = source.constants
+    rest = old.atomic_numbers, old.avg_num_neighbors, old.scale, old.shift, old.pair_constants
+    model = build(source.model, *rest)
+    model.set_message_scales(old.message_scales)
+    model.limit_crowding(old.crowding)
+    graft(model, source)
+    set_precision(model, torch.float64)
+    model.reference_structure = file.module.reference_structure
+    if max(export.deviation(model).values()) > export.TOLERANCE[torch.float64]:
+        raise InputError(
+            f"{source.name} has something that training does not have (an imported MACE's form of "
+            "the core repulsion, for one), so it cannot be fine-tuned."
+        )
 
 
 def reduced(source: Source, elements: Iterable[int]) -> Source:

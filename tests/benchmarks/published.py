@@ -26,9 +26,13 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.spacegroup import crystal
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+
 from environments import PEERS, UnavailableError, python_of
 from inference import Row, started
 from report import machine
+from teacher_lifepo4 import lithium_iron_phosphate
 
 from eqcalc.importers import import_model
 from eqcalc.importers.published import SEVENN
@@ -41,19 +45,7 @@ def structures() -> dict[str, Atoms]:
     """What numbers are compared on."""
     ethanol = molecule("CH3CH2OH")
     copper = bulk("Cu", cubic=True)
-    phosphate = crystal(
-        ["Li", "Fe", "P", "O", "O", "O"],
-        basis=[
-            (0.0, 0.0, 0.0),
-            (0.2822, 0.25, 0.9747),
-            (0.0949, 0.25, 0.4182),
-            (0.0968, 0.25, 0.7428),
-            (0.4571, 0.25, 0.2060),
-            (0.1656, 0.0465, 0.2848),
-        ],
-        spacegroup=62,
-        cellpar=[10.332, 6.010, 4.692, 90, 90, 90],
-    )
+    phosphate = lithium_iron_phosphate()
     alloy = bulk("Co", "fcc", a=3.57, cubic=True).repeat(2)
     alloy.set_chemical_symbols(np.random.default_rng(0).permutation(["Co", "Cr", "Fe", "Ni"] * 8))
     silicon = bulk("Si", cubic=True)
