@@ -65,7 +65,14 @@ def find(model: str | os.PathLike, elements: Sequence[str] | None = None) -> Pat
 def _key(weights: Path, task: str | None, elements: Sequence[str]) -> str:
     """Changes with all that an import depends on."""
     digest = hashlib.sha256("\n".join([task or "", *elements]).encode())
-    for pattern in ("importers/*.py", "models/*.py", "nn/*.py", "contract.py", "export.py"):
+    for pattern in (
+        "importers/*.py",
+        "models/*.py",
+        "nn/*.py",
+        "program/*.py",
+        "contract.py",
+        "export.py",
+    ):
         for file in sorted(PACKAGE.glob(pattern)):
             digest.update(file.read_bytes())
     digest.update(weights.read_bytes())

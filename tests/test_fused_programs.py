@@ -1,5 +1,6 @@
 """Networks that are programs on the fused engine, against the TorchScript that they are read of."""
 
+from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -13,10 +14,12 @@ from eqcalc.engine import fused
 from eqcalc.engine.bricks import activation_scale
 from eqcalc.engine.build import EngineUnavailable
 from eqcalc.engine.contraction import contraction
+from eqcalc.models.config import ModelConfig
 from eqcalc.models.invariant import InvariantConfig
 from eqcalc.models.mace import MACEConfig
 from eqcalc.models.tfn import TFNConfig
 from eqcalc.nn import activations
+from eqcalc.program import Convolution, Embedding, Output, Program, Radial, Readout
 
 SMALL = {"cutoff": 4.0, "radial_mlp": [16], "radial_scale": 0.8, "num_layers": 2}
 
@@ -33,13 +36,15 @@ PROGRAMS = {
     "mace, species": mace(self_connections=[False, True]),
     "tfn, norms": TFNConfig(**SMALL, l_max=1, num_channels=[5, 3]),
     "tfn, gates": TFNConfig(**SMALL, l_max=1, num_channels=[5, 3], nonlinearity="gate"),
+    "tfn, crowded": TFNConfig(**SMALL, l_max=1, num_channels=[5, 3]),
     "invariant": InvariantConfig(**SMALL, num_channels=9),
 }
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)
 def program(request, tmp_path_factory):
-    path = write(tmp_path_factory.mktemp("program") / "model.pth", PROGRAMS[request.param])
+    path = tmp_path_factory.mktemp("program") / "model.pth"
+    write(path, PROGRAMS[request.param], crowding="crowded" in request.param)
     return path, fused.fuse(path, dtype="float64", radial="network")
 
 
@@ -109,6 +114,30 @@ def test_terms_become_products_of_two_factors():
         assert got == pytest.approx(expected, rel=1e-13)
     keys = list(zip(made.out, made.left, strict=True))
     assert keys == sorted(keys)  # those of a group lie together
+
+
+@dataclass(frozen=True)
+class BareConfig(ModelConfig):
+    """Messages that are not normalised: only normalised ones fade where it is crowded."""
+
+    def program(self):
+        return Program(
+            (
+                *(Embedding("a", 4), Radial("r", (8,))),
+                Convolution("m", "a", "r", "4x0e", 0, "4x0e"),
+                *(Readout("energies", "m", "4x0e"), Output("energy", ("energies",))),
+            )
+        )
+
+
+def test_messages_that_do_not_fade_are_not_made_to(tmp_path):
+    config = BareConfig(cutoff=4.0, radial_mlp=[16])
+    plain, crowded = tmp_path / "plain.pth", tmp_path / "crowded.pth"
+    write(plain, config)
+    fused.fuse(plain, dtype="float64")
+    write(crowded, config, crowding=True)
+    with pytest.raises(EngineUnavailable, match="all messages fade that crowd, also m"):
+        fused.fuse(crowded, dtype="float64")
 
 
 @pytest.mark.parametrize("name", ["silu", "tanh", "sigmoid"])

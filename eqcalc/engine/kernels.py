@@ -305,7 +305,7 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]
     ]
     table = ", ".join(f"{{forward_{n}, backward_{n}}}" for n in different.values())
     steps = [step for layer in plan.layers for step in layer.steps]
-    most = max(step.dim for step in steps if isinstance(step, LinearStep))
+    most = max((step.dim for step in steps if isinstance(step, LinearStep)), default=1)
     parts = [
         f"using T = {plan.scalar};\n",
         header("interface.h"),

@@ -9,7 +9,6 @@ that read it. What the species alone decide is worked out here. Operations that 
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,26 +49,9 @@ class _Reader:
         self.rows: list[Row] = []
         self.layers: list[LayerPlan] = []
 
-    @cached_property
-    def readers(self) -> dict[str, list[ops.Operation]]:
-        """Of every value."""
-        return {
-            op.name: [o for o in self.program.operations if op.name in o.inputs]
-            for op in self.program.operations
-        }
-
-    @cached_property
-    def depth(self) -> dict[str, int]:
-        """How many convolutions lead to each value."""
-        depth: dict[str, int] = {}
-        for op in self.program.operations:
-            before = max((depth[name] for name in op.inputs), default=0)
-            depth[op.name] = before + isinstance(op, ops.Convolution)
-        return depth
-
     def joins(self, name: str) -> bool:
         """Whether a value's row is that of its one reader."""
-        value, readers = self.program.by_name[name], self.readers[name]
+        value, readers = self.program.by_name[name], self.program.readers[name]
         if len(readers) != 1:
             return False
         sums = isinstance(value, ops.Linear | ops.Add | ops.Bias)
@@ -82,7 +64,7 @@ class _Reader:
             if isinstance(op, ops.Normalization):
                 name = op.source
             elif self.joins(name):
-                name = self.readers[name][0].name
+                name = self.program.readers[name][0].name
             else:
                 return NamedLayout(name, self.layout(op))
 
@@ -92,7 +74,7 @@ class _Reader:
             return bricks.message_layout(self.modules[op.name], self.padding)
         if isinstance(op, ops.Product):
             return bricks.product_layout(self.modules[op.name], self.padding)
-        gates = [r for r in self.readers[op.name] if isinstance(r, ops.Gate)]
+        gates = [r for r in self.program.readers[op.name] if isinstance(r, ops.Gate)]
         if gates:
             return bricks.gate(self.modules[gates[0].name], self.padding)[0]
         irreps = re.findall(r"(\d+)x(\d+)[eo]", op.irreps)
@@ -128,7 +110,7 @@ class _Reader:
             case ops.Convolution():
                 self.convolution(op)
             case ops.Normalization():
-                readers = self.readers[op.name]
+                readers = self.program.readers[op.name]
                 if op.density or not all(isinstance(r, ops.Linear) for r in readers):
                     raise NotCovered(f"The engine does not know normalisations as {op.name}.")
             case ops.Bias() | ops.Add():
@@ -137,7 +119,7 @@ class _Reader:
                 self.readout(op)
             case _:
                 steps = self.steps(op, self.row(op.source), self.row(op.name))
-                self.layers[self.depth[op.name] - 1].steps += steps
+                self.layers[self.program.depth[op.name] - 1].steps += steps
 
     def steps(self, op: Any, source: NamedLayout, target: NamedLayout) -> list[Step]:
         """From row to row."""
@@ -167,7 +149,7 @@ class _Reader:
             self.row(op.source), inner, outer, self.scale, self.silu, f"{op.name}_inner"
         )
         self.rows += rows
-        self.layers[self.depth[op.name] - 1].steps += steps
+        self.layers[self.program.depth[op.name] - 1].steps += steps
 
     def sum(self, op: ops.Bias | ops.Add) -> None:
         """Adds what is not in its row yet."""
@@ -177,24 +159,31 @@ class _Reader:
             self.begin_with(target, constants[None])
         for name in op.inputs:
             row = self.row(name)
-            if self.depth[name] == 0:
+            if self.program.depth[name] == 0:
                 self.begin_with(target, self.tables[name])
             elif row.name != target.name:
                 if row.layout != target.layout:
                     raise NotCovered(f"The engine cannot add {name} to {op.name}.")
-                steps = self.layers[self.depth[name] - 1].steps
+                steps = self.layers[self.program.depth[name] - 1].steps
                 steps.append(AddStep(row.name, target.name))
 
     def convolution(self, op: ops.Convolution) -> None:
-        k = self.depth[op.name] - 1
+        k = self.program.depth[op.name] - 1
         source, radial = self.row(op.source), self.program.by_name[op.radial]
-        if k != len(self.layers) or len(self.readers[op.source]) != 1:
+        if k != len(self.layers) or len(self.program.readers[op.source]) != 1:
             raise NotCovered(
                 "The engine has one convolution of each depth, of features of its own."
             )
+        fades = "crowding" in dict(self.module.named_children())
+        if fades and not all(
+            isinstance(reader, ops.Normalization) for reader in self.program.readers[op.name]
+        ):
+            raise NotCovered(
+                f"In the engine all messages fade that crowd, also {op.name}, without a norm."
+            )
         if radial.transform:
             raise NotCovered("The engine's radial functions are of distances in Å.")
-        if self.depth[op.source] == 0:
+        if self.program.depth[op.source] == 0:
             self.rows.append(source.row(self.tables[op.source]))
         convolution, weights, _ = bricks.convolution(self.modules[op.name], source.layout)
         matrices = bricks.radial_matrices(
@@ -210,7 +199,7 @@ class _Reader:
                 if op.name != "energy" or readouts != set(op.sources):
                     raise NotCovered("The engine makes energies alone, sums of readouts.")
             elif not op.on_edges:
-                (self.of_atoms if self.depth[op.name] else self.of_species)(op)
+                (self.of_atoms if self.program.depth[op.name] else self.of_species)(op)
         used = {name for layer in self.layers for name in (layer.messages, *_touched(layer.steps))}
         named = {row.name for row in self.rows}
         for op in self.program.operations:

@@ -106,7 +106,16 @@ class Program:
         return "\n".join(lines)
 
     @cached_property
-    def _depth(self) -> dict[str, int]:
+    def readers(self) -> dict[str, list[Operation]]:
+        """The operations that read each value."""
+        readers: dict[str, list[Operation]] = {op.name: [] for op in self.operations}
+        for op in self.operations:
+            for name in op.inputs:
+                readers[name].append(op)
+        return readers
+
+    @cached_property
+    def depth(self) -> dict[str, int]:
         """How many convolutions lead to each value."""
         depth: dict[str, int] = {}
         for op in self.operations:
@@ -121,43 +130,37 @@ class Program:
         A linear map whose value only later stages read is computed there: what ranks exchange is
         then read by several operations, but sent once. Embeddings are made before the first stage.
         """
-        readers: dict[str, list[str]] = {op.name: [] for op in self.operations}
-        for op in self.operations:
-            for name in op.inputs:
-                readers[name].append(op.name)
         place: dict[str, int] = {}
         for op in reversed(self.operations):
-            place[op.name] = max(self._depth[op.name] - 1, 0)
+            place[op.name] = max(self.depth[op.name] - 1, 0)
             if isinstance(op, Embedding):
                 place[op.name] = -1
             elif op.on_edges or isinstance(op, Linear | Bias | Density):
-                later = (place[name] for name in readers[op.name])
+                later = (place[reader.name] for reader in self.readers[op.name])
                 place[op.name] = max(place[op.name], min(later, default=0))
         count = 1 + max(place.values())
-        return tuple(self._stage(k, place, readers) for k in range(count))
+        return tuple(self._stage(k, place) for k in range(count))
 
-    def _stage(self, k: int, place: dict[str, int], readers: dict[str, list[str]]) -> Stage:
+    def _stage(self, k: int, place: dict[str, int]) -> Stage:
         mine = [op for op in self.operations if place[op.name] == k]
-        takes = self._carried(k, place, readers)
+        takes = self._carried(k, place)
         wanted: set[str] = set()
         for op in reversed(mine):
             if isinstance(op, Convolution):
                 wanted.add(op.source)
             elif op.name in wanted and not op.on_edges:
                 wanted.update(op.inputs)
-        return Stage(takes, tuple(mine), frozenset(wanted), self._carried(k + 1, place, readers))
+        return Stage(takes, tuple(mine), frozenset(wanted), self._carried(k + 1, place))
 
-    def _carried(
-        self, k: int, place: dict[str, int], readers: dict[str, list[str]]
-    ) -> tuple[str, ...]:
+    def _carried(self, k: int, place: dict[str, int]) -> tuple[str, ...]:
         """Values made before stage k and read in it or later."""
         return tuple(
             op.name
             for op in self.operations
             if place[op.name] < k
             and any(
-                place[reader] >= k and not isinstance(self.by_name[reader], Output)
-                for reader in readers[op.name]
+                place[reader.name] >= k and not isinstance(reader, Output)
+                for reader in self.readers[op.name]
             )
         )
 
