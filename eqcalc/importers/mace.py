@@ -356,7 +356,7 @@ def convert(
     file.weights.finish(_is_constant)
     origin = {
         "package": "MACE",
-        "package_version": "not said",
+        "package_version": "version not said",
         "authors": "I. Batatia, D. P. Kovács, G. N. C. Simm, C. Ortner, G. Csányi and others",
         "citation": CITATION,
         **({"task": file.heads[file.head]} if len(file.heads) > 1 else {}),
