@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_importers_nequip import results, structure
+from imported import results, structure
 
 from eqcalc.errors import InputError
 from eqcalc.importers import import_model
