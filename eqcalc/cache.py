@@ -80,7 +80,7 @@ def _make_private(folder: Path) -> None:
 
 
 def _open(home: Path, kind: str) -> Path:
-    """The folder of a kind of entries, safe to load code from; OSError if there is none."""
+    """The folder of entries of one sort, safe to load code from; OSError if there is none."""
     shared = home.parent.is_dir() and home.parent.stat().st_mode & 0o002
     if shared and home.is_symlink():
         raise PermissionError(errno.EPERM, "it is a link in a folder of all users", str(home))
@@ -114,7 +114,7 @@ def _first(kind: str, use: Callable[[Path], Path]) -> Path:
 
 
 def folder(kind: str) -> Path:
-    """The folder of a kind of entries, made if need be.
+    """The folder of entries of one sort, made if need be.
 
     Raises:
         CacheError: there is none.

@@ -1,4 +1,4 @@
-"""What is asked of the network in a file itself, whichever engine runs it: features, Hessian.
+"""Features and Hessians, from the TorchScript in a file, whichever engine computes the forces.
 
 Both go through the file's TorchScript, a layer at a time or differentiated twice.
 """

@@ -69,3 +69,22 @@ def test_commands_exist():
 )
 def test_links_lead_somewhere(page, target):
     assert ((ROOT / page).parent / target).exists()
+
+
+def test_options_exist():
+    """Every `section.option` that a page names outside of its listings."""
+    from eqcalc.models.registry import architectures
+    from eqcalc.training.options import Config
+
+    known = Config().to_dict()
+    known["model"] = set().union(*(vars(config()) for config in architectures().values()))
+    option = r"(?<![\w./])(data|model|training|fine_tune|pretrain)\.([a-z_]+)(?=$|[\s=,}])"
+    named = {
+        (page, section, name)
+        for page, text in TEXTS.items()
+        for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        for section, name in re.findall(option, code)
+        if name not in {"pth", "png", "xyz", "nequip"}
+    }
+    assert len(named) > 30
+    assert not [each for each in named if each[2] not in known[each[1]]]

@@ -191,7 +191,7 @@ def check_properties(
         atoms: near a minimum of the model.
         calc: in float64.
         references: values to compare with (eqcalc.checks.references).
-        progress: told what is being done.
+        progress: called with a line of text at each step.
 
     Raises:
         InputError: a slab or wire; no minimum; a reference of something that is not measured.

@@ -91,7 +91,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Suite:
-    """All outcomes; model: what the file says of itself; structure: what was checked."""
+    """All outcomes; model: of the file's metadata; structure: what was checked."""
 
     model: dict[str, str]
     structure: str
@@ -232,7 +232,7 @@ def check_all(
         ranks: MPI processes of the runs on several.
         steps, timestep, temperature: of `check_nve`.
         threads: of ASE and of each LAMMPS process.
-        say: told what is being done.
+        say: called with a line of text before each check.
 
     Raises:
         InputError: a bad file, elements that the model lacks, or no structure to begin with.

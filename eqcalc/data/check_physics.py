@@ -66,12 +66,12 @@ class Slope:
 
     @property
     def agrees(self) -> bool:
-        """Units and sign are right as far as can be told."""
+        """No slope contradicts the units and the sign."""
         return bool(1 / self.tolerance < self.slope < self.tolerance)
 
     @property
     def tells_pressure(self) -> bool:
-        """Whether a pressure can be told from a slope: enough pairs, of different volumes."""
+        """Whether there are enough pairs of different volumes to tell a pressure from a slope."""
         return len(self.work) >= FEWEST_PAIRS and float(np.ptp(self.swelling)) >= 1e-6
 
     def with_pressure(self) -> tuple[float, float]:

@@ -169,7 +169,7 @@ def iter_images(
 ) -> Iterator[tuple[Atoms, str]]:
     """Structures of one or several files, one at a time, each with what to call it in messages.
 
-    Files of one name are told apart by their paths.
+    Files of the same name are named with their paths.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]

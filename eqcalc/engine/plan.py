@@ -26,7 +26,7 @@ PADDING = {"float": 16, "double": 8}
 
 
 class NotCovered(EngineUnavailable):
-    """The model is of a kind that the fused engine does not know."""
+    """The fused engine cannot run this architecture or one of its options."""
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,7 @@ class Fused:
 
 
 def _places(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str]]:
-    """Parents and names of all submodules of a kind."""
+    """Parents and names of all submodules whose type is exactly `kind`."""
     return [
         (parent, name)
         for parent in model.modules()

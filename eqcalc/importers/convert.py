@@ -1,4 +1,4 @@
-"""From a file of another package, told by its content, to an export of ours."""
+"""From a file of another package, recognised by its content, to an export of ours."""
 
 from __future__ import annotations
 

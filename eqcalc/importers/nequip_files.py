@@ -1,4 +1,4 @@
-"""The files in which NequIP keeps networks, told by their content."""
+"""Which of NequIP's file formats a file has, by its content."""
 
 from __future__ import annotations
 

@@ -45,10 +45,11 @@ def xplor_envelope(r: Tensor, onset: float, cutoff: float) -> Tensor:
 
 
 class InnerLimit(nn.Module):
-    """The distance that a network is told: r as far as its training knew, and no less below.
+    """The distance that a network sees: r down to the shortest of its training, a constant below.
 
     A network is free to do anything at distances that no frame has. Below r_0 of a pair of species
-    it is told r' (r), whose slope falls from 1 at r_0 to 0 at 0.95 r_0 with two derivatives,
+    its input is r'(r) in place of r; the slope falls from 1 at r_0 to 0 at 0.95 r_0, twice
+    differentiable,
 
         r' = r_0 + w (s^6 - 3 s^5 + 5/2 s^4 - 1/2),   w = r_0 / 20,   s = (r - r_0) / w + 1,
 

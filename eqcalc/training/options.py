@@ -81,8 +81,8 @@ class FineTuneConfig:
         freeze: parameters that stay as they are, by name with * and ?, e.g. ["layers.0.*"].
         refit_energies: fit the reference energies of all elements that data.reference_energies and
             data.isolated_atoms do not give, for labels from another electronic structure method;
-            otherwise those of the elements that the model knows are kept. The shortest distances
-            that a network with a pair potential is told are then those of the new labels, too.
+            otherwise those of the elements that the model knows are kept. The distances below
+            which a network with a pair potential sees a constant are then measured anew, too.
         drop_elements: forget elements that the data lack, so that the file is smaller and nobody
             takes it for them; otherwise they are kept as they are.
     """

@@ -44,8 +44,8 @@ from eqcalc.nn.reference import PairConstants, PairEnergy, no_pairs, zbl_slope
 
 #: on normalised coefficients
 RIDGE = 1e-5
-#: of the shortest distance: where the network is no longer told how short a distance is, and where
-#: the core repulsion ends
+#: of the shortest distance: below which the network sees a constant distance, and where the
+#: core repulsion ends
 INNER, CORE = 0.93, 0.85
 #: of the shortest distance: where the slope is drawn to that of the free fit, or else of V_ZBL; the
 #: weight of that beside mean squares of forces in eV/Å

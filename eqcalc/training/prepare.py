@@ -338,7 +338,7 @@ def _setup(
     val: dict[str, Unprepared],
     model: Potential,
 ) -> dict[str, Any]:
-    """What setup.json says of data and network."""
+    """The content of setup.json: facts about the data, and the constants of the network."""
     all_val = Joined([*val.values()])
     setup = {
         "atomic_numbers": constants.atomic_numbers,
