@@ -13,17 +13,27 @@ if TYPE_CHECKING:
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.committee import DisagreementStop
     from eqcalc.errors import InputError
+    from eqcalc.training.api import train
 
-__all__ = ["DisagreementStop", "EquivariantCalculator", "InputError"]
+__all__ = ["DisagreementStop", "EquivariantCalculator", "InputError", "train"]
 
 _HOME = {
     "DisagreementStop": "eqcalc.committee",
     "EquivariantCalculator": "eqcalc.calculator",
     "InputError": "eqcalc.errors",
+    "train": "eqcalc.training.api",
 }
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("eqcalc")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'eqcalc' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

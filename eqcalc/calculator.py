@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import metadata
+from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -88,6 +92,33 @@ def _in_batches(structures: Iterable[Atoms], batch_atoms: int) -> Iterator[list[
         yield batch
 
 
+def _models(model: Any) -> list[str | os.PathLike]:
+    """One model or several; InputError for what is neither a path nor a name."""
+    models = [model] if isinstance(model, str | os.PathLike) else model
+    if not isinstance(models, Sequence) or isinstance(models, bytes):
+        raise InputError(
+            f"model is {type(model).__name__}: give a potential file, a model's name such as "
+            '"si", or a list of them.'
+        )
+    for one in models:
+        if not isinstance(one, str | os.PathLike):
+            raise InputError(
+                f"The list of models contains {type(one).__name__}: give files or names of models."
+            )
+    if not models:
+        raise InputError("The list of models is empty: name at least one potential file.")
+    return list(models)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Changes when a file does: its size in bytes and its time in ns; None if it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 class EquivariantCalculator(Calculator):
     """A potential file, or a committee of them, behind ASE.
 
@@ -158,13 +189,14 @@ class EquivariantCalculator(Calculator):
             raise InputError(
                 f"on_domain_exit = '{on_domain_exit}': it must be one of {', '.join(ACTIONS)}."
             )
+        for name, value in (("skin", skin), ("threads", threads)):
+            if not isinstance(value, Real) and (name, value) != ("threads", None):
+                raise InputError(f"{name} = {value!r}: it must be a number.")
         if not 0.0 <= skin < np.inf:
             raise InputError(f"skin = {skin} Å: it must be finite and must not be negative.")
         if threads is not None and (threads < 1 or threads != int(threads)):
             raise InputError(f"threads = {threads}: it must be at least 1, and whole.")
-        models = [model] if isinstance(model, str | os.PathLike) else list(model)
-        if not models:
-            raise InputError("The list of models is empty: name at least one potential file.")
+        models = _models(model)
         self._models = [names.lasting(m) for m in models]
         self._options = {"device": device, "dtype": dtype, "engine": engine, "threads": threads}
         self._skin, self._on_domain_exit = skin, on_domain_exit
@@ -180,7 +212,9 @@ class EquivariantCalculator(Calculator):
         self._load()
 
     def _load(self) -> None:
-        self.members = [open_backend(names.find(model), **self._options) for model in self._models]
+        paths = [names.find(model) for model in self._models]
+        self._opened = [_stamp(path) for path in paths]
+        self.members = [open_backend(path, **self._options) for path in paths]
         #: TorchScript of the members by (member, dtype), opened when it is needed
         self._networks: dict[tuple[int, str], export.PotentialFile] = {}
         watches = [Domain.watch(member.potential.metadata) for member in self.members]
@@ -192,6 +226,63 @@ class EquivariantCalculator(Calculator):
         cutoff = max(member.potential.cutoff for member in self.members)
         self.neighbors = VerletList(cutoff, self._skin)
         self._unwatched: tuple[Pairs | None, int] = None, 0
+
+    def __repr__(self) -> str:
+        names = [member.potential.path.name for member in self.members]
+        what = repr(names[0]) if len(names) == 1 else repr(names)
+        return (
+            f"{type(self).__name__}({what}, engine={self.engine!r}, dtype={self.dtype!r}, "
+            f"cutoff={self.cutoff:g} Å, elements={' '.join(self.elements)})"
+        )
+
+    @property
+    def cutoff(self) -> float:
+        """Å; of a committee the largest."""
+        return max(member.potential.cutoff for member in self.members)
+
+    @property
+    def elements(self) -> list[str]:
+        """Symbols of the elements that all members know, in the order of the first."""
+        known = [set(member.potential.symbols) for member in self.members]
+        return [s for s in self.potential.symbols if all(s in others for others in known)]
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the network as it runs: "float32" or "float64"."""
+        return str(self.potential.dtype).removeprefix("torch.")
+
+    @property
+    def engine(self) -> str:
+        """What runs: "fused", "exact" or "torch", whatever "auto" has become."""
+        return self.backend.name
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the (first) file carries, as `eqcalc info --json` prints it; a copy."""
+        return copy.deepcopy(self.potential.metadata)
+
+    def todict(self, skip_default: bool = True) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002
+        """What a database of ASE keeps of the calculator: the files with their SHA-256 and options.
+
+        A file that has been replaced since the calculator opened it has None there.
+        """
+        files = [
+            {"file": str(member.potential.path), "sha256": self._sha256(k)}
+            for k, member in enumerate(self.members)
+        ]
+        return {
+            "models": files,
+            "engine": self.engine,
+            "dtype": self.dtype,
+            "eqcalc_version": metadata.version("eqcalc"),
+        }
+
+    def _sha256(self, member: int) -> str | None:
+        """Of a member's file, unless it is another one by now."""
+        path, opened = self.members[member].potential.path, self._opened[member]
+        if _stamp(path) != opened:
+            return None
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
     @property
     def backend(self) -> Any:
@@ -206,7 +297,7 @@ class EquivariantCalculator(Calculator):
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             state = self.__dict__.copy()
-        for name in ("members", "neighbors", "_networks", "_watches", "_unwatched"):
+        for name in ("members", "neighbors", "_networks", "_watches", "_unwatched", "_opened"):
             del state[name]
         return state
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eqcalc import cli_shared as shared
 from eqcalc.cli_checks import check_app
 from eqcalc.cli_data import (
     EnergyKey,
@@ -23,6 +24,7 @@ from eqcalc.cli_data import (
     data_app,
 )
 from eqcalc.cli_import import import_command
+from eqcalc.cli_shared import Model, OldDtype, Precision, will_write, will_write_to
 from eqcalc.errors import InputError, Interrupted
 from eqcalc.files import user_path
 
@@ -31,19 +33,36 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # [pretrain] is a word, not markup
     pretty_exceptions_enable=False,
-    help="From DFT data to molecular dynamics with an E(3)-equivariant interatomic potential.",
 )
-lammps_app = typer.Typer(no_args_is_help=True, help="The pair style for LAMMPS.")
+lammps_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="The pair style for LAMMPS."
+)
 app.add_typer(check_app, name="check")
 app.add_typer(data_app, name="data")
 app.add_typer(lammps_app, name="lammps")
 app.command("import")(import_command)
 
-Model = Annotated[
-    str, typer.Argument(help="A potential file, or a model's name: si, 7net-0, 7net-mf-0:PBE.")
-]
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - a callback of typer
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"eqcalc {version('eqcalc')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show it and exit."),
+    ] = False,
+) -> None:
+    """From DFT data to molecular dynamics with an E(3)-equivariant interatomic potential."""
+    del version
 
 
 @app.command()
@@ -106,6 +125,7 @@ def train(
         assignments.append(f"data.val={json.dumps([str(p.resolve()) for p in val])}")
     config = override(config, assignments)
     folder = out or Path("runs") / first.name.split(".")[0]
+    will_write_to(folder)
     if dry_run:
         from eqcalc.training.dryrun import dry_run as look_ahead
 
@@ -125,10 +145,14 @@ def _train_one(config: Config, folder: Path) -> None:
         return
     for name, errors in summary["errors"].items():
         typer.echo(f"\n{name}\n{format_table(errors)}")
-    typer.echo(
-        f"\nBest epoch {summary['best_epoch']}. Written to {folder}: model.pth, summary.json, "
-        "history.csv, learning_curve.png, parity.png"
-    )
+    rows = {
+        "best epoch": summary["best_epoch"],
+        "potential": folder / "model.pth",
+        "learning curve": folder / "learning_curve.png",
+        "parity": folder / "parity.png",
+        "errors, history": f"{folder / 'summary.json'}, {folder / 'history.csv'}",
+    }
+    typer.echo("\n" + "\n".join(f"{name:<17}{value}" for name, value in rows.items()))
 
 
 def _train_committee(config: Config, folder: Path, size: int, *, resplit: bool) -> None:
@@ -178,6 +202,7 @@ def export(
     from eqcalc.training.run import export_run
 
     output = output or run / "model.pth"
+    will_write(output)
     document = export_run(run, output)
     typer.echo(
         f"{output}: {document['architecture']} for {', '.join(document['species'])}, "
@@ -267,7 +292,7 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="Write frames with labels and predictions (extended XYZ).")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
+    precision: Precision = None,
     engine: Annotated[str, typer.Option(help="auto, fused, exact or torch.")] = "auto",
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if there is one.")
@@ -277,6 +302,7 @@ def evaluate(
     stress_key: StressKey = "stress",
     virial_key: VirialKey = "",
     pulay_pressure: PulayPressure = 0.0,
+    old_dtype: OldDtype = None,
 ) -> None:
     """Errors of a potential, or of a committee's mean, on labelled frames, by config_type.
 
@@ -298,6 +324,10 @@ def evaluate(
         "stress_key": stress_key,
         "virial_key": virial_key,
     }
+    dtype = shared.precision(precision, old_dtype)
+    will_write(output)
+    will_write(plot, endings=(".png", ".pdf", ".svg"))
+    will_write(predictions, endings=(".xyz", ".extxyz"))
     members = member_files([Path(model)]) if Path(model).is_dir() else [model]
     if any(map(is_store, frames)):
         usual = {f"{label}_key": name for label, name in DEFAULT_KEYS.items()}
@@ -381,10 +411,9 @@ def sample(
     a network of these elements alone, which is many times faster. A committee: to train one
     network, on these and the DFT frames together, that is as good as the mean of several.
     """
-    from tqdm import tqdm
-
     from eqcalc.data.frames import iter_images
     from eqcalc.data.labels import config_type, is_isolated_atom
+    from eqcalc.progress import Progress
     from eqcalc.sampling.dynamics import Sampling, write_sample
     from eqcalc.sampling.teachers import open_teacher
     from eqcalc.training.config import parse_value
@@ -403,10 +432,11 @@ def sample(
     pairs = [text.partition("=") for text in teacher_option or ()]
     if unclear := [name for name, equals, _ in pairs if not equals]:
         raise InputError(f"--teacher-option {unclear[0]}: write name=value.")
+    will_write(output, endings=(".xyz", ".extxyz"))
     source = open_teacher(teacher, {name: parse_value(value) for name, _, value in pairs})
     images = [atoms for atoms, _ in iter_images(start)]
     starts = [atoms for atoms in images if not is_isolated_atom(config_type(atoms))]
-    with tqdm(total=frames, desc="frames") as bar:
+    with Progress(frames, "frames") as bar:
         tally = write_sample(source, starts, output, sampling, bar.update)
     typer.echo(f"{output}: {tally}.")
 
@@ -444,35 +474,57 @@ def lammps_doctor(
 
 @lammps_app.command("input")
 def lammps_input(
-    structure: Annotated[Path, typer.Argument(help="A structure that ASE reads.")],
-    model: Annotated[str, typer.Option(help="A potential file, or a model's name.")],
+    model: Model,
+    structure: shared.Structure = None,
+    *,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
+    frame: Annotated[
+        int | None,
+        typer.Option(help="Of a file with several structures: its number from 0, or -1: the last."),
+    ] = None,
     ensemble: Annotated[str, typer.Option(help="nve, nvt, npt or minimize.")] = "nve",
     temperature: Annotated[float, typer.Option(help="K")] = 300.0,
+    pressure: Annotated[float, typer.Option(help="GPa, of npt and of a relaxed cell.")] = 0.0,
+    coupling: Annotated[
+        str,
+        typer.Option(
+            help="How the cell changes: iso (one factor), aniso (each length), tri (angles too)."
+        ),
+    ] = "iso",
+    relax_cell: Annotated[
+        bool, typer.Option("--relax-cell", help="With minimize: relax the cell, too.")
+    ] = False,
     timestep: Annotated[float, typer.Option(help="fs")] = 1.0,
-    steps: Annotated[int, typer.Option(help="MD steps.")] = 1000,
-    precision: Annotated[str | None, typer.Option(help="single or double.")] = None,
+    steps: Annotated[int, typer.Option(help="MD steps, or of the minimiser at most.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the first velocities.")] = 1,
+    precision: Precision = None,
+    old_model: shared.OldModel = None,
 ) -> None:
     """Write a data file and an input script with the right type order and masses."""
-    from eqcalc.data.frames import read_structure
+    from eqcalc.data.frames import choose_structure
     from eqcalc.lammps import write_input
 
+    will_write_to(out)
+    model, path = shared.model_and_structure(model, structure, old_model)
     for name, value, known in (
         ("ensemble", ensemble, ("nve", "nvt", "npt", "minimize")),
-        ("precision", precision, (None, "single", "double")),
+        ("coupling", coupling, ("iso", "aniso", "tri")),
     ):
         if value not in known:
-            choices = ", ".join(k for k in known if k)
-            raise InputError(f"--{name} {value}: it must be one of {choices}.")
+            raise InputError(f"--{name} {value}: it must be one of {', '.join(known)}.")
     script = write_input(
-        read_structure(structure),
+        choose_structure(path, frame),
         model,
         out,
         ensemble,
         temperature,
         timestep,
         steps,
-        precision=precision,
+        pressure_gpa=pressure,
+        coupling=coupling,
+        relax_cell=relax_cell,
+        seed=seed,
+        precision=shared.precision(precision),
     )
     typer.echo(f"Run it with: cd {script.parent} && lmp -in {script.name}")
 
@@ -492,7 +544,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     sys.argv[1:] = map(_at_home, sys.argv[1:])
     try:
-        app()
+        app(prog_name="eqcalc")
     except InputError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)

@@ -7,16 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eqcalc.errors import InputError, did_you_mean
+from eqcalc.cli_shared import (
+    Model,
+    OldModel,
+    Structure,
+    model_and_structure,
+    precision,
+    will_write,
+    will_write_to,
+)
+from eqcalc.errors import InputError
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from eqcalc.checks.references import References
     from eqcalc.checks.report import Report
 
-check_app = typer.Typer(no_args_is_help=True, help="Is the potential what it claims to be?")
+check_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Is the potential what it claims to be?"
+)
 
-Structure = Annotated[Path, typer.Argument(help="A structure that ASE reads.")]
-Model = Annotated[str, typer.Option("--model", help="A potential file, or a bundled model: si.")]
 Out = Annotated[Path, typer.Option(help="Folder for the figures (JSON) and the picture (PNG).")]
 Ranks = Annotated[int, typer.Option(help="MPI processes of the run on several in LAMMPS.")]
 Threads = Annotated[int, typer.Option(help="Threads of each process.")]
@@ -55,17 +66,27 @@ def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
+def _opened(model: str, structure: Path | None, old: str | None, out: Path) -> tuple[str, Atoms]:
+    """The model's name and the structure; where results go is checked first."""
+    from eqcalc.data.frames import read_structure
+
+    will_write_to(out)
+    model, path = model_and_structure(model, structure, old)
+    return model, read_structure(path)
+
+
 @check_app.command("all")
 def check_all(
-    model: Annotated[str, typer.Argument(help="A potential file, or a bundled model: si.")],
+    model: Model,
     structure: Annotated[
         Path | None,
         typer.Argument(help="Crystal, slab or molecule; left out, the crystal of a pure element."),
     ] = None,
     *,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="The report; its JSON is written beside it.")
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The report; its JSON is written beside it.")
     ] = Path("report.html"),
+    out: Annotated[Path | None, typer.Option(hidden=True)] = None,
     references: ReferenceFile = None,
     lammps: Annotated[bool, typer.Option(help="Run LAMMPS too.")] = True,
     ranks: Ranks = 2,
@@ -79,8 +100,8 @@ def check_all(
     from eqcalc.checks.suite import check_all as run_checks
     from eqcalc.data.frames import read_structure
 
-    if out.suffix != ".html":
-        raise InputError(f"--out {out}: the report's name must end in .html.")
+    output = out or output
+    will_write(output, endings=(".html",))
     suite = run_checks(
         model,
         None if structure is None else read_structure(structure),
@@ -93,58 +114,63 @@ def check_all(
         threads=threads,
         say=_say,
     )
-    written = write_report(suite, out)
+    written = write_report(suite, output)
     typer.echo(f"{suite}\nWritten: {', '.join(map(str, written))}")
     raise typer.Exit(STATUS[suite.verdict])
 
 
 @check_app.command("symmetry")
 def check_symmetry(
-    structure: Structure,
     model: Model,
+    structure: Structure = None,
+    *,
     out: Out = Path(),
-    precision: Annotated[str, typer.Option(help="float64, float32 or both.")] = "both",
+    asked: Annotated[str, typer.Option("--precision", help="float64, float32 or both.")] = "both",
+    old_model: OldModel = None,
 ) -> None:
     """Rotations, reflections, translations, permutations, wrapping, cell vectors, supercells."""
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.symmetry import check_symmetry as run_check
-    from eqcalc.data.frames import read_structure
 
-    known = {"both": ("float64", "float32"), "float64": ("float64",), "float32": ("float32",)}
-    if precision not in known:
-        raise InputError(f"--precision {precision}{did_you_mean(precision, known)}.")
+    chosen = ["float64", "float32"] if asked == "both" else [precision(asked)]
+    model, atoms = _opened(model, structure, old_model, out)
     calculators = {
-        p: EquivariantCalculator(model, dtype=p, on_domain_exit="ignore") for p in known[precision]
+        p: EquivariantCalculator(model, dtype=p, on_domain_exit="ignore") for p in chosen
     }
-    _finish(run_check(read_structure(structure), calculators), out)
+    _finish(run_check(atoms, calculators), out)
 
 
 @check_app.command("gradients")
-def check_gradients(structure: Structure, model: Model, out: Out = Path()) -> None:
+def check_gradients(
+    model: Model, structure: Structure = None, *, out: Out = Path(), old_model: OldModel = None
+) -> None:
     """Finite differences of the energy against forces and stress, in float64."""
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.gradients import check_gradients as run_check
-    from eqcalc.data.frames import read_structure
 
+    model, atoms = _opened(model, structure, old_model, out)
     calc = EquivariantCalculator(model, dtype="float64", on_domain_exit="ignore")
-    _finish(run_check(read_structure(structure), calc), out)
+    _finish(run_check(atoms, calc), out)
 
 
 @check_app.command("smoothness")
-def check_smoothness(structure: Structure, model: Model, out: Out = Path()) -> None:
+def check_smoothness(
+    model: Model, structure: Structure = None, *, out: Out = Path(), old_model: OldModel = None
+) -> None:
     """Jumps where distances cross the cutoff; holes, on compression and in hot dynamics too."""
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.smoothness import check_smoothness as run_check
-    from eqcalc.data.frames import read_structure
 
+    model, atoms = _opened(model, structure, old_model, out)
     calc = EquivariantCalculator(model, dtype="float64", on_domain_exit="ignore")
-    _finish(run_check(read_structure(structure), calc), out)
+    _finish(run_check(atoms, calc), out)
 
 
 @check_app.command("nve")
 def check_nve(
-    structure: Structure,
     model: Model,
+    structure: Structure = None,
+    *,
     out: Out = Path(),
     timestep: TimeStep = None,
     steps: Steps = 300,
@@ -153,17 +179,18 @@ def check_nve(
     ranks: Ranks = 2,
     threads: Threads = 1,
     max_drift: Annotated[float | None, typer.Option(help="meV/atom/ps that pass.")] = None,
+    old_model: OldModel = None,
 ) -> None:
     """Energy conservation: three time steps in ASE and LAMMPS, float32, several ranks."""
     from eqcalc.checks.nve import check_nve as run_check
     from eqcalc.checks.nve_report import MAX_DRIFT
-    from eqcalc.data.frames import read_structure
 
     engines = {"both": ("ase", "lammps"), "ase": ("ase",), "lammps": ("lammps",)}
     if engine not in engines:
         raise InputError(f"--engine {engine}: it must be one of {', '.join(engines)}.")
+    model, atoms = _opened(model, structure, old_model, out)
     report = run_check(
-        read_structure(structure),
+        atoms,
         model,
         timestep=timestep,
         steps=steps,
@@ -179,29 +206,36 @@ def check_nve(
 
 @check_app.command("parity")
 def check_parity(
-    structure: Structure,
     model: Model,
+    structure: Structure = None,
+    *,
     out: Out = Path(),
     ranks: Annotated[list[int] | None, typer.Option(help="MPI processes; repeatable.")] = None,
     threads: Threads = 1,
+    old_model: OldModel = None,
 ) -> None:
     """Energies, forces, pressure and atomic virials in ASE against LAMMPS, on any ranks."""
     from eqcalc.checks.parity import check_parity as run_check
-    from eqcalc.data.frames import read_structure
 
-    report = run_check(read_structure(structure), model, ranks=ranks or (1, 2), threads=threads)
+    model, atoms = _opened(model, structure, old_model, out)
+    report = run_check(atoms, model, ranks=ranks or (1, 2), threads=threads)
     _finish(report, out)
 
 
 @check_app.command("properties")
 def check_properties(
-    structure: Structure, model: Model, out: Out = Path(), references: ReferenceFile = None
+    model: Model,
+    structure: Structure = None,
+    *,
+    out: Out = Path(),
+    references: ReferenceFile = None,
+    old_model: OldModel = None,
 ) -> None:
     """Crystals: E(V), elastic constants, vacancy, phonons. Molecules: geometry, vibrations."""
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.properties import check_properties as run_check
-    from eqcalc.data.frames import read_structure
 
-    calc = EquivariantCalculator(model, dtype="float64", on_domain_exit="ignore")
     known = _references(references)
-    _finish(run_check(read_structure(structure), calc, references=known, progress=_say), out)
+    model, atoms = _opened(model, structure, old_model, out)
+    calc = EquivariantCalculator(model, dtype="float64", on_domain_exit="ignore")
+    _finish(run_check(atoms, calc, references=known, progress=_say), out)

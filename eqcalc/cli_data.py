@@ -8,7 +8,11 @@ from typing import Annotated
 
 import typer
 
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: check them, pack them.")
+from eqcalc.cli_shared import will_write, will_write_to
+
+data_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Data sets: check them, pack them."
+)
 
 Frames = Annotated[list[Path], typer.Argument(help="Frames in any format that ASE reads.")]
 EnergyKey = Annotated[str, typer.Option(help="Name of the energy in the files.")]
@@ -33,9 +37,11 @@ def data_check(
     ] = None,
     cutoff: Annotated[float, typer.Option(help="Å, of the model to be trained.")] = 5.0,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of the data (PNG).")] = None,
-    json_: Annotated[
-        Path | None, typer.Option("--json", help="Write all findings with their frames as JSON.")
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write all findings with their frames as JSON."),
     ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", hidden=True)] = None,
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",
@@ -48,6 +54,9 @@ def data_check(
     from eqcalc.data.check_plot import draw
     from eqcalc.files import write_bytes
 
+    output = output or json_
+    will_write(output)
+    will_write(plot, endings=(".png",))
     survey = check(
         frames,
         test or (),
@@ -60,8 +69,8 @@ def data_check(
     )
     typer.echo(str(survey))
     written = []
-    if json_:
-        written.append(write_json(json_, survey.to_dict()))
+    if output:
+        written.append(write_json(output, survey.to_dict()))
     if plot:
         picture = io.BytesIO()
         draw(survey).savefig(picture, format="png", dpi=110)
@@ -90,6 +99,7 @@ def data_pack(
 
     from eqcalc.data.store import pack
 
+    will_write_to(output)
     header = pack(
         frames,
         output,

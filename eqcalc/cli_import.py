@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from eqcalc.cli_shared import OldDtype, precision, will_write
+
 
 def import_command(
     source: Annotated[
@@ -27,7 +29,11 @@ def import_command(
     task: Annotated[
         str | None, typer.Option(help="Of a multi-task model, or a head of MACE.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32 or float64.")] = "float32",
+    asked: Annotated[
+        str | None,
+        typer.Option("--precision", help="Of the weights: float32 or float64. [default: float32]"),
+    ] = None,
+    old_dtype: OldDtype = None,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Compare with the original package, installed here."),
@@ -36,6 +42,8 @@ def import_command(
     """Turn a potential of another package into one file for ASE and LAMMPS here."""
     from eqcalc.importers import import_model
 
+    will_write(output)
+    dtype = precision(asked, old_dtype) or "float32"
     kept = elements.replace(",", " ").split() if elements else None
     made = import_model(source, output, elements=kept, task=task, dtype=dtype)
     typer.echo(f"{output}: {made.line()}")

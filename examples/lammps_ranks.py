@@ -21,7 +21,7 @@ from ase.io import read
 
 from eqcalc import EquivariantCalculator, InputError
 from eqcalc.lammps import read_thermo, run_lmp, write_input
-from eqcalc.lammps.simulation import DUMP_FILE
+from eqcalc.lammps.script import DUMP_FILE
 
 #: eV per atom and eV/Å. Sums in another order; the dump has 15 digits of each position.
 ALLOWED = {"double": (1e-10, 1e-9), "single": (1e-5, 1e-3)}
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
                 steps=options.steps,
                 thermo_every=options.steps,
                 dump_every=options.steps,
+                digits=15,
                 precision=options.precision,
             )
             output = run_lmp(script, ranks=ranks)

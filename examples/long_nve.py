@@ -41,7 +41,7 @@ def by_stillinger_weber(atoms, timestep, steps, folder):
     """The same input script with another pair style."""
     script = write_input(
         atoms, "si", folder, "nve", timestep_fs=timestep, steps=steps, thermo_every=EVERY,
-        dump_every=0,
+        dump_every=0, digits=15,
     )  # fmt: skip
     (folder / "Si.sw").write_text(STILLINGER_WEBER)
     text = re.sub(r"pair_style .*", "pair_style sw", script.read_text())

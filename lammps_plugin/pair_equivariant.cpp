@@ -191,8 +191,10 @@ void PairEquivariant::settings(int narg, char **arg)
                  "engine, device, threads, timing and domain",
                  key);
     if (iarg + 1 == narg) error->all(FLERR, "Pair style equivariant: '{}' needs a value", key);
-    const std::string value = arg[iarg + 1];
+    std::string value = arg[iarg + 1];
     if (key == "precision") {
+      if (value == "float32") value = "single";
+      if (value == "float64") value = "double";
       if (value != "single" && value != "double")
         error->all(FLERR, "Pair style equivariant: precision must be single or double, not '{}'",
                    value);

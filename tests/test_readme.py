@@ -20,7 +20,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [name for name, text in TEXTS.items() if "```python" in text])
-def test_python_snippets_run(page, capsys):
+def test_python_snippets_run(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for snippet in blocks(TEXTS[page], "python"):
         exec(compile(snippet, page, "exec"), {})
     assert capsys.readouterr().out

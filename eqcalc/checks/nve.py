@@ -34,6 +34,7 @@ from eqcalc.checks.nve_report import MAX_DRIFT, NVEReport
 from eqcalc.checks.structures import bare
 from eqcalc.checks.traces import Trace, run_ase, run_lammps, with_velocities
 from eqcalc.errors import InputError
+from eqcalc.progress import Progress
 
 Engine = Literal["ase", "lammps"]
 
@@ -95,13 +96,11 @@ def check_nve(
         max_drift: meV/atom/ps that pass.
         threads: torch threads of either; more than one pays from some hundred atoms on, on cores
             that nothing else uses.
-        progress: show a bar.
+        progress: show a bar, or off a terminal a line at every tenth.
 
     Raises:
         InputError: too few steps to fit a line, or what the engines refuse.
     """
-    from tqdm import tqdm
-
     if steps < 20:
         raise InputError(f"{steps} steps are too few to measure a drift: take at least 20.")
     atoms = bare(atoms)
@@ -112,10 +111,10 @@ def check_nve(
     runs = _plan(engines, timestep, steps, ranks, single=single)
     calculators: dict[str, EquivariantCalculator] = {}
     traces: list[Trace] = []
-    bar = tqdm(total=sum(r.steps + 1 for r in runs), unit="step", disable=not progress)
+    bar = Progress(sum(r.steps + 1 for r in runs), "NVE steps", quiet=not progress)
     with bar, tempfile.TemporaryDirectory(prefix="eqcalc-nve-") as folder:
         for k, run in enumerate(runs):
-            bar.set_description(f"NVE, {run.engine}, {run.precision}, dt = {run.timestep:g} fs")
+            bar.describe(f"NVE, {run.engine}, {run.precision}, dt = {run.timestep:g} fs")
             options = {"precision": run.precision}
             if run.engine == "ase":
                 calc = calculators.setdefault(

@@ -12,38 +12,73 @@ from eqcalc.errors import InputError
 from eqcalc.files import write_bytes
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; max-width: 1080px; margin: 2em auto;
-       padding: 0 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2.2em; border-bottom: 1px solid #ccc; }
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #444; --line: #ccc;
+        --faint: #e4e4e4; --head: #f4f4f4; --pass: #176b2c; --fail: #b00020; --skip: #6b6b6b;
+        --undecided: #8a5a00; --link: #0b57d0; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --paper: #16181c; --soft: #b4b8bf; --line: #4a4e55; --faint: #2c3036;
+          --head: #23262c; --pass: #6fcf86; --fail: #ff8a8f; --skip: #a0a4ab;
+          --undecided: #e6b450; --link: #8ab4f8; }
+}
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 1080px; margin: 2em auto; padding: 0 1em; }
+a { color: var(--link); }
+h1 { font-size: 1.5em; } h1, h2 { overflow-wrap: break-word; }
+h2 { font-size: 1.2em; margin-top: 2.2em; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; font-size: 0.88em; margin: 0.8em 0; }
-th, td { padding: 0.15em 0.8em; text-align: right; border-bottom: 1px solid #e4e4e4; }
-th { background: #f4f4f4; } caption { text-align: left; font-weight: 600; padding: 0.3em 0; }
+th, td { padding: 0.15em 0.8em; text-align: right; vertical-align: top;
+         border-bottom: 1px solid var(--faint); }
+th { background: var(--head); }
+.caption { font-size: 0.88em; font-weight: 600; margin: 1.2em 0 -0.5em; }
 th:first-child, td:first-child, .words td { text-align: left; }
-.scroll { overflow-x: auto; } img { max-width: 100%; height: auto; }
-.PASS { color: #176b2c; } .FAIL { color: #b00020; } .SKIPPED { color: #6b6b6b; }
-.UNDECIDED { color: #8a5a00; }
-.verdict { font-weight: 700; } .method, .note { color: #444; white-space: pre-line; }
-pre { overflow-x: auto; font-size: 0.8em; color: #444; }
-.hash { word-break: break-all; }
+.words td:first-child { white-space: nowrap; }
+.scroll { overflow-x: auto; } .scroll td { white-space: nowrap; }
+img { max-width: 100%; height: auto; background: #fff; }
+.PASS { color: var(--pass); } .FAIL { color: var(--fail); } .SKIPPED { color: var(--skip); }
+.UNDECIDED { color: var(--undecided); }
+.verdict { font-weight: 700; } .method, .note { color: var(--soft); white-space: pre-line; }
+pre { overflow-x: auto; font-size: 0.8em; color: var(--soft); }
+.hash { font-family: ui-monospace, monospace; font-size: 0.92em; word-break: break-all; }
+@media (max-width: 600px) {
+  body { margin: 1em auto; }
+  .words, .words tbody, .words tr, .words td { display: block; }
+  .words tr { padding: 0.3em 0; border-bottom: 1px solid var(--faint); }
+  .words td { border: 0; padding: 0; } .words td:first-child { font-weight: 600; }
+  .words td:empty { display: none; }
+}
+@media print {
+  :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #333; --line: #999;
+          --faint: #ddd; --head: #eee; --pass: #176b2c; --fail: #b00020; --skip: #555;
+          --undecided: #8a5a00; --link: #000; }
+  body { max-width: none; margin: 0; padding: 0; font-size: 10.5pt; }
+  .scroll { overflow: visible; } .scroll table { font-size: 7.5pt; }
+  .scroll th, .scroll td { padding: 0.1em 0.5em; }
+  .scroll td { white-space: normal; }
+  h2 { break-after: avoid; } tr, img { break-inside: avoid; }
+  .caption { break-after: avoid; }
+  img { max-height: 20cm; } a { text-decoration: none; }
+}
 """
 
 
 def _table(table: Table) -> str:
-    caption = f"<caption>{escape(table.title)}</caption>" if table.title else ""
+    caption = f'<p class="caption">{escape(table.title)}</p>' if table.title else ""
     head = "".join(f"<th>{escape(c)}</th>" for c in table.columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
     )
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     return (
-        f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead>'
+        f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{note}"
     )
 
 
 def _words(rows: dict[str, str]) -> str:
+    mark = {"SHA-256": ' class="hash"'}  # the one word that may be broken anywhere
     cells = (
-        f'<tr><td>{escape(k)}</td><td class="hash">{escape(v)}</td></tr>' for k, v in rows.items()
+        f"<tr><td>{escape(k)}</td><td{mark.get(k, '')}>{escape(v)}</td></tr>"
+        for k, v in rows.items()
     )
     return f'<table class="words"><tbody>{"".join(cells)}</tbody></table>'
 
@@ -80,6 +115,10 @@ def render(suite: Suite) -> str:
     )
     name = escape(suite.model["file"].split(",")[0])
     body = "\n".join(_section(outcome) for outcome in suite.outcomes)
+    training = [_table(table) for table in suite.errors]
+    training += [_words(suite.domain)] if suite.domain else []
+    if training:
+        training.insert(0, '<h2 id="training">Training, as the file says</h2>')
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -91,7 +130,8 @@ def render(suite: Suite) -> str:
 <body>
 <h1>Checks of the potential {name}: <span class="{verdict}">{verdict}</span></h1>
 <table class="words"><tbody>{summary}</tbody></table>
-{_words(suite.model | {"structure": suite.structure})}
+{_words(suite.model | {"structure": suite.structure} | suite.run)}
+{"".join(training)}
 {body}
 </body>
 </html>

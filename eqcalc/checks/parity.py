@@ -20,7 +20,6 @@ from ase import Atoms
 from eqcalc.calculator import EquivariantCalculator
 from eqcalc.checks.report import Report, Table
 from eqcalc.checks.structures import bare
-from eqcalc.checks.traces import PRECISION
 from eqcalc.errors import InputError
 
 #: fraction of a property's scale that passes: sums in another order and, on several ranks, features
@@ -126,13 +125,12 @@ def _script(atoms: Atoms, model: str | os.PathLike, precision: str, folder: Path
     from eqcalc.lammps import write_input
 
     script = write_input(atoms, model, folder, temperature=0.0, steps=0, dump_every=0,
-                         precision=PRECISION[precision])  # fmt: skip
+                         digits=16, precision=precision)  # fmt: skip
     computes = [
         "compute energy all pe/atom",
         "compute virial all centroid/stress/atom NULL virial",
         f"dump out all custom 1 atoms.out {COLUMNS}",
         "dump_modify out sort id format float %.16g",
-        "thermo_modify format float %.16g",
     ]
     lines = script.read_text().splitlines()
     where = next(k for k, line in enumerate(lines) if line.startswith("fix integrate"))

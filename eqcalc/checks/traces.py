@@ -17,7 +17,6 @@ from ase.md.verlet import VelocityVerlet
 from eqcalc.errors import InputError
 
 #: what LAMMPS calls the precisions
-PRECISION = {"float64": "double", "float32": "single"}
 
 #: blocks whose means give the standard error of a drift
 NUM_BLOCKS = 20
@@ -197,7 +196,8 @@ def run_lammps(
         steps=steps,
         thermo_every=every,
         dump_every=0,
-        precision=PRECISION[precision],
+        digits=15,
+        precision=precision,
     )
     output = run_lmp(script, threads=threads, ranks=ranks)
     return trace_of(output, len(atoms), timestep, precision=precision, ranks=ranks)

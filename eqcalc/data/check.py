@@ -68,6 +68,7 @@ class Survey:
         return {
             "passed": self.passed,
             "cutoff": self.cutoff,
+            "units": {"cutoff": "Å", "slope": "1"},
             "train_frames": self.num_train,
             "test_frames": len(self.frames) - self.num_train,
             "slopes": {

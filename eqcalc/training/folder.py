@@ -32,8 +32,8 @@ from eqcalc.nn.reference import PairConstants
 from eqcalc.training.config import from_dict
 from eqcalc.training.options import Config
 
-#: options that may change between a run and its resumption
-FREE = {"threads", "device", "fused", "tensorboard"}
+#: options that may change between a run and its resumption: past epochs do not depend on them
+FREE = {"threads", "device", "fused", "tensorboard", "patience"}
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,10 @@ def _alike(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def check_same_run(out: Path, config: Config, setup: dict[str, Any]) -> None:
-    """A folder may be resumed by the same run only.
+def check_same_run(
+    out: Path, config: Config, setup: dict[str, Any], *, extend: bool = True
+) -> None:
+    """A folder may be resumed by the same run only; `extend`: or by one of more epochs.
 
     Raises:
         InputError: it holds a run of other options or other data.
@@ -119,15 +121,30 @@ def check_same_run(out: Path, config: Config, setup: dict[str, Any]) -> None:
         for key, value in new[section].items()
         if old[section][key] != value and key not in FREE
     ]
+    if extend and new["training"]["epochs"] > old["training"]["epochs"]:
+        changed.remove("training.epochs")
     before = read_json(out / "setup.json")  # perhaps of a version that did not measure so much
-    new_keys = {"domain", "crowding"} - before.keys()
+    new_keys = {"ends", *({"domain", "crowding"} - before.keys())}
+    before.pop("ends", None)
     if not _alike(before, {k: v for k, v in setup.items() if k not in new_keys}):
         changed.append("the data")
     if changed:
         raise InputError(
             f"{out} holds a run with another setting of {', '.join(changed)}: choose another "
-            "folder with --out, or restore the setting to resume."
+            "folder with --out, or restore the setting to resume. (Only training.epochs can be "
+            "raised: that extends the run. To go on from its weights with other settings, train "
+            f"into another folder with fine_tune.model = '{out}'.)"
         )
+
+
+def ends_before(out: Path, config: Config) -> list[int]:
+    """Epochs at which the run in this folder was to end before `config` raises them; ascending.
+
+    The same whether or not the folder says already that it is extended.
+    """
+    asked = from_dict(read_json(out / "config.json")).training.epochs  # before setup.json: see run
+    ends = read_json(out / "setup.json").get("ends", [])
+    return sorted({e for e in (*ends, asked) if e < config.training.epochs})
 
 
 def _fixed(config: Config) -> dict[str, Any]:

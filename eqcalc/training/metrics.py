@@ -103,9 +103,9 @@ class Evaluation:
         every = [part for mine in self.groups.values() for part in mine.values()]
         return any(part.kept < part.count for part in every)
 
-    def _errors(self, group: str | None) -> dict[str, dict[str, float]]:
+    def _errors(self, group: str | None) -> dict[str, dict[str, Any]]:
         errors = {}
-        for name, (_, unit) in QUANTITIES.items():
+        for name, (written, unit) in QUANTITIES.items():
             parts = self._parts(name, group)
             count = sum(part.count for part in parts)
             if count:
@@ -113,6 +113,7 @@ class Evaluation:
                     "mae": unit * sum(part.absolute for part in parts) / count,
                     "rmse": unit * math.sqrt(sum(part.square for part in parts) / count),
                     "count": count,
+                    "unit": written,
                 }
         total, each = (errors.get(name, {}).get("count") for name in ("energy_total", "energy"))
         if total != each:  # molecules among crystals: energies per frame would mix sizes
@@ -120,7 +121,7 @@ class Evaluation:
         return errors
 
     def summary(self) -> dict[str, Any]:
-        """{"all": ..., config_type: ...}, each {quantity: {mae, rmse, count}} in QUANTITIES.
+        """{"all": ..., config_type: ...}, each {quantity: {mae, rmse, count, unit}}.
 
         "all" are all frames, also where some have no config_type of their own.
         """

@@ -11,6 +11,7 @@ from torch import nn
 
 from eqcalc.engine.training import fused_parts
 from eqcalc.errors import InputError
+from eqcalc.extras import install
 from eqcalc.training.muon import Muon
 from eqcalc.training.options import TrainingConfig
 
@@ -48,7 +49,7 @@ def make_optimizer(
         except ImportError:
             raise InputError(
                 'training.optimizer = "schedule_free" needs the package schedulefree: '
-                "pip install 'eqcalc[train]'."
+                f"{install('train', 'schedulefree')}."
             ) from None
         # Defazio et al., arXiv:2405.15682
         return AdamWScheduleFree(groups(trained), warmup_steps=config.warmup_steps, **options)
@@ -69,11 +70,21 @@ class LearningRate:
     """The learning rate, from the step and the validation losses of earlier epochs.
 
     It has no state, so that a resumed run follows the same path.
+
+    Args:
+        config: how the network is trained.
+        steps_per_epoch: of the training frames.
+        ends: epochs at which the run was to end before it was extended. A cosine that has come to
+            its end begins anew there (warm restart: Loshchilov and Hutter, arXiv:1608.03983), so
+            that no earlier epoch has another learning rate than it had; other schedules go on.
     """
 
-    def __init__(self, config: TrainingConfig, steps_per_epoch: int) -> None:
+    def __init__(
+        self, config: TrainingConfig, steps_per_epoch: int, ends: Sequence[int] = ()
+    ) -> None:
         self.config = config
         self.steps_per_epoch = steps_per_epoch
+        self.ends = sorted(ends)
 
     def __call__(self, step: int, losses: Mapping[int, float]) -> float:
         """Step from 0; losses by epoch, those of its own epoch and later ones are not looked at."""
@@ -87,6 +98,8 @@ class LearningRate:
         own = config.second_stage.learning_rate is not None
         start, end = (stage.start, stage.end) if own else (0, config.epochs)
         if config.schedule == "cosine":
+            start = max([start, *(e for e in self.ends if e <= epoch)])
+            end = min([end, *(e for e in self.ends if e > epoch)])
             done = (step - start * self.steps_per_epoch) / ((end - start) * self.steps_per_epoch)
             ramp *= 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
         elif config.schedule == "plateau":

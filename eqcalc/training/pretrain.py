@@ -19,11 +19,11 @@ from pathlib import Path
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.io import write
-from tqdm import tqdm
 
 from eqcalc.data.store import is_store
 from eqcalc.errors import InputError, Interrupted
 from eqcalc.files import replacing, write_json
+from eqcalc.progress import Progress
 from eqcalc.sampling.dynamics import Sampling, Tally, sample
 from eqcalc.sampling.teachers import Teacher, open_teacher
 from eqcalc.training.distributed import World
@@ -120,7 +120,7 @@ def label_frames(prepared: Prepared, folder: Path, world: World, *, quiet: bool)
     total = sum(plan[k].frames for k in mine)
     done = total - sum(plan[k].frames for k in missing)
     try:
-        with tqdm(total=total, initial=done, desc="Frames of the teacher", disable=quiet) as bar:
+        with Progress(total, f"frames of {options.teacher}", done=done, quiet=quiet) as bar:
             for k in missing:
                 # anew, as teachers begin from what they found last: files depend on nothing else
                 frames = sample(_teacher(options), starts, plan[k], Tally())

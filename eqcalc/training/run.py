@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from eqcalc import export
@@ -39,6 +39,7 @@ from eqcalc.training.evaluate import evaluate, plot_learning_curve, plot_parity
 from eqcalc.training.folder import (
     build_model,
     check_same_run,
+    ends_before,
     is_finished,
     load_run,
     not_a_checkpoint,
@@ -53,6 +54,7 @@ from eqcalc.training.pretrain import (
     label_frames,
     second_run,
 )
+from eqcalc.training.report import EpochLines, announcement
 from eqcalc.training.sampling import training_order
 from eqcalc.training.task import DivergenceError, PotentialTask
 
@@ -65,6 +67,8 @@ __all__ = ["build_model", "export_run", "finish", "load_run", "train", "write_js
 
 def train(config: Config, out: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     """Trains, or resumes where `out` holds an unfinished run of the same config and data.
+
+    A run whose training.epochs are raised goes on, finished or not (`LearningRate` says how).
 
     With a teacher in [pretrain], a run in `out/pretrain` comes first.
 
@@ -96,18 +100,26 @@ def pretrain(config: Config, out: Path, world: World, *, quiet: bool) -> None:
     prepared = prepare(config)
     first = first_run(prepared, label_frames(prepared, out, world, quiet=quiet))
     if not is_finished(out, first):
-        learn(prepare(first), out, world, quiet=quiet)
+        learn(prepare(first), out, world, quiet=quiet, extend=False)
         wait()  # for what the first process writes at the end
 
 
-def learn(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> dict[str, Any]:
-    """Trains what is prepared; see `train`."""
+def learn(
+    prepared: Prepared, out: Path, world: World, *, quiet: bool, extend: bool = True
+) -> dict[str, Any]:
+    """Trains what is prepared; see `train`. A run that another one began from is not extended."""
+    begun = (out / "last.ckpt").is_file()  # else there is nothing yet that could be lost
+    if begun and (ends := ends_before(out, prepared.config)):
+        prepared = replace(prepared, setup=prepared.setup | {"ends": ends})
     if world.rank == 0:
-        if (out / "last.ckpt").is_file():  # else there is nothing yet that could be lost
-            check_same_run(out, prepared.config, prepared.setup)
+        if begun:
+            check_same_run(out, prepared.config, prepared.setup, extend=extend)
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "config.json", prepared.config.to_dict())
+        # in this order: the end of before is in config.json until setup.json has it
         write_json(out / "setup.json", prepared.setup)
+        write_json(out / "config.json", prepared.config.to_dict())
+    if not quiet:
+        print(announcement(prepared, out), flush=True)
     fit(prepared, out, world, quiet=quiet)
     return finish(out, prepared) if world.rank == 0 else {}
 
@@ -126,13 +138,13 @@ def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
     trainer = lightning.Trainer(
         accelerator=choose_device(options.device).type,
         max_epochs=options.epochs,
-        callbacks=callbacks(out, options, quiet=quiet),
+        callbacks=callbacks(out, options, prepared.setup.get("ends", ()), quiet=quiet),
         logger=False,
         gradient_clip_val=options.gradient_clip or None,
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=not quiet,
+        enable_progress_bar=False,
         inference_mode=False,
         use_distributed_sampler=False,
         **world.trainer_options,
@@ -164,10 +176,12 @@ def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
         ) from None
 
 
-def callbacks(out: Path, options: TrainingConfig, *, quiet: bool) -> list[Callback]:
+def callbacks(
+    out: Path, options: TrainingConfig, ends: Sequence[int] = (), *, quiet: bool
+) -> list[Callback]:
     """In the order in which they must run: what has been decided is in the checkpoint."""
     history = History(out / "history.csv")
-    chosen: list[Callback] = [history, LearningRateControl(options, history)]
+    chosen: list[Callback] = [history, LearningRateControl(options, history, ends)]
     if options.averaged:
         chosen.append(averaging(options.ema_decay))
     if options.patience:
@@ -176,7 +190,7 @@ def callbacks(out: Path, options: TrainingConfig, *, quiet: bool) -> list[Callba
         chosen.append(TensorBoard(out, history))
     chosen.append(Checkpoints(out, options, history))
     if not quiet:
-        chosen.append(TQDMProgressBar(refresh_rate=5))
+        chosen.append(EpochLines(options, history))
     return chosen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import lightning
 import torch
@@ -69,13 +70,14 @@ class Errors:
             self.square[name] += float(values.detach().square().sum())
             self.count[name] += values.numel()
 
-    def summary(self) -> dict[str, dict[str, float]]:
-        """{quantity: {mae, rmse, count}} in the units of `UNITS`; absent labels are left out."""
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """{quantity: {mae, rmse, count, unit}}, unit as in `UNITS`; absent labels left out."""
         return {
             name: {
                 "mae": self.absolute[name] / n * UNITS[name][1],
                 "rmse": math.sqrt(self.square[name] / n) * UNITS[name][1],
                 "count": n,
+                "unit": UNITS[name][0],
             }
             for name, n in self.count.items()
             if n

@@ -29,7 +29,7 @@ from environments import PEERS, UnavailableError, found_python
 from report import machine
 
 from eqcalc.errors import InputError
-from eqcalc.lammps.simulation import run_lmp, write_input
+from eqcalc.lammps import run_lmp, write_input
 
 ENGINES = ("fused", "torch")
 WARM_UP = 2  # steps

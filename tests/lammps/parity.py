@@ -12,7 +12,7 @@ from ase.build import bulk
 
 from eqcalc import derivatives, export
 from eqcalc.lammps import read_thermo, run_lmp
-from eqcalc.lammps.simulation import lammps_cell, write_data
+from eqcalc.lammps.box import lammps_cell, write_data
 from eqcalc.neighbors import neighbor_list
 
 ELEMENTS = ["O", "Si"]  # LAMMPS types 1, 2; the model has them the other way round

