@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -49,7 +49,7 @@ def _properties(outcome: Outcome, volume: float | None) -> dict[str, Any]:
     """ASE's results of one structure from one model."""
     energy = float(outcome.energies.sum())
     results = {"energy": energy, "free_energy": energy, "energies": outcome.energies}
-    if outcome.forces is None:
+    if outcome.forces is None or outcome.virials is None:
         return results
     results["forces"] = outcome.forces
     if volume is not None:
@@ -58,6 +58,16 @@ def _properties(outcome: Outcome, volume: float | None) -> dict[str, Any]:
         results["stresses"] = stresses
         results["stress"] = stresses.sum(axis=0)
     return results
+
+
+def _part(outcome: Outcome, atoms: slice) -> Outcome:
+    """Of some of the atoms, copied."""
+    forces, virials = outcome.forces, outcome.virials
+    return Outcome(
+        outcome.energies[atoms].copy(),
+        None if forces is None else forces[atoms].copy(),
+        None if virials is None else virials[atoms].copy(),
+    )
 
 
 def _consensus(outcomes: Sequence[Outcome], volume: float | None) -> dict[str, Any]:
@@ -164,7 +174,7 @@ class EquivariantCalculator(Calculator):
             overlapping atoms and too little memory.
     """
 
-    implemented_properties: ClassVar[list[str]] = [
+    implemented_properties: list[str] = [  # noqa: RUF012 - a committee has its own
         "energy",
         "free_energy",
         "energies",
@@ -198,7 +208,12 @@ class EquivariantCalculator(Calculator):
             raise InputError(f"threads = {threads}: it must be at least 1, and whole.")
         models = _models(model)
         self._models = [names.lasting(m) for m in models]
-        self._options = {"device": device, "dtype": dtype, "engine": engine, "threads": threads}
+        self._options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "engine": engine,
+            "threads": threads,
+        }
         self._skin, self._on_domain_exit = skin, on_domain_exit
         self._left: set[str] = set()
         self._lock = TurnLock()
@@ -214,7 +229,7 @@ class EquivariantCalculator(Calculator):
     def _load(self) -> None:
         paths = [names.find(model) for model in self._models]
         self._opened = [_stamp(path) for path in paths]
-        self.members = [open_backend(path, **self._options) for path in paths]
+        self.members: list[Any] = [open_backend(path, **self._options) for path in paths]
         #: TorchScript of the members by (member, dtype), opened when it is needed
         self._networks: dict[tuple[int, str], export.PotentialFile] = {}
         watches = [Domain.watch(member.potential.metadata) for member in self.members]
@@ -368,8 +383,9 @@ class EquivariantCalculator(Calculator):
             super().calculate(None, properties, system_changes)
             self.results = _consensus(outcomes, volume)
             _seal(self.results)
-            if gradient:
-                self._virials = sum(outcome.virials for outcome in outcomes) / len(outcomes)
+            virials = [outcome.virials for outcome in outcomes if outcome.virials is not None]
+            if virials:
+                self._virials = sum(virials[1:], start=virials[0]) / len(virials)
             self._watch_domain(structure, pairs, volume if structure.pbc.all() else None)
 
     def _watch_domain(self, structure: Structure, pairs: Pairs, volume: float | None) -> None:
@@ -480,7 +496,7 @@ class EquivariantCalculator(Calculator):
             ends = np.cumsum(sizes)
             for (structure, _), end in zip(checked, ends, strict=True):
                 mine = slice(end - len(structure.numbers), end)
-                own = [Outcome(*(values[mine].copy() for values in o)) for o in outcomes]
+                own = [_part(outcome, mine) for outcome in outcomes]
                 results.append(_consensus(own, stress_volume(structure.cell, structure.pbc)))
         return results
 
@@ -529,6 +545,7 @@ class EquivariantCalculator(Calculator):
         """
         with self._lock:
             self.get_property("forces", atoms)
+            assert self._virials is not None  # comes with the forces
             return self._virials.copy()
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:

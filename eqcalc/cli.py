@@ -9,7 +9,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -418,7 +418,7 @@ def sample(
     from eqcalc.sampling.teachers import open_teacher
     from eqcalc.training.config import parse_value
 
-    chosen = {"temperatures": temperature} if temperature else {}
+    chosen: dict[str, Any] = {"temperatures": temperature} if temperature else {}
     sampling = Sampling(
         frames=frames,
         length=length,

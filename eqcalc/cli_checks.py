@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -135,7 +135,7 @@ def check_symmetry(
     chosen = ["float64", "float32"] if asked == "both" else [precision(asked)]
     model, atoms = _opened(model, structure, old_model, out)
     calculators = {
-        p: EquivariantCalculator(model, dtype=p, on_domain_exit="ignore") for p in chosen
+        str(p): EquivariantCalculator(model, dtype=p, on_domain_exit="ignore") for p in chosen
     }
     _finish(run_check(atoms, calculators), out)
 
@@ -185,7 +185,11 @@ def check_nve(
     from eqcalc.checks.nve import check_nve as run_check
     from eqcalc.checks.nve_report import MAX_DRIFT
 
-    engines = {"both": ("ase", "lammps"), "ase": ("ase",), "lammps": ("lammps",)}
+    engines: dict[str, Any] = {
+        "both": ("ase", "lammps"),
+        "ase": ("ase",),
+        "lammps": ("lammps",),
+    }
     if engine not in engines:
         raise InputError(f"--engine {engine}: it must be one of {', '.join(engines)}.")
     model, atoms = _opened(model, structure, old_model, out)

@@ -158,15 +158,15 @@ def _search_tree(inside: np.ndarray, box: np.ndarray, pbc: np.ndarray, cutoff: f
     margin = cutoff * np.linalg.norm(inverse, axis=0)  # of the box, in its own coordinates
     reach = np.where(pbc, np.ceil(margin + 1e-9).astype(int), 0)
     shifts = np.array(list(itertools.product(*(range(-n, n + 1) for n in reach))))
-    owner, shift, places = [], [], []
+    owners, of_images, positions = [], [], []
     for s in shifts:
         image = inside + s @ box
         scaled = image @ inverse
         near = ((scaled > -margin - 1e-9) & (scaled < 1.0 + margin + 1e-9))[:, pbc].all(axis=1)
-        owner.append(np.flatnonzero(near))
-        shift.append(np.broadcast_to(s, (len(owner[-1]), 3)))
-        places.append(image[near])
-    owner, shift, places = map(np.concatenate, (owner, shift, places))
+        owners.append(np.flatnonzero(near))
+        of_images.append(np.broadcast_to(s, (len(owners[-1]), 3)))
+        positions.append(image[near])
+    owner, shift, places = map(np.concatenate, (owners, of_images, positions))
     lists = KDTree(places).query_ball_point(inside, cutoff, return_sorted=True)
     dst = np.repeat(np.arange(len(inside)), [len(found) for found in lists])
     image = np.concatenate([np.asarray(found, dtype=np.int64) for found in lists])
@@ -224,6 +224,7 @@ class VerletList:
             self._positions, self._cell = positions.copy(), cell.copy()
             self._pbc = pbc.copy()
             self.num_builds += 1
+        assert self._list is not None  # it is complete
         return self._list
 
     def pairs(self, atoms: Atoms | Structure) -> Pairs:
@@ -231,7 +232,7 @@ class VerletList:
         structure = Structure.of(atoms)
         candidates, cell = self.candidates(structure), structure.cell
         made_of, of_cell, pairs = self._pairs
-        if made_of is not candidates or not np.array_equal(of_cell, cell):
+        if pairs is None or made_of is not candidates or not np.array_equal(of_cell, cell):
             pairs = candidates.in_space(cell)
             self._pairs = candidates, cell.copy(), pairs
         return pairs

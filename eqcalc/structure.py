@@ -60,7 +60,7 @@ def _converted(values: Any, name: str, dtype: type) -> tuple[np.ndarray, np.ndar
     if np.ma.is_masked(values):
         raise InputError(f"The {name} are a masked array with entries left out: fill them in.")
     with np.errstate(invalid="ignore", over="ignore"):
-        converted = np.ascontiguousarray(array, dtype=dtype)
+        converted: np.ndarray = np.ascontiguousarray(array, dtype=dtype)
     if converted.dtype.kind == "i" and not np.array_equal(converted, array):
         raise InputError(f"The {name} must be integers of at most 64 bits.")
     return array, converted

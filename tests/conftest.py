@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import tiers
 import torch
 from ase import Atoms
 from ase.build import bulk
@@ -15,6 +16,11 @@ from eqcalc.engine.fused import NETWORKS
 from eqcalc.export import MODULES
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        tiers.mark(item)
 
 
 @pytest.fixture(autouse=True)

@@ -58,6 +58,7 @@ ALLOWED = {
         *("names", "structure"),
     },
     "committee": {"calculator", "errors"},
+    "adapters": {"calculator", "errors"},
     "sampling": {"calculator", "committee", "derivatives", "errors", "objects"},
     "lammps": {"cache", "errors", "export", "files", "names", "neighbors", "toolchain"},
     "checks": {"calculator", "derivatives", "domain", "errors", "lammps", "neighbors"},

@@ -23,7 +23,7 @@ from eqcalc.checks.suite import Outcome, Suite
         (bulk("NaCl", "rocksalt", a=5.64), "rock salt"),
         (bulk("GaAs", "zincblende", a=5.65), "zinc blende"),
         (bulk("CsCl", "cesiumchloride", a=4.12), "caesium chloride"),
-        (bulk("ZnO", "wurtzite", a=3.25, c=5.2), "hexagonal lattice, 4 atoms in the primitive"),
+        (bulk("ZnO", "wurtzite", a=3.25, c=5.2), "primitive hexagonal lattice, 4 atoms"),
     ],
 )
 def test_crystals_are_called_by_their_structure(atoms, name):

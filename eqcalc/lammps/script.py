@@ -36,7 +36,7 @@ class _Box:
     """How the cell moves: pressure (bar), which lengths together, which vectors are periodic."""
 
     pressure: float
-    coupling: Coupling
+    coupling: str
     pbc: list[bool]
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ def _quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def _motion(ensemble: Ensemble, box: _Box | None, temperature: float, timestep: float) -> str:
+def _motion(ensemble: str, box: _Box | None, temperature: float, timestep: float) -> str:
     """The fix that makes the ensemble; timestep in ps."""
     heat = f"temp {temperature:g} {temperature:g} {100 * timestep:g}"
     if box:
@@ -87,7 +87,7 @@ def _minimization(box: _Box | None, max_force: float, steps: int) -> list[str]:
     return ["min_style cg", move, run, "unfix cell", move, run]
 
 
-def _log(box: _Box | None, ensemble: Ensemble, every: int, digits: int | None) -> list[str]:
+def _log(box: _Box | None, ensemble: str, every: int, digits: int | None) -> list[str]:
     """What is printed: columns for people, or all components with so many digits."""
     if digits is not None:
         columns = "step time temp pe ke etotal press pxx pyy pzz pxy pxz pyz vol"
@@ -104,20 +104,20 @@ def write_input(
     atoms: Atoms,
     model_path: str | os.PathLike,
     folder: str | os.PathLike,
-    ensemble: Ensemble = "nve",
+    ensemble: str = "nve",
     temperature: float = 300.0,
     timestep_fs: float = 1.0,
     steps: int = 1000,
     *,
     pressure_gpa: float = 0.0,
-    coupling: Coupling = "iso",
+    coupling: str = "iso",
     relax_cell: bool = False,
     max_force: float = 1e-3,
     thermo_every: int = 10,
     dump_every: int = 100,
     digits: int | None = None,
     skin: float = 1.0,
-    precision: Literal["float32", "float64", "single", "double"] | None = None,
+    precision: str | None = None,
     seed: int = 1,
 ) -> Path:
     """Writes a data file and an input script for `lmp`, and returns the script.
@@ -142,7 +142,8 @@ def write_input(
         digits: significant ones of all quantities in the log, with all components of the pressure;
             None: fewer columns, in line, with six decimals.
         skin: Å, of the neighbour list.
-        precision: None takes the file's own.
+        precision: "float32" or "float64" (or, as LAMMPS has it, "single" or "double"); None takes
+            the file's own.
         seed: of new velocities.
 
     Raises:

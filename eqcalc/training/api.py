@@ -118,16 +118,18 @@ def _model_options(options: dict[str, Any]) -> list[str]:
 
     section = options.get("model", {})
     named = section.get("architecture", DEFAULT) if isinstance(section, dict) else DEFAULT
-    return [f.name for f in dataclasses.fields(config_type(options.get("architecture", named)))]
+    name = str(options.get("architecture", named))
+    return [f.name for f in dataclasses.fields(config_type(name))]
 
 
 def _files(frames: Frames, database: Path, name: str) -> list[str]:
     """Names of files; structures are written to one of their own."""
     given = [frames] if isinstance(frames, str | os.PathLike | Atoms) else list(frames)
     structures = [one for one in given if isinstance(one, Atoms)]
+    paths = [str(user_path(one).resolve()) for one in given if not isinstance(one, Atoms)]
     if not structures:
-        return [str(user_path(one).resolve()) for one in given]
-    if len(structures) < len(given):
+        return paths
+    if paths:
         raise InputError(f"{name}: give files or structures, not both.")
     database.parent.mkdir(parents=True, exist_ok=True)
     write_structures(structures, database)

@@ -1,0 +1,1 @@
+"""Potentials behind the interfaces of other simulation packages."""

@@ -1,0 +1,47 @@
+"""Which tests are slow, and what they need: markers by file, so that no test is forgotten.
+
+    pytest -m "not slow"            the quick run
+    pytest -m "train and not slow"  and so on
+
+A test that takes more than SLOW seconds of CPU in a quick file is marked there with
+`pytest.mark.slow`.
+"""
+
+from pathlib import Path
+
+import pytest
+
+#: s of CPU time, of a test that belongs to the quick run
+SLOW = 4.0
+
+#: files by what they need; those of tests/lammps need the real `lmp`
+NEEDS = {
+    "train": (
+        *("test_training", "test_training_data", "test_training_distributed"),
+        *("test_training_extended", "test_training_finetune", "test_training_options"),
+        *("test_training_pairs", "test_training_pretrain", "test_training_store"),
+        *("test_training_tools", "test_sample", "test_committee", "test_evaluate", "test_muon"),
+    ),
+    "compile": (
+        *("test_adapters", "test_check_suite", "test_checks", "test_compression", "test_crowding"),
+        *("test_engine_build", "test_examples", "test_fused", "test_fused_programs"),
+        *("test_importers", "test_importers_mace", "test_importers_nequip"),
+        *("test_importers_peers", "test_kernels", "test_properties", "test_sanitizers"),
+        *("test_smoothness", "test_threads", "test_runtime", "test_readme", "test_domain"),
+    ),
+}
+
+#: of these, files whose tests are quick all the same
+QUICK = {"test_muon", "test_domain"}
+
+
+def mark(item: pytest.Item) -> None:
+    """Adds the markers of a test's file."""
+    path = Path(item.path)
+    needs = [name for name, files in NEEDS.items() if path.stem in files]
+    if path.parent.name == "lammps":
+        needs.append("lammps")
+    for name in needs:
+        item.add_marker(name)
+    if needs and path.stem not in QUICK:
+        item.add_marker("slow")
