@@ -32,9 +32,10 @@ def some_pairs(num_species):
 
 
 def some_crowding(num_species):
-    """Of distances between silicon's neighbours: onsets are met by some atoms and not by others."""
+    """Silicon's neighbours, the second ones in part, crowd some atoms more than others."""
     distances = [[2.2 + 0.1 * (a + b) for a in range(num_species)] for b in range(num_species)]
-    return CrowdingConstants(distances, [1.6 + 0.4 * a for a in range(num_species)])
+    closest = [[r - 0.05 * len(row) for r in row] for row in distances]
+    return CrowdingConstants(distances, closest, [4.7 + 0.4 * a for a in range(num_species)])
 
 
 def untrained(
@@ -73,13 +74,18 @@ def untrained(
 
 
 def write(path, config, elements=(8, 14), *, seed=0, crowding=False):
-    """Writes an export of any architecture with random weights and returns its path."""
+    """Writes an export of any architecture with random weights and returns its path.
+
+    crowding: True, or a module in the place of eqcalc.nn.crowding.
+    """
     torch.manual_seed(seed)
     count = len(elements)
     shift = [-1.0 - k for k in range(count)]
     model = build(config, list(elements), 16.0, [1.0] * count, shift, some_pairs(count))
-    if crowding:
+    if crowding is True:
         model.limit_crowding(some_crowding(count))
+    elif crowding:
+        model.crowding = crowding
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)
     pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, config.cutoff)

@@ -12,7 +12,7 @@ from ase.calculators.lj import LennardJones
 from ase.io import read
 
 from eqcalc.checks import packings
-from eqcalc.checks.compression import compress
+from eqcalc.checks.compression import Compression, compress
 from eqcalc.checks.hot import hot_runs
 from eqcalc.checks.page import write_report
 from eqcalc.checks.smoothness import check_smoothness
@@ -123,6 +123,22 @@ def test_hole_in_crowds_is_found_and_written(argon, tmp_path):
     sound = replace(report, compressions=[], runs=[])
     assert not sound.write_holes(again.parent)
     assert not again.exists()
+
+
+def test_matter_of_another_composition_may_fall_behind_a_barrier():
+    """Not below what it was outside: of the training's composition every fall is a failure."""
+    x = np.array([1.2, 1.0, 0.9, 0.85, 0.8, 0.7])
+    behind, below = np.array([-2.0, -1.0, 1.0, -1.5, 2.0, 9.0]), np.array([-2, -1, 1, -2.5, 2, 9.0])
+    family = packings.Family("crystals", "diamond C", bulk("C"), composed=True)
+    other = replace(family, composed=False)
+    for energy, fall, least in ((behind, 2.5, 0.0), (below, 3.5, 0.5)):
+        mine = Compression(family, x, energy, 0.95, None)
+        foreign = Compression(other, x, energy, 0.95, None)
+        assert mine.fall.max() == pytest.approx(fall)
+        assert foreign.fall.max() == pytest.approx(least)
+        assert mine.failure
+        assert mine.failure[0] == 3
+        assert bool(foreign.failure) == (least > 0.0)
 
 
 def test_energy_below_the_training_fails():

@@ -7,12 +7,15 @@ from ase import Atoms
 from ase.build import bulk
 from potentials import some_crowding, untrained
 from runs import tiny, write_frames
+from torch import Tensor, nn
 
 from eqcalc import EquivariantCalculator
 from eqcalc.checks.symmetry import check_symmetry
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import Frame
-from eqcalc.nn.crowding import Crowding, CrowdingConstants
+from eqcalc.nn.crowding import UNLIMITED, Crowding, CrowdingConstants
+from eqcalc.nn.crowding import fall as fading
+from eqcalc.nn.radial import polynomial_envelope
 from eqcalc.training.domain import crowding_of
 from eqcalc.training.finetune import read_source
 from eqcalc.training.folder import load_run
@@ -38,28 +41,33 @@ def oxide(scale: float = 1.0) -> Atoms:
     return atoms
 
 
-def calm_of(atoms: Atoms, cutoff: float = 4.0) -> np.ndarray:
+def fall(x, begin, end):
+    t = np.clip((x - begin) / (end - begin), 0.0, 1.0)
+    return 1.0 - 10.0 * t**3 + 15.0 * t**4 - 6.0 * t**5
+
+
+def calm_of(atoms: Atoms) -> np.ndarray:
     """The equation, written once more."""
     constants = some_crowding(2)
     species = (atoms.numbers == 14).astype(int)
     images = atoms.repeat(5)
+    other = (images.numbers == 14).astype(int)
     middle = 62 * len(atoms) + np.arange(len(atoms))
     calm = []
     for n, i in enumerate(middle):
+        d, b = (np.array(t)[species[n], other] for t in (constants.distances, constants.closest))
         r = np.linalg.norm(images.positions - images.positions[i], axis=1)
-        near = (r < cutoff) & (r > 0.0)
-        x = r[near] / cutoff
-        other = (images.numbers[near] == 14).astype(int)
-        d = np.array(constants.distances)[species[n], other]
-        u = 1.0 - 28.0 * x**6 + 48.0 * x**7 - 21.0 * x**8
-        t = ((d / r[near]) ** 8 * u).sum() / constants.onset[species[n]] - 1.0
-        t = min(max(t, 0.0), 1.0)
-        calm.append(1.0 - 10.0 * t**3 + 15.0 * t**4 - 6.0 * t**5)
+        own = r == 0.0
+        number = fall(r / d, 1.25, 1.8)[~own].sum() / constants.coordination[species[n]]
+        close = fall(r / b, 0.77, 0.92)[~own].sum()
+        calm.append(fall(number, 1.25, 1.6) * fall(close, 0.0, 1.0))
     return np.array(calm)
 
 
-def test_factor_is_the_equation():
-    atoms = oxide()
+@pytest.mark.parametrize("scale", [1.0, 0.93])
+def test_factor_is_the_equation(scale):
+    """Of many neighbours, and of close ones."""
+    atoms = oxide(scale)
     expected = calm_of(atoms)
     assert (expected < 0.5).any()
     assert ((expected > 0.0) & (expected < 1.0)).sum() > 2
@@ -67,7 +75,7 @@ def test_factor_is_the_equation():
     length = torch.from_numpy(np.linalg.norm(pairs.vectors(atoms.positions), axis=1))
     ends = (torch.from_numpy(x) for x in (pairs.edge_src, pairs.edge_dst))
     species = torch.from_numpy((atoms.numbers == 14).astype(int))
-    got = Crowding(some_crowding(2), 4.0)(species, *ends, length)
+    got = Crowding(some_crowding(2))(species, *ends, length)
     np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-12)
 
 
@@ -118,7 +126,7 @@ def test_symmetries(faded):
 
 def test_calm_structures_are_untouched(faded, plain):
     """Bit by bit: the factor is exactly one, and nothing is computed from it."""
-    atoms = oxide(1.35)
+    atoms = oxide(1.45)
     assert (calm_of(atoms) == 1.0).all()
     for engine in ("fused", "torch"):
         one, other = (
@@ -144,10 +152,48 @@ def test_dense_structures_have_pair_terms_alone(faded, engine):
         terms = module.reference_energy(species, *ends, length, silent)
         shift = module.reference_energy.shift[species]
         network = sum(r["energy"] * n for r, n in zip(alone, (4, 4), strict=True))
-        expected = float((terms - shift).sum()) + network
+        cost = 10.0 * len(atoms)  # of crowded atoms
+        expected = float((terms - shift).sum()) + network + cost
         assert calc.evaluate([atoms])[0]["energy"] == pytest.approx(expected, rel=1e-9)
         single = EquivariantCalculator(faded, engine=engine, dtype="float32")
         assert single.evaluate([atoms])[0]["energy"] == pytest.approx(expected, rel=1e-4)
+
+
+class Eighth(nn.Module):
+    """The measure of older files: c = sum (d/r)^8 u, from `onset` to twice that, at no cost."""
+
+    cost: float
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cost = 0.0
+        distances = torch.tensor(some_crowding(2).distances, dtype=torch.float64)
+        self.register_buffer("distances", distances)
+        self.register_buffer("onset", torch.tensor([1.6, 2.0], dtype=torch.float64))
+
+    def forward(
+        self, species: Tensor, edge_src: Tensor, edge_dst: Tensor, length: Tensor
+    ) -> Tensor:
+        near = (self.distances[species[edge_dst], species[edge_src]].to(length.dtype) / length) ** 8
+        zero = torch.zeros(species.shape[0], dtype=length.dtype)
+        crowd = zero.index_add(0, edge_dst, near * polynomial_envelope(length / 4.0, 6))
+        return fading(crowd / self.onset.to(length.dtype)[species], 1.0, 2.0)
+
+
+def test_older_files(tmp_path):
+    """They fade as they did, in all engines; training that goes on knows no coordination."""
+    path = untrained(tmp_path / "old.pth", products=(4, 1), crowding=Eighth())
+    plain = untrained(tmp_path / "plain.pth", products=(4, 1))
+    atoms = oxide()
+    expected = EquivariantCalculator(path, engine="torch", dtype="float64").evaluate([atoms])[0]
+    for engine in ("fused", "exact"):
+        got = EquivariantCalculator(path, engine=engine, dtype="float64").evaluate([atoms])[0]
+        np.testing.assert_allclose(got["forces"], expected["forces"], rtol=0, atol=1e-9)
+        assert got["energy"] == pytest.approx(expected["energy"], abs=1e-9)
+    other = EquivariantCalculator(plain, dtype="float64").evaluate([atoms])[0]
+    assert np.abs(other["forces"] - expected["forces"]).max() > 0.1
+    known = CrowdingConstants.read({"distances": [[2.0]], "onset": [3.0]})
+    assert known == CrowdingConstants([[2.0]], [[2.0]], [UNLIMITED])
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +210,18 @@ def test_no_training_frame_is_crowded_and_denser_ones_are(molecules):
     ends = graph.species, graph.edge_src, graph.edge_dst
     length = graph.edge_vec.norm(dim=1)
     assert not len(with_limit.model.crowding(*ends, length))
-    largest = with_limit.model.crowding.crowd(*ends, length)
-    onset = with_limit.model.crowding.onset[graph.species]
-    per_species = [float((largest / onset)[graph.species == s].max()) for s in (0, 1)]
-    assert per_species == pytest.approx([0.5, 0.5], rel=1e-5)
-    assert float(with_limit.model.crowding(*ends, 0.8 * length).min()) == 0.0
+    crowding = with_limit.model.crowding
+    nearest = (
+        length / crowding.distances[graph.species[graph.edge_dst], graph.species[graph.edge_src]]
+    ).min()
+    assert float(nearest) == pytest.approx(1.0, abs=1e-5)
+    n = crowding.neighbours(*ends, 0.92 * length)
+    for s in (0, 1):
+        assert float(n[graph.species == s].max()) == pytest.approx(
+            float(crowding.coordination[s]), rel=1e-5
+        )
+    assert float(crowding(*ends, 0.6 * length).min()) == 0.0
+    assert (crowding.closest <= crowding.distances).all()
 
 
 def test_kept_by_runs_files_and_fine_tuning(molecules, tmp_path):
@@ -178,17 +231,19 @@ def test_kept_by_runs_files_and_fine_tuning(molecules, tmp_path):
     config, model, setup = load_run(out)
     constants = setup["crowding"]
     assert config.model.crowding_limit
-    assert model.crowding.onset.tolist() == constants["onset"]
+    assert model.crowding.coordination.tolist() == constants["coordination"]
     for source in (out / "model.pth", out):
         known = read_source(str(source)).constants.crowding
-        assert known.onset == constants["onset"]
+        assert known.coordination == constants["coordination"]
         assert known.distances == constants["distances"]
     wide = write_frames(tmp_path / "wide.xyz", 8, symbols="LiBe", seed=3)
     tuned = prepare(tiny(wide, fine_tune={"model": str(out)}))
-    onset = dict(zip(tuned.setup["atomic_numbers"], tuned.model.crowding.onset, strict=True))
-    assert onset[1] == pytest.approx(constants["onset"][0])  # no hydrogen in the new frames
-    assert onset[3] >= constants["onset"][1]
-    assert onset[4] > 0.0
+    largest = tuned.model.crowding.coordination
+    largest = dict(zip(tuned.setup["atomic_numbers"], largest.tolist(), strict=True))
+    # no hydrogen in the new frames
+    assert largest[1] == pytest.approx(constants["coordination"][0])
+    assert largest[3] >= constants["coordination"][1]
+    assert largest[4] >= 1.0
 
 
 def test_elements_that_never_meet():
@@ -205,14 +260,15 @@ def test_elements_that_never_meet():
     }
     (nb, mixed), (_, w) = made[2].distances
     assert mixed == pytest.approx(0.5 * (nb + w), rel=1e-5)
-    fading = Crowding(made[2], 5.0)
+    fading = Crowding(made[2])
     alloy = bulk("Nb", cubic=True, a=3.2).repeat(2)
     alloy.numbers[::2] = 74
     (item,) = FrameDataset([Frame(alloy, 0.0, None, None, "alloy", "alloy")], [41, 74], 5.0)
     graph = item.graph
     ends = graph.species, graph.edge_src, graph.edge_dst
     assert not len(fading(*ends, graph.edge_vec.norm(dim=1)))
-    old = CrowdingConstants([[nb, np.inf], [np.inf, np.inf]], [made[1].onset[0], 0.0])
+    table = [[nb, np.inf], [np.inf, np.inf]]
+    old = CrowdingConstants(table, table, [made[1].coordination[0], 0.0])
     added = crowding_of(FrameDataset(frames[1:], [41, 74], 5.0), [41, 74], 5.0, old)
     assert added == made[2]
     # two elements that do not meet themselves either

@@ -31,7 +31,8 @@ SEVENNET = Path(__file__).parent / "data" / "sevennet"
 def nothing_is_crowded():
     """What training starts from is compared with its source on frames that the latter lacks."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("eqcalc.training.domain.MARGIN", 1e6)
+        patched.setattr("eqcalc.nn.crowding.CROWDED", (1e6, 2e6))
+        patched.setattr("eqcalc.nn.crowding.CLOSE", (1e-6, 2e-6))
         yield
 
 

@@ -359,6 +359,25 @@ def _core(reference: Any) -> CoreTables | None:
     )
 
 
+def _crowding(term: Any) -> CrowdingTables:
+    if "onset" in dict(term.named_buffers()):  # an older file
+        ends = np.array([1.0, 2.0])
+        return CrowdingTables(as_array(term.distances), as_array(term.onset), ends)
+    crowded, counted, close = (
+        np.array([getattr(term, f"{name}_from"), getattr(term, f"{name}_to")])
+        for name in ("crowded", "counted", "close")
+    )
+    return CrowdingTables(
+        as_array(term.distances),
+        as_array(term.coordination),
+        crowded,
+        float(term.cost),
+        counted,
+        close,
+        as_array(term.closest),
+    )
+
+
 def network_plan(
     module: Any, scalar: str, rows: list[Row], layers: list[LayerPlan], silu: float
 ) -> Plan:
@@ -378,8 +397,7 @@ def network_plan(
     if "pair_cutoffs" in parts:
         stretch = as_array(module.pair_cutoffs.stretch)
     if "crowding" in parts:
-        term = module.crowding
-        crowding = CrowdingTables(as_array(term.distances), as_array(term.onset))
+        crowding = _crowding(module.crowding)
     return Plan(
         scalar=scalar,
         cutoff=float(module.cutoff),

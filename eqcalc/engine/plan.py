@@ -319,10 +319,24 @@ class CoreTables:
 
 @dataclass
 class CrowdingTables:
-    """Where messages fade (eqcalc.nn.crowding)."""
+    """Where messages fade (eqcalc.nn.crowding).
 
-    distances: np.ndarray  # [species, species] Å
-    onset: np.ndarray  # [species]
+    Attributes:
+        distances: [species, species] Å.
+        closest: the same, of close pairs.
+        largest: [species], of the measure in the training.
+        crowded: what of that begins to crowd an atom, and what does so entirely.
+        cost: eV, of an atom that is crowded entirely.
+        counted, close: the ends of both functions of a distance; None: of older files, (d/r)^8.
+    """
+
+    distances: np.ndarray
+    largest: np.ndarray
+    crowded: np.ndarray
+    cost: float = 0.0
+    counted: np.ndarray | None = None
+    close: np.ndarray | None = None
+    closest: np.ndarray | None = None
 
 
 @dataclass

@@ -160,7 +160,7 @@ class Potential(nn.Module):
 
     def limit_crowding(self, constants: CrowdingConstants | None) -> None:
         """Lets messages to atoms fade that are more crowded than these constants say."""
-        self.crowding = None if constants is None else Crowding(constants, self.cutoff)
+        self.crowding = None if constants is None else Crowding(constants)
 
     @torch.jit.export
     def edges(self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor) -> Edges:
@@ -214,7 +214,11 @@ class Potential(nn.Module):
     @torch.jit.export
     def finish(self, species: Tensor, edges: Edges, energies: Tensor) -> Tensor:
         """Network energies [num_local] -> atomic energies [num_local] eV, float64."""
-        return self.reference_energy(species, edges.src, edges.dst, edges.length, energies)
+        num_local = energies.shape[0]
+        energies = self.reference_energy(species, edges.src, edges.dst, edges.length, energies)
+        if self.crowding is not None and edges.calm.shape[0] > 0:
+            energies = energies + self.crowding.cost * (1.0 - edges.calm[:num_local].double())
+        return energies
 
     def forward(
         self,

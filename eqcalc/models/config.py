@@ -53,8 +53,8 @@ class ModelConfig:
             network learns the rest. It sees no distances much shorter than all of the training
             (`eqcalc.training.pairs`). The core repulsion ends inside of the training's distances,
             and at the sum of the covalent radii at most.
-        crowding_limit: messages to atoms that are more crowded than any of the training fade, so
-            that dense structures have no energy but that of the pair terms, which repel
+        crowding_limit: messages fade from atoms that have more neighbours than any of the training,
+            or nearer ones, and such atoms cost 10 eV: dense structures have no holes
             (`eqcalc.nn.crowding`). No number of the training frames changes by it.
     """
 

@@ -3,22 +3,32 @@ r"""Atoms that are more crowded than any of the training are no business of a ne
 A network is free to do anything where it has no data. In dense structures it sums over many more
 neighbours than it knows, and products in several layers are high powers of that: silicon trained on
 diamond, its melt and its surfaces had -99.8 eV/atom as bcc at a = 1.7 Å and collapsed under
-pressure; five layers with products reach 1e30 eV. So messages to an atom fade where it is crowded,
+pressure; a network of five layers with products, trained on one molecule, gave carbon with six
+neighbours at ordinary bond lengths -1e11 eV. So messages to an atom fade where it has more
+neighbours than in the training, or one that is nearer,
 
-    m_i <- s(c_i) m_i,   c_i = sum_j (d_ij / r_ij)^8 u(r_ij / r_c),
+    m_i <- s_i m_i,   E_i <- E_i + (1 - s_i) P,   s_i = S(n_i; 1.25 N, 1.6 N) S(p_i; 0, 1),
 
-    s(c) = 1 for c <= c_0,  0 for c >= 2 c_0,  1 - t^3 (10 - 15 t + 6 t^2) between, t = c / c_0 - 1,
+    n_i = sum_j S(r_ij / d_ij; 1.25, 1.8),   p_i = sum_j S(r_ij / b_ij; 0.77, 0.92),
 
-with c_0 of the atom's species twice the largest c of all training frames, where s is therefore
-exactly 1. What is left of a crowded structure are reference energies, constants and the
-repulsion of pairs (`eqcalc.nn.reference`). The eighth power makes near neighbours count most: c
-doubles when all distances shrink by 8 %.
+    S(x; a, b) = 1 for x <= a,  0 for x >= b,  1 - t^3 (10 - 15 t + 6 t^2) between,
+    t = (x - a) / (b - a).
 
-| symbol | variable    |                                                              |
-|--------|-------------|--------------------------------------------------------------|
-| d      | `distances` | about the shortest distance of the training, a unit          |
-| u, r_c | `cutoff`    | `polynomial_envelope`, so that c is smooth at the cutoff     |
-| c_0    | `onset`     |                                                              |
+d are the shortest distances of all training frames, b these or the length of a bond, if shorter
+(two hydrogen atoms of a molecule come nowhere near theirs), and N their largest coordination once
+all distances are made 8 % shorter; so s is exactly 1 there. What is left of a crowded structure are
+the repulsion of pairs (`eqcalc.nn.reference`) and constants: reference energies, what the network
+makes of a lone atom, which is arbitrary where no training fixes it, and P = 10 eV, more than matter
+is bound by. What dynamics meets is untouched: bonds of a molecule at 600 K get 4 % shorter than
+at 300 K, at 1000 K 5 %, and p needs 10 %; matter may be compressed by a quarter of its volume, and
+carbon may have a fifth neighbour, but no sixth.
+
+| symbol | variable       |                                                                    |
+|--------|----------------|--------------------------------------------------------------------|
+| d      | `distances`    | shortest distance of the training, at most the cutoff / 1.8        |
+| P      | `cost`         | eV                                                                 |
+| b      | `closest`      | the same, at most the sum of the covalent radii                    |
+| N      | `coordination` | largest n_i of an atom of the species in the training, 8 % denser  |
 """
 
 from dataclasses import dataclass
@@ -26,49 +36,82 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eqcalc.nn.radial import polynomial_envelope
+#: r / d within which a neighbour counts fully, and from where on it does not
+COUNTED = (1.25, 1.8)
+#: of the training's distances, where its coordination is taken
+COMPRESSED = 0.92
+#: r / b of close pairs: messages to both atoms are gone, and untouched
+CLOSE = (0.77, 0.92)
+#: n / N up to which messages are untouched, and from where on they are gone
+CROWDED = (1.25, 1.6)
+#: eV: tungsten, which is bound most strongly of all matter, has 8.9
+COST = 10.0
+#: neighbours that no atom has: for networks whose training counted none
+UNLIMITED = 1e6
 
 
 @dataclass(frozen=True)
 class CrowdingConstants:
-    """distances: [species, species] Å, symmetric; onset: [species]."""
+    """distances, closest: [species, species] Å, symmetric; coordination: [species]."""
 
     distances: list[list[float]]
-    onset: list[float]
+    closest: list[list[float]]
+    coordination: list[float]
+
+    @classmethod
+    def read(cls, document: dict[str, list]) -> "CrowdingConstants":
+        """As a run's folder has them; older ones have another measure than the coordination."""
+        distances = document["distances"]
+        coordination = document.get("coordination", [UNLIMITED] * len(distances))
+        return cls(distances, document.get("closest", distances), coordination)
+
+
+def fall(x: Tensor, begin: float, end: float) -> Tensor:
+    """S(x; begin, end): from 1 to 0, with two continuous derivatives."""
+    t = ((x - begin) / (end - begin)).clamp(0.0, 1.0)
+    return 1.0 - t.pow(3) * (10.0 + t * (6.0 * t - 15.0))
 
 
 class Crowding(nn.Module):
-    """s(c_i) of all atoms.
+    """s_i of all atoms.
 
     Args:
         constants: measured on training frames.
-        cutoff: Å.
 
     forward: species [M], edge_src, edge_dst [E], length [E] Å -> [M], or [0] where all are 1.
     """
 
-    cutoff: float
+    cost: float
 
-    def __init__(self, constants: CrowdingConstants, cutoff: float) -> None:
+    def __init__(self, constants: CrowdingConstants) -> None:
         super().__init__()
-        self.cutoff = float(cutoff)
+        self.counted_from, self.counted_to = COUNTED
+        self.close_from, self.close_to = CLOSE
+        self.crowded_from, self.crowded_to = CROWDED
+        self.cost = COST
         self.register_buffer("distances", torch.tensor(constants.distances, dtype=torch.float64))
-        self.register_buffer("onset", torch.tensor(constants.onset, dtype=torch.float64))
+        self.register_buffer("closest", torch.tensor(constants.closest, dtype=torch.float64))
+        coordination = torch.tensor(constants.coordination, dtype=torch.float64)
+        self.register_buffer("coordination", coordination)
 
-    def crowd(self, species: Tensor, edge_src: Tensor, edge_dst: Tensor, length: Tensor) -> Tensor:
-        """c_i [M]."""
+    def neighbours(
+        self, species: Tensor, edge_src: Tensor, edge_dst: Tensor, length: Tensor
+    ) -> Tensor:
+        """n_i [M]."""
         a, b = species.index_select(0, edge_dst), species.index_select(0, edge_src)
-        near = (self.distances[a, b].to(length.dtype) / length).pow(8)
-        terms = near * polynomial_envelope(length / self.cutoff, 6)
+        x = length / self.distances[a, b].to(length.dtype)
         zero = torch.zeros(species.shape[0], dtype=length.dtype, device=length.device)
-        return zero.index_add(0, edge_dst, terms)
+        return zero.index_add(0, edge_dst, fall(x, self.counted_from, self.counted_to))
 
     def forward(
         self, species: Tensor, edge_src: Tensor, edge_dst: Tensor, length: Tensor
     ) -> Tensor:
-        onset = self.onset.to(length.dtype).index_select(0, species)
-        t = self.crowd(species, edge_src, edge_dst, length) / onset - 1.0
-        if not bool((t > 0.0).any()):
-            return t[:0]
-        t = t.clamp(0.0, 1.0)
-        return 1.0 - t.pow(3) * (10.0 + t * (6.0 * t - 15.0))
+        largest = self.coordination.to(length.dtype).index_select(0, species)
+        n = self.neighbours(species, edge_src, edge_dst, length) / largest
+        a, b = species.index_select(0, edge_dst), species.index_select(0, edge_src)
+        x = length / self.closest[a, b].to(length.dtype)
+        if not bool((n > self.crowded_from).any()) and not bool((x < self.close_to).any()):
+            return n[:0]
+        near = fall(x, self.close_from, self.close_to)
+        p = torch.zeros_like(n).index_add(0, edge_dst, near)
+        return fall(n, self.crowded_from, self.crowded_to) * fall(p, 0.0, 1.0)

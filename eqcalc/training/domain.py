@@ -11,14 +11,10 @@ from ase.data import chemical_symbols, covalent_radii
 
 from eqcalc.data.dataset import GraphDataset
 from eqcalc.domain import Domain, where_unmet
-from eqcalc.nn.crowding import Crowding, CrowdingConstants
+from eqcalc.nn.crowding import COMPRESSED, COUNTED, Crowding, CrowdingConstants
 
 #: of the sum of the covalent radii: a unit of length for two elements that never meet
 UNMET = 0.9
-#: onset of crowding, of the largest in the training: all distances are then 8 % shorter, which hot
-#: dynamics does not reach, and networks are still sound (silicon: fcc, bcc, sc and diamond at any
-#: density; a molecule's bonds at 1000 K get 5 % shorter than at 300 K)
-MARGIN = 2.0
 #: keys of a frame that tell its temperature in K
 TEMPERATURES = "temperature", "Temperature", "temp", "T"
 
@@ -97,14 +93,14 @@ def crowding_of(
     cutoff: float,
     known: CrowdingConstants | None = None,
 ) -> CrowdingConstants:
-    """From where on atoms are more crowded than in any of the frames.
+    """What makes atoms more crowded than in any of the frames (`eqcalc.nn.crowding`).
 
     Args:
         frames: all of which are looked at.
         atomic_numbers: Z of each species.
         cutoff: Å.
         known: of a network that is trained further, for these species, distances being inf and
-            onsets 0 where it knows none; onsets only rise.
+            coordinations 0 where it knows none; coordinations only rise.
 
     Returns:
         Numbers of six digits, so that machines agree on them.
@@ -112,19 +108,23 @@ def crowding_of(
     count = len(atomic_numbers)
     shortest = shortest_distances(frames, count)
     if known is None:
-        known = CrowdingConstants(np.full_like(shortest, np.inf).tolist(), [0.0] * count)
+        unknown = np.full_like(shortest, np.inf).tolist()
+        known = CrowdingConstants(unknown, unknown, [0.0] * count)
     shortest = np.where(np.isfinite(known.distances), known.distances, shortest)
     radii = covalent_radii[list(atomic_numbers)]
-    unit = where_unmet(shortest, UNMET * np.add.outer(radii, radii))
-    unit = np.vectorize(lambda r: float(f"{r:.6g}"))(unit)
-    known = CrowdingConstants(unit.tolist(), known.onset)
-    measure_with = Crowding(known, cutoff)
+    bonds = np.add.outer(radii, radii)
+    unit = np.minimum(where_unmet(shortest, UNMET * bonds), cutoff / COUNTED[1])
+    distances, closest = (
+        np.vectorize(lambda r: float(f"{r:.6g}"))(r).tolist()
+        for r in (unit, np.minimum(unit, bonds))
+    )
+    measure_with = Crowding(CrowdingConstants(distances, closest, [1.0] * count))
     most = np.zeros(count)
     for item in frames:
         graph = item.graph
-        ends = graph.species, graph.edge_src, graph.edge_dst
-        crowd = measure_with.crowd(*ends, graph.edge_vec.norm(dim=1))
-        np.maximum.at(most, graph.species.numpy(), crowd.numpy())
-    most = np.where(most > 0.0, most, 1.0 / MARGIN)  # of lone atoms: one neighbour at d
-    onset = [max(old, float(f"{MARGIN * c:.6g}")) for old, c in zip(known.onset, most, strict=True)]
-    return CrowdingConstants(known.distances, onset)
+        length = COMPRESSED * graph.edge_vec.norm(dim=1)
+        n = measure_with.neighbours(graph.species, graph.edge_src, graph.edge_dst, length)
+        np.maximum.at(most, graph.species.numpy(), n.numpy())
+    most = np.maximum(most, 1.0)  # atoms that stand alone may still form a pair
+    largest = [max(k, float(f"{n:.6g}")) for k, n in zip(known.coordination, most, strict=True)]
+    return CrowdingConstants(distances, closest, largest)

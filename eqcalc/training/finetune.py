@@ -149,7 +149,11 @@ def reduced(source: Source, elements: Iterable[int]) -> Source:
             *map(of_pairs, (pairs.coefficients, pairs.core_cutoffs, pairs.inner_limits))
         ),
         crowding=crowding
-        and CrowdingConstants(of_pairs(crowding.distances), of_species(crowding.onset)),
+        and CrowdingConstants(
+            of_pairs(crowding.distances),
+            of_pairs(crowding.closest),
+            of_species(crowding.coordination),
+        ),
     )
     tables = species_tables(build(source.model, old.atomic_numbers, 1.0, old.scale, old.shift))
     weights = {k: w[rows] if k in tables else w for k, w in source.weights.items()}
@@ -169,23 +173,26 @@ def _pairs(module: torch.jit.ScriptModule) -> PairConstants | None:
 
 
 def _crowding(module: torch.jit.ScriptModule) -> CrowdingConstants | None:
-    """Where messages of a file begin to fade, if they do."""
+    """What makes an atom of a file crowded, if it says so."""
     if "crowding" not in dict(module.named_children()):
         return None
     six = np.vectorize(lambda x: float(f"{x:.6g}"))  # as they were measured
-    distances, onset = module.crowding.distances.numpy(), module.crowding.onset.numpy()
-    return CrowdingConstants(six(distances).tolist(), six(onset).tolist())
+    names = {"distances", "closest", "coordination"}
+    buffers = {k: b for k, b in module.crowding.named_buffers() if k in names}
+    return CrowdingConstants.read({k: six(b.numpy()).tolist() for k, b in buffers.items()})
 
 
 def _extend_crowding(old: Constants, numbers: list[int]) -> CrowdingConstants | None:
     """That of `old` for the species `numbers`; what new elements have is to be measured."""
     if old.crowding is None:
         return None
-    distances, onset = np.full(2 * [len(numbers)], np.inf), np.zeros(len(numbers))
+    distances, coordination = np.full(2 * [len(numbers)], np.inf), np.zeros(len(numbers))
     rows = [numbers.index(z) for z in old.atomic_numbers]
     distances[np.ix_(rows, rows)] = old.crowding.distances
-    onset[rows] = old.crowding.onset
-    return CrowdingConstants(distances.tolist(), onset.tolist())
+    closest = distances.copy()
+    closest[np.ix_(rows, rows)] = old.crowding.closest
+    coordination[rows] = old.crowding.coordination
+    return CrowdingConstants(distances.tolist(), closest.tolist(), coordination.tolist())
 
 
 def _extend_pairs(old: Constants, numbers: list[int]) -> PairConstants | None:

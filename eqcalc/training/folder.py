@@ -64,7 +64,7 @@ class Constants:
         scale = setup.get("scale", [setup["force_rms"]] * len(numbers))
         shift, scales = setup["reference_energies"], setup["message_scales"]
         pairs = PairConstants(**setup["pair_potential"]) if "pair_potential" in setup else None
-        crowding = CrowdingConstants(**setup["crowding"]) if "crowding" in setup else None
+        crowding = CrowdingConstants.read(setup["crowding"]) if "crowding" in setup else None
         return cls(numbers, setup["avg_num_neighbors"], scale, shift, scales, pairs, crowding)
 
 
@@ -124,9 +124,11 @@ def check_same_run(
     if extend and new["training"]["epochs"] > old["training"]["epochs"]:
         changed.remove("training.epochs")
     before = read_json(out / "setup.json")  # perhaps of a version that did not measure so much
-    new_keys = {"ends", *({"domain", "crowding"} - before.keys())}
-    before.pop("ends", None)
-    if not _alike(before, {k: v for k, v in setup.items() if k not in new_keys}):
+    skipped = {"ends", *({"domain"} - before.keys())}
+    if before.get("crowding", {}).keys() != setup.get("crowding", {}).keys():
+        skipped.add("crowding")
+    known, new = ({k: v for k, v in s.items() if k not in skipped} for s in (before, setup))
+    if not _alike(known, new):
         changed.append("the data")
     if changed:
         raise InputError(

@@ -195,19 +195,19 @@ class Network {
       for (I i = begin; i < end; i++) {
         const int a = node_species_[i];
         energies[i] = shift_[a];
-        double crowd = 0.0;
+        Crowding::Measure crowd;
         for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
           const double *v = graph.edge_vec + 3 * e;
           const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
           const int b = node_species_[graph.edge_src[e]];
-          double slope = 0.0, unused;
-          if (!crowding_.none()) crowd += crowding_.term(a, b, r, unused);
+          double slope = 0.0;
+          if (!crowding_.none()) crowding_.add(a, b, r, crowd);
           core_.add(a, b, r, energies[i], slope);
           pair_.add(a, b, r, energies[i], slope);
           if (!gradient) continue;
           for (int d = 0; d < 3; d++) gradient[3 * e + d] = slope * v[d] / r;
         }
-        crowding_.settle(i, a, crowd);
+        energies[i] += crowding_.settle(i, a, crowd);
       }
     });
   }
@@ -383,9 +383,9 @@ class Network {
     for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
       const double *v = graph.edge_vec + 3 * e;
       const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
-      double slope;
-      crowding_.term(node_species_[i], node_species_[graph.edge_src[e]], r, slope);
-      for (int d = 0; d < 3; d++) gradient[3 * e + d] += crowding_.gradient(i) * slope * v[d] / r;
+      const int a = node_species_[i], b = node_species_[graph.edge_src[e]];
+      const double slope = crowding_.gradient(i, a, b, r);
+      for (int d = 0; d < 3; d++) gradient[3 * e + d] += slope * v[d] / r;
     }
   }
 

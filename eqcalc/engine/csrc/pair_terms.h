@@ -84,45 +84,69 @@ struct PairEnergy {
   }
 };
 
-// Messages to an atom that is more crowded than any of the training fade: eqcalc.nn.crowding
+// 1 up to x = begin, 0 from x = end on, with two continuous derivatives
+struct Fall {
+  double begin = 0.0, end = 1.0;
+
+  double at(double x, double &slope) const
+  {
+    const double t = (x - begin) / (end - begin);
+    slope = 0.0;
+    if (t <= 0.0) return 1.0;
+    if (t >= 1.0) return 0.0;
+    slope = -30.0 * t * t * (1.0 - t) * (1.0 - t) / (end - begin);
+    return 1.0 - t * t * t * (10.0 + t * (6.0 * t - 15.0));
+  }
+};
+
+// Messages to an atom that is more crowded than any of the training fade: eqcalc.nn.crowding.
+// Older files measure it by c_i = sum (d/r)^8 u instead of neighbours, and know no close pairs
 class Crowding {
  public:
+  // of one atom, summed over its neighbours
+  struct Measure {
+    double number = 0.0, close = 0.0;
+  };
+
   void read(const Record &from, I species, double cutoff)
   {
     num_species_ = species;
     cutoff_ = cutoff;
     distances_ = from.numbers("distances");
-    onset_ = from.numbers("onset");
+    largest_ = from.numbers("largest");
+    crowded_ = fall(from, "crowded");
+    cost_ = from.number("cost");
+    counts_ = from.has("counted");
+    if (!counts_) return;
+    counted_ = fall(from, "counted");
+    close_ = fall(from, "close");
+    closest_ = from.numbers("closest");
   }
 
-  bool none() const { return onset_.empty(); }
+  bool none() const { return largest_.empty(); }
 
   void begin(I num_local)
   {
     if (!none()) atoms_.resize(num_local);
   }
 
-  // what a neighbour adds, and its slope at r
-  double term(int a, int b, double r, double &slope) const
+  // a neighbour at r
+  void add(int a, int b, double r, Measure &to) const
   {
-    if (r >= cutoff_) return slope = 0.0;
-    const double q = distances_[a * num_species_ + b] / r, q2 = q * q, q4 = q2 * q2, q8 = q4 * q4;
-    double u, u_slope;
-    envelope(r, cutoff_, 6, u, u_slope);
-    slope = q8 * (u_slope - 8.0 * u / r);
-    return q8 * u;
+    Measure unused;
+    term(a, b, r, to, unused);
   }
 
-  // of own atom i of species a, with the sum of its neighbours' terms
-  void settle(I i, int a, double crowd)
+  // of own atom i of species a; returns what being crowded costs
+  double settle(I i, int a, const Measure &found)
   {
-    if (none()) return;
-    const double t = std::min(1.0, crowd / onset_[a] - 1.0);
+    if (none()) return 0.0;
     Atom &atom = atoms_[i];
-    atom = {1.0, 0.0, 0.0};
-    if (t <= 0.0) return;
-    atom.calm = t < 1.0 ? 1.0 - t * t * t * (10.0 + t * (6.0 * t - 15.0)) : 0.0;
-    atom.slope = -30.0 * t * t * (1.0 - t) * (1.0 - t) / onset_[a];
+    double by_number, by_close;
+    const double few = crowded_.at(found.number / largest_[a], by_number);
+    const double apart = Fall{}.at(found.close, by_close);
+    atom = {few * apart, {by_number * apart / largest_[a], few * by_close}, -cost_};
+    return cost_ * (1.0 - atom.calm);
   }
 
   bool acts(I i) const { return !none() && atoms_[i].calm < 1.0; }
@@ -141,18 +165,55 @@ class Crowding {
     atoms_[i].pull += sum;
   }
 
-  // dE/dc_i, once all layers have pulled
-  double gradient(I i) const { return atoms_[i].pull * atoms_[i].slope; }
+  // dE/dr of own atom i and its neighbour, once all layers have pulled
+  double gradient(I i, int a, int b, double r) const
+  {
+    Measure unused, slope;
+    term(a, b, r, unused, slope);
+    const Atom &atom = atoms_[i];
+    return atom.pull * (atom.slope.number * slope.number + atom.slope.close * slope.close);
+  }
 
  private:
   struct Atom {
-    double calm, slope;     // s_i, ds_i/dc_i
-    double pull;            // dE/ds_i
+    double calm;        // s_i
+    Measure slope;      // derivatives of s_i
+    double pull;        // dE/ds_i
   };
+
+  static Fall fall(const Record &from, const char *name)
+  {
+    const std::vector<double> ends = from.numbers(name);
+    return {ends.at(0), ends.at(1)};
+  }
+
+  // adds what a neighbour is, and its derivative by r
+  void term(int a, int b, double r, Measure &value, Measure &slope) const
+  {
+    const double d = distances_[a * num_species_ + b];
+    if (counts_) {
+      const double near = closest_[a * num_species_ + b];
+      double by_number, by_close;
+      value.number += counted_.at(r / d, by_number);
+      value.close += close_.at(r / near, by_close);
+      slope.number += by_number / d;
+      slope.close += by_close / near;
+    } else if (r < cutoff_) {
+      const double q = d / r, q2 = q * q, q4 = q2 * q2, q8 = q4 * q4;
+      double u, u_slope;
+      envelope(r, cutoff_, 6, u, u_slope);
+      value.number += q8 * u;
+      slope.number += q8 * (u_slope - 8.0 * u / r);
+    }
+  }
+
   I num_species_ = 0;
-  double cutoff_ = 0.0;
-  std::vector<double> distances_, onset_;     // [species, species], [species]; empty: none
-  std::vector<Atom> atoms_;                   // own
+  double cutoff_ = 0.0, cost_ = 0.0;
+  bool counts_ = false;
+  Fall counted_, close_, crowded_;
+  std::vector<double> distances_, closest_;     // [species, species]
+  std::vector<double> largest_;                 // [species]; empty: none
+  std::vector<Atom> atoms_;                     // own
 };
 
 }    // namespace
