@@ -59,7 +59,10 @@ class TorchSimModel(ModelInterface):
         super().__init__()
         precision = None if dtype is None else str(dtype).removeprefix("torch.")
         self.calculator = EquivariantCalculator(
-            model, device=device and str(device), dtype=precision, engine=engine
+            model,
+            device=None if device is None else str(device),
+            dtype=precision,
+            engine=engine,
         )
         self.batch_atoms = batch_atoms
         self._device = torch.device(self.calculator.potential.device)
@@ -102,13 +105,15 @@ class TorchSimModel(ModelInterface):
 
 def structures_of(state: Any) -> list[Atoms]:
     """ASE's structures of a SimState or of a dictionary of its fields, one for each system."""
-    read = state.get if isinstance(state, dict) else lambda name: getattr(state, name, None)
-    positions, cell, numbers = (_array(read(n)) for n in ("positions", "cell", "atomic_numbers"))
-    if numbers is None:
+
+    def read(name: str) -> Any:
+        return state.get(name) if isinstance(state, dict) else getattr(state, name, None)
+
+    if read("atomic_numbers") is None:
         raise InputError("The state has no atomic_numbers: give them with the positions.")
-    system = _array(read("system_idx"))
-    if system is None:
-        system = torch.zeros(len(positions), dtype=torch.int64)
+    positions, cell, numbers = (_array(read(n)) for n in ("positions", "cell", "atomic_numbers"))
+    system = read("system_idx")
+    system = torch.zeros(len(positions), dtype=torch.int64) if system is None else _array(system)
     pbc = read("pbc")
     pbc = pbc.tolist() if isinstance(pbc, torch.Tensor) else pbc
     cell = cell.reshape(-1, 3, 3)
@@ -123,8 +128,8 @@ def structures_of(state: Any) -> list[Atoms]:
     ]
 
 
-def _array(value: torch.Tensor | None) -> torch.Tensor | None:
-    return None if value is None else value.detach().cpu()
+def _array(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().cpu()
 
 
 def _matrix(stress: Any) -> torch.Tensor:
