@@ -35,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,  # [pretrain] is a word, not markup
     pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 110},
 )
 lammps_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The pair style for LAMMPS."

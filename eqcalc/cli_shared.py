@@ -16,10 +16,14 @@ from eqcalc.errors import InputError, did_you_mean
 from eqcalc.files import user_path
 
 Model = Annotated[
-    str, typer.Argument(help="A potential file, or a model's name: si, 7net-0, 7net-mf-0:PBE.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A potential file, or a model's name: si, 7net-0, 7net-mf-0:PBE."
+    ),
 ]
 Structure = Annotated[
-    Path | None, typer.Argument(help="A structure that ASE reads.", show_default=False)
+    Path | None,
+    typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads.", show_default=False),
 ]
 #: the order of before: STRUCTURE --model MODEL
 OldModel = Annotated[str | None, typer.Option("--model", hidden=True)]
