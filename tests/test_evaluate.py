@@ -59,7 +59,8 @@ def test_figures_by_hand():
     result.add("a", compare(label, value, molecule=False))
     errors = result.summary()["a"]
     assert errors["energy"]["mae"] == pytest.approx(100.0)  # meV/atom
-    assert errors["forces"] == {"mae": pytest.approx(50.0), "rmse": pytest.approx(50.0), "count": 6}
+    fifty = pytest.approx(50.0)
+    assert errors["forces"] == {"mae": fifty, "rmse": fifty, "count": 6, "unit": "meV/Å"}
     assert errors["stress"]["mae"] == pytest.approx(3.5)
     assert errors["stress"]["count"] == 6
     assert errors["stress_offdiagonal"]["mae"] == pytest.approx(5.0)
@@ -310,7 +311,9 @@ def test_a_store_is_evaluated_like_its_files(frames, tmp_path, potential_path):
     assert errors[0].keys() == errors[1].keys() == {"all", *(f.config_type for f in frames)}
     for group, measures in errors[0].items():
         for name, measure in measures.items():
-            assert errors[1][group][name] == pytest.approx(measure, rel=1e-6), (group, name)
+            other = errors[1][group][name]
+            assert other.pop("unit") == measure.pop("unit")
+            assert other == pytest.approx(measure, rel=1e-6), (group, name)
     refused = CliRunner().invoke(
         app, ["evaluate", str(potential_path), store, "--predictions", str(tmp_path / "p.xyz")]
     )
