@@ -57,7 +57,7 @@ def test_two_processes_train_like_one(frames, tmp_path, monkeypatch, options):
     for name, tensor in weights(tmp_path / "one").items():
         assert torch.allclose(tensor, weights(tmp_path / "two")[name], rtol=0, atol=1e-9), name
     assert checkpoint(tmp_path / "two")["epoch"] == 3
-    assert done.stdout.count("Best epoch") == 1
+    assert done.stdout.count("best epoch") == 1
     assert one["best_epoch"] == checkpoint(tmp_path / "two", "best.ckpt")["epoch"]
     assert (tmp_path / "two" / "model.pth").is_file()
 
@@ -78,7 +78,7 @@ def test_two_processes_pretrain_like_one(frames, tmp_path):
     for name in ("frames_000.xyz", "frames_001.xyz"):
         files = [tmp_path / part / "pretrain" / name for part in ("one", "two")]
         assert files[0].read_bytes() == files[1].read_bytes()
-    assert done.stdout.count("Best epoch") == 1
+    assert done.stdout.count("best epoch") == 1
 
 
 def test_shares_are_the_batches_of_one_process():
