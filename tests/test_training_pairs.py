@@ -369,7 +369,7 @@ def test_what_the_network_is_told():
 
 
 def test_a_bond_pushed_together_repels():
-    """Acetylacetone's O-H, training down to 0.936 Å; without the limits its network has a hole."""
+    """Acetylacetone's O-H, training down to 0.936 Å; without the limits its network explodes."""
     here = Path(__file__).parent
     calc = EquivariantCalculator(
         here.parent / "examples" / "acac.pth", engine="torch", on_domain_exit="ignore"
@@ -396,7 +396,7 @@ def test_a_bond_pushed_together_repels():
     assert forces.max() < 1000.0
     calc.potential.module.inner_limit.distances.zero_()
     calc.potential.module.crowding.closest.fill_(1e-3)
-    assert min(force(r) for r in np.linspace(0.75, 0.81, 7)) < -1000.0
+    assert max(abs(force(r)) for r in np.linspace(0.72, 0.76, 5)) > 1e5
 
 
 def test_constants_that_a_network_has_no_use_for():
