@@ -79,6 +79,13 @@ CASES = {  # channels, parity, layers, channels and l_max of products, further o
 }
 CUTOFF = 4.0
 
+SMALL_BLOCKS = {
+    "num_layers": 2,
+    "l_max": 2,
+    "num_channels": 4,
+    "hidden_channels": 3,
+    "feed_forward_channels": 5,
+}
 OTHERS = {  # architectures that are programs
     "invariant": {"architecture": "invariant", "num_channels": 6},
     "mace": {"architecture": "mace", "num_channels": 4, "l_max": 2},
@@ -107,6 +114,32 @@ OTHERS = {  # architectures that are programs
         "l_max": 1,
         "nonlinearity": "gate",
         "pair_potential": True,
+    },
+    "esen": {**SMALL_BLOCKS, "architecture": "esen", "l_max": 3},
+    "esen, sphere": {
+        **SMALL_BLOCKS,
+        "architecture": "esen",
+        "l_max": 1,
+        "m_max": 1,
+        "nonlinearity": "sphere",
+        "num_channels": 6,
+        "sphere_points": 18,
+    },
+    "equiformer": {**SMALL_BLOCKS, "architecture": "equiformer", "num_heads": 2},
+    "equiformer_v2": {
+        **SMALL_BLOCKS,
+        "architecture": "equiformer_v2",
+        "l_max": 1,
+        "m_max": 1,
+        "num_heads": 2,
+        "sphere_points": 18,
+    },
+    "equiformer_v2, gates": {
+        **SMALL_BLOCKS,
+        "architecture": "equiformer_v2",
+        "message_nonlinearity": "gate",
+        "nonlinearity": "gate",
+        "num_heads": 4,
     },
 }
 EVERY = [*CASES, *OTHERS]
@@ -537,7 +570,11 @@ def test_impossible_configurations_are_refused():
 
 
 @pytest.mark.parametrize(
-    "name", ["l_max 2", "l_max 2, parity, products", "invariant", "mace", "tfn"]
+    "name",
+    [
+        *("l_max 2", "l_max 2, parity, products", "invariant", "mace", "tfn"),
+        *("esen", "equiformer", "equiformer_v2"),
+    ],
 )
 def test_isolated_atoms_have_their_reference_energy(name):
     none = torch.zeros(0, dtype=torch.int64)

@@ -182,7 +182,7 @@ def test_equals_the_clebsch_gordan_convolution(l_in, l_out):
     products = reached_irreps(irreps_in, l_sh, irreps_out)
     full = set_precision(Convolution(irreps_in, l_sh, products), torch.float64)
     mix = set_precision(SpeciesLinear(products, irreps_out), torch.float64)
-    m_max = max(l_in, l_out)
+    l_max, m_max = max(l_in, l_out), min(l_in, l_out)
     linear = set_precision(SO2Linear(irreps_in, m_max, irreps_out, m_max), torch.float64)
     blocks = [torch.zeros(shape, dtype=torch.float64) for shape in linear.shapes]
     first = {}
@@ -211,13 +211,13 @@ def test_equals_the_clebsch_gordan_convolution(l_in, l_out):
     sums = full(x, y, u.expand(-1, full.num_weights), src, dst, count)
     expected = mix(sums, torch.empty(0, dtype=torch.int64))
 
-    frames = EdgeFrames(m_max, m_max)(vec, vec.norm(dim=1))
-    both = ToFrames(irreps_in, m_max, m_max, m_max)(x, 0 * x, frames, src, dst)
+    frames = EdgeFrames(l_max, m_max)(vec, vec.norm(dim=1))
+    both = ToFrames(irreps_in, m_max, l_max, m_max)(x, 0 * x, frames, src, dst)
     source = []
     for m, block in enumerate(both):  # the channels of the centre are taken out
         degrees = block.view(*block.shape[:2], l_in + 1 - m, 2, 3)
         source.append(degrees[:, :, :, 0].flatten(2))
-    back = FrameSum(irreps_out, m_max, 1, m_max, m_max)
+    back = FrameSum(irreps_out, m_max, 1, l_max, m_max)
     got = back(linear(source), u, frames, dst, count)
     assert (got - expected).abs().max() < 1e-12 * expected.abs().max()
 

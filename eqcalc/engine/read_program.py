@@ -31,6 +31,12 @@ from eqcalc.engine.plan import (
 from eqcalc.program import operations as ops
 from eqcalc.program.program import Program
 
+#: operations that a plan may be made of
+KNOWN = (
+    *(ops.Embedding, ops.Radial, ops.Convolution, ops.Normalization, ops.Linear, ops.Bias),
+    *(ops.Contraction, ops.Product, ops.Gate, ops.NormGate, ops.Add, ops.Readout, ops.Output),
+)
+
 
 class _Reader:
     """Makes a plan, an operation at a time."""
@@ -194,11 +200,14 @@ class _Reader:
 
     def plan(self, scalar: str) -> Plan:
         for op in self.program.operations:
+            if not isinstance(op, KNOWN):
+                raise NotCovered(f"The engine does not know the operation {type(op).__name__}.")
+        for op in self.program.operations:
             if isinstance(op, ops.Output):
                 readouts = {o.name for o in self.program.operations if isinstance(o, ops.Readout)}
                 if op.name != "energy" or readouts != set(op.sources):
                     raise NotCovered("The engine makes energies alone, sums of readouts.")
-            elif not op.on_edges:
+            elif op.name not in self.program.on_edges:
                 (self.of_atoms if self.program.depth[op.name] else self.of_species)(op)
         used = {name for layer in self.layers for name in (layer.messages, *_touched(layer.steps))}
         named = {row.name for row in self.rows}

@@ -26,7 +26,7 @@ from eqcalc.engine.generate import library_source
 from eqcalc.graph import Graph
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.product import ChannelProduct
-from eqcalc.nn.radial import RadialNetwork
+from eqcalc.nn.radial import EdgeRadialNetwork, RadialNetwork
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 
@@ -232,6 +232,14 @@ class PairedRadial(FusedRadial):
         return super().forward(x if first is None else x.index_select(0, first))
 
 
+class PairedEdgeRadial(PairedRadial):
+    """The same, with a row for each edge: [E, in] -> [E, out]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pair, rows = self._pairing.pair, super().forward(x)
+        return rows if pair is None else rows.index_select(0, pair)
+
+
 @dataclass(frozen=True)
 class Fused:
     """What a fused model shares: the library of its kernels, its graph, its kind of pass."""
@@ -272,6 +280,8 @@ def fuse(model: nn.Module) -> nn.Module:
         setattr(*place, FusedConvolution(getattr(*place), kernels, layer, pairing))
     for place in radials:
         setattr(*place, PairedRadial(getattr(*place), library, passes, pairing))
+    for place in _places(model, EdgeRadialNetwork):
+        setattr(*place, PairedEdgeRadial(getattr(*place), library, passes, pairing))
     for number, place in enumerate(products):
         setattr(*place, FusedProduct(getattr(*place), kernels, number))
     fuse_dense(model, library, passes)

@@ -18,19 +18,24 @@ from torch import Tensor, nn
 
 from eqcalc.models.base import Edges, Potential
 from eqcalc.models.config import ModelConfig
+from eqcalc.models.edge_modules import ARGUMENTS, EDGE_MODULES, frame_limits
 from eqcalc.nn.angular import SphericalHarmonics
 from eqcalc.nn.contraction import Contraction
 from eqcalc.nn.convolution import Convolution
+from eqcalc.nn.frames import EdgeFrames
 from eqcalc.nn.gate import Gate
+from eqcalc.nn.layer_norm import LayerNorm
 from eqcalc.nn.linear import ScalarBias, SpeciesLinear
 from eqcalc.nn.norm_gate import NormGate
 from eqcalc.nn.normalization import Density, DensityNormalization, Normalization
 from eqcalc.nn.product import ChannelProduct
-from eqcalc.nn.radial import RadialNetwork
+from eqcalc.nn.radial import EdgeRadialNetwork, RadialNetwork
 from eqcalc.nn.readout import Readout
 from eqcalc.nn.reference import PairConstants
+from eqcalc.nn.sphere import SphereActivation
 from eqcalc.nn.transform import AgnesiTransform
 from eqcalc.program import operations as ops
+from eqcalc.program.messages import EdgeProduct, InFrames
 from eqcalc.program.program import Program, Stage
 
 
@@ -53,8 +58,9 @@ def _convolution(op: ops.Convolution) -> Convolution:
 
 def _radial(op: ops.Radial, around: Surroundings) -> RadialNetwork:
     """One weight for each channel of each path of the convolution that reads them."""
-    reader = next(o for o in around.program.operations if op.name in o.inputs)
-    return RadialNetwork([around.num_radial, *op.hidden, _convolution(reader).num_weights])
+    (reader,) = around.program.readers[op.name]
+    kind = RadialNetwork if isinstance(reader, ops.Convolution) else EdgeRadialNetwork
+    return kind([around.num_radial, *op.hidden, _module(reader, around).num_weights])
 
 
 def _linear(op: ops.Linear, around: Surroundings) -> SpeciesLinear:
@@ -72,7 +78,7 @@ def _contraction(op: ops.Contraction, around: Surroundings) -> Contraction:
     return Contraction(*irreps, op.correlation, around.num_species)
 
 
-#: the module of an operation, with initial weights
+#: the module of an operation, with initial weights; of those on edges see `edge_modules`
 MODULES: dict[type[ops.Operation], Callable[[Any, Surroundings], nn.Module]] = {
     ops.Radial: _radial,
     ops.Convolution: lambda op, _: _convolution(op),
@@ -85,7 +91,15 @@ MODULES: dict[type[ops.Operation], Callable[[Any, Surroundings], nn.Module]] = {
     ops.Gate: lambda op, _: Gate(o3.Irreps(op.irreps), op.activation),
     ops.NormGate: lambda op, _: NormGate(o3.Irreps(op.irreps)),
     ops.Readout: lambda op, _: Readout(o3.Irreps(op.irreps_in)[0].mul, op.hidden),
+    ops.LayerNorm: lambda op, _: LayerNorm(o3.Irreps(op.irreps)),
+    ops.Sphere: lambda op, _: SphereActivation(o3.Irreps(op.irreps), op.polar),
 }
+
+
+def _module(op: ops.Operation, around: Surroundings) -> nn.Module:
+    if type(op) in EDGE_MODULES:
+        return EDGE_MODULES[type(op)](op, *frame_limits(around.program))
+    return MODULES[type(op)](op, around)
 
 
 class _Text:
@@ -94,7 +108,7 @@ class _Text:
     def __init__(self, program: Program, stage: Stage) -> None:
         self._stage = stage
         self._all_rows = {*stage.takes, *stage.everywhere}
-        self._by_name = program.by_name
+        self._on_edges = program.on_edges
         energy = next(out for out in program.outputs if out.name == "energy")
         made = {op.name for op in stage.operations}
         self._energies = [name for name in energy.sources if name in made]
@@ -105,8 +119,14 @@ class _Text:
         return f"{name}[:num_local]" if sliced else name
 
     def _call(self, op: ops.Operation) -> str:
-        source = self._rows(op.inputs[0], op.name) if op.inputs and not op.on_edges else ""
+        if type(op) in ARGUMENTS:
+            return f"self.{op.name}({ARGUMENTS[type(op)](op)})"
+        source = self._rows(op.inputs[0], op.name) if op.inputs else ""
         species = "species" if op.name in self._all_rows else "species[:num_local]"
+        if op.name in self._on_edges:
+            species = (
+                "edges.species[edges.dst]" if getattr(op, "by_species", False) else "edges.dst"
+            )
         arguments = source
         match op:
             case ops.Add():
@@ -128,7 +148,7 @@ class _Text:
     def __str__(self) -> str:
         takes, gives = self._stage.takes, self._stage.gives
         steps = [op for op in self._stage.operations if not isinstance(op, ops.Output)]
-        radial = [f"self.{op.name}(basis)" for op in steps if op.on_edges]
+        radial = [f"self.{op.name}(basis)" for op in steps if isinstance(op, ops.Radial)]
         body = ["species = edges.species", f"{', '.join(takes)} = node_feats"]
         if len(takes) > 1:
             body[1] += ".split(self.widths_in, dim=1)"
@@ -193,8 +213,8 @@ def _stage(program: Program, stage: Stage, around: Surroundings) -> _Stage:
     module.widths_in = [_irreps(program, (name,)).dim for name in stage.takes]
     module.irreps_out = _irreps(program, stage.gives)
     for op in stage.operations:
-        if type(op) in MODULES:
-            module.add_module(op.name, MODULES[type(op)](op, around))
+        if type(op) in MODULES or type(op) in EDGE_MODULES:
+            module.add_module(op.name, _module(op, around))
     return module
 
 
@@ -223,9 +243,10 @@ class Assembled(Potential):
         super().__init__(atomic_numbers, config.cutoff)
         self.program = program
         self.radial_basis = config.radial_basis()
-        convolutions = [op for op in program.operations if isinstance(op, ops.Convolution)]
-        l_max = max(op.l_max for op in convolutions)
-        self.spherical_harmonics = SphericalHarmonics(l_max)
+        products = [o for o in program.operations if isinstance(o, ops.Convolution | EdgeProduct)]
+        self.spherical_harmonics = SphericalHarmonics(max((o.l_max for o in products), default=0))
+        if any(isinstance(op, InFrames) for op in program.operations):
+            self.edge_frames = EdgeFrames(*frame_limits(program))
         transforms = {op.transform for op in program.operations if isinstance(op, ops.Radial)}
         if transforms == {"agnesi"}:
             self.distance_transform = AgnesiTransform(self.atomic_numbers)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure
 from eqcalc.models.config import ModelConfig
 from eqcalc.nn.crowding import Crowding, CrowdingConstants
+from eqcalc.nn.frames import EdgeFrames
 from eqcalc.nn.radial import InnerLimit, PairCutoffs
 from eqcalc.nn.reference import PairConstants, ReferenceEnergy, no_pairs
 from eqcalc.nn.transform import AgnesiTransform
@@ -25,7 +26,9 @@ class Edges(NamedTuple):
 
     species [M] of all atoms, ghosts included; src (neighbour), dst (centre) [E]; length [E] Å;
     attrs [E, (l_max + 1)^2] spherical harmonics; radial [E, num_radial] enveloped radial basis;
-    calm [M] what messages to each atom are multiplied by, or [0] for 1 (`eqcalc.nn.crowding`).
+    calm [M] what messages to each atom are multiplied by, or [0] for 1 (`eqcalc.nn.crowding`);
+    envelope [E] of the distances in `radial`; frames [E, width] Wigner matrices
+    (`eqcalc.nn.frames`), width 0 where no operation is in frames.
     """
 
     species: Tensor
@@ -35,6 +38,8 @@ class Edges(NamedTuple):
     attrs: Tensor
     radial: Tensor
     calm: Tensor
+    envelope: Tensor
+    frames: Tensor
 
 
 class Potential(nn.Module):
@@ -72,6 +77,7 @@ class Potential(nn.Module):
         self.pair_cutoffs: PairCutoffs | None = None
         self.crowding: Crowding | None = None
         self.distance_transform: AgnesiTransform | None = None
+        self.edge_frames: EdgeFrames | None = None
         self.reference_structure = ReferenceStructure({})
 
     def add_pair_terms(
@@ -180,6 +186,9 @@ class Potential(nn.Module):
         calm = length[:0]
         if self.crowding is not None:
             calm = self.crowding(species, edge_src, edge_dst, length)
+        frames = vec[:, :0]
+        if self.edge_frames is not None:
+            frames = self.edge_frames(vec, length)
         return Edges(
             species,
             edge_src,
@@ -188,6 +197,8 @@ class Potential(nn.Module):
             self.spherical_harmonics(vec, length),
             radial,
             calm,
+            self.radial_basis.envelope(told),
+            frames,
         )
 
     @torch.jit.export

@@ -133,6 +133,27 @@ class Convolution(nn.Module):
                 rows.append(buffer)
         return couplings, rows
 
+    def _joined(self, blocks: list[Tensor]) -> Tensor:
+        """Rows of all paths, by input block, in the order of the output."""
+        columns: list[Tensor] = []
+        for pieces in self._pieces:
+            parts: list[Tensor] = []
+            for block, row, dim in pieces:
+                parts.append(blocks[block][:, row : row + dim])
+            columns.append(torch.cat(parts, dim=2).flatten(1))
+        return torch.cat(columns, dim=1)
+
+    def on_edges(self, feats: Tensor, edge_attrs: Tensor, weights: Tensor) -> Tensor:
+        """Products of features that edges have [E, irreps_in.dim], not summed: [E, dim out]."""
+        couplings, weight_of_row = self._constants()
+        products: list[Tensor] = []
+        for k, (at, dim, mul, first, num_paths, rows) in enumerate(self._blocks):
+            x = feats[:, at : at + dim * mul].reshape(-1, dim, mul)
+            coupled = (edge_attrs @ couplings[k].to(edge_attrs.dtype)).view(-1, rows, dim)
+            w = weights[:, first : first + num_paths * mul].reshape(-1, num_paths, mul)
+            products.append(torch.bmm(coupled, x) * w.index_select(1, weight_of_row[k]))
+        return self._joined(products)
+
     def forward(
         self,
         node_feats: Tensor,
@@ -151,10 +172,4 @@ class Convolution(nn.Module):
             message = torch.bmm(coupled, x) * w.index_select(1, weight_of_row[k])
             total = torch.zeros(num_local, rows, mul, dtype=x.dtype, device=x.device)
             sums.append(total.index_add(0, edge_dst, message))
-        columns: list[Tensor] = []
-        for pieces in self._pieces:
-            parts: list[Tensor] = []
-            for block, row, dim in pieces:
-                parts.append(sums[block][:, row : row + dim])
-            columns.append(torch.cat(parts, dim=2).flatten(1))
-        return torch.cat(columns, dim=1)
+        return self._joined(sums)

@@ -4,7 +4,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eqcalc.nn.radial import RadialNetwork
+from eqcalc.nn.radial import EdgeRadialNetwork
 
 
 class Normalization(nn.Module):
@@ -56,7 +56,7 @@ class Density(nn.Module):
 
     def __init__(self, num_radial: int) -> None:
         super().__init__()
-        self.network = RadialNetwork([num_radial, 1])
+        self.network = EdgeRadialNetwork([num_radial, 1])
 
     def forward(self, basis: Tensor, edge_dst: Tensor, num_local: int) -> Tensor:
         terms = torch.tanh(self.network(basis).square())

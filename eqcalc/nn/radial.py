@@ -126,10 +126,13 @@ class BesselBasis(nn.Module):
     def forward(self, r: Tensor) -> Tensor:
         return self.transformed(r, r)
 
+    def envelope(self, r: Tensor) -> Tensor:
+        """u(r / r_c) [E]."""
+        return polynomial_envelope(r / self.cutoff, self.power)
+
     def transformed(self, x: Tensor, r: Tensor) -> Tensor:
         """c b_n(x) u(r / r_c): another distance x [E] in the Bessel functions."""
-        x, r = x.unsqueeze(-1), r.unsqueeze(-1)
-        envelope = polynomial_envelope(r / self.cutoff, self.power)
+        x, envelope = x.unsqueeze(-1), self.envelope(r).unsqueeze(-1)
         return self.prefactor * torch.sin(self.orders.to(r.dtype) * x) / x * envelope
 
 
@@ -142,10 +145,8 @@ class XplorBesselBasis(BesselBasis):
         super().__init__(cutoff, num_radial, 0, scale)
         self.onset = float(onset)
 
-    def transformed(self, x: Tensor, r: Tensor) -> Tensor:
-        x, r = x.unsqueeze(-1), r.unsqueeze(-1)
-        envelope = xplor_envelope(r, self.onset, self.cutoff)
-        return self.prefactor * torch.sin(self.orders.to(r.dtype) * x) / x * envelope
+    def envelope(self, r: Tensor) -> Tensor:
+        return xplor_envelope(r, self.onset, self.cutoff)
 
 
 class RadialNetwork(nn.Module):
@@ -169,3 +170,7 @@ class RadialNetwork(nn.Module):
             if i + 1 < self.num_layers:
                 x = silu(x)
         return x
+
+
+class EdgeRadialNetwork(RadialNetwork):
+    """The same, where every edge must have a row of its own whatever runs it."""

@@ -59,7 +59,10 @@ def by_order(turned: list[Tensor], m_max: int) -> list[Tensor]:
     """Blocks [E, 2 min(l, m_max) + 1, channels], rows m = 0, -1, 1, ... -> [E, 1 or 2, K_m]."""
     found: list[Tensor] = []
     for m in range(m_max + 1):
-        parts = [x[:, max(2 * m - 1, 0) : 2 * m + 1] for x in turned if x.shape[1] > 2 * m]
+        parts: list[Tensor] = []
+        for x in turned:
+            if x.shape[1] > 2 * m:
+                parts.append(x[:, max(2 * m - 1, 0) : 2 * m + 1])  # noqa: PERF401 - TorchScript
         found.append(torch.cat(parts, dim=2))
     return found
 
@@ -149,7 +152,7 @@ class SO2Linear(nn.Module):
 
     Args:
         irreps_in, irreps_out: natural parity, degrees 0 .. l_max of each.
-        m_max_in, m_max_out: orders that there are; those out that the input lacks are zero.
+        m_max_in, m_max_out: orders that there are; the value has none that the input lacks.
 
     Weights are drawn from N(0, 1) and divided by sqrt(K_m in) in the forward pass.
     """
@@ -163,8 +166,9 @@ class SO2Linear(nn.Module):
         super().__init__()
         inputs = columns_by_order(irreps_in, _in_range(irreps_in, m_max_in))
         outputs = columns_by_order(irreps_out, _in_range(irreps_out, m_max_out))
+        if len(outputs) > len(inputs):
+            raise ValueError(f"{irreps_in} up to |m| = {m_max_in} has no |m| = {m_max_out}")
         self.shapes = list(zip(inputs, outputs, strict=False))
-        self.missing = outputs[len(inputs) :]
         self._sizes = [a * b for a, b in self.shapes]
         self.weight = nn.Parameter(torch.randn(sum(self._sizes)))
 
@@ -174,7 +178,6 @@ class SO2Linear(nn.Module):
         for m, (a, b) in enumerate(self.shapes):
             rows = x[m].reshape(-1, a) @ (matrices[m].view(a, b) / math.sqrt(a))
             found.append(rows.view(x[m].shape[0], x[m].shape[1], b))
-        found.extend([x[0].new_zeros(x[0].shape[0], 2, width) for width in self.missing])
         return found
 
 

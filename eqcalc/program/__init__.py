@@ -3,6 +3,20 @@
 Nothing here imports torch or knows an engine; emitters turn a `Program` into something that runs.
 """
 
+from eqcalc.program.messages import (
+    Attention,
+    EdgeProduct,
+    EdgeSum,
+    FrameGate,
+    FrameSphere,
+    FrameSum,
+    InFrames,
+    Modulation,
+    Pairs,
+    SO2Linear,
+    ToFrames,
+)
+from eqcalc.program.operation import Operation
 from eqcalc.program.operations import (
     Add,
     Bias,
@@ -11,6 +25,7 @@ from eqcalc.program.operations import (
     Density,
     Embedding,
     Gate,
+    LayerNorm,
     Linear,
     Normalization,
     NormGate,
@@ -18,23 +33,38 @@ from eqcalc.program.operations import (
     Product,
     Radial,
     Readout,
+    Sphere,
 )
 from eqcalc.program.program import Program
 
 __all__ = [
     "Add",
+    "Attention",
     "Bias",
     "Contraction",
     "Convolution",
     "Density",
+    "EdgeProduct",
+    "EdgeSum",
     "Embedding",
+    "FrameGate",
+    "FrameSphere",
+    "FrameSum",
     "Gate",
+    "InFrames",
+    "LayerNorm",
     "Linear",
+    "Modulation",
     "NormGate",
     "Normalization",
+    "Operation",
     "Output",
+    "Pairs",
     "Product",
     "Program",
     "Radial",
     "Readout",
+    "SO2Linear",
+    "Sphere",
+    "ToFrames",
 ]

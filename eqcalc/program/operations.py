@@ -20,42 +20,29 @@ channels innermost ([2l + 1, channels], flattened), whatever `mul` is.
 | `Add`           | atom | the sum of values                                                       |
 | `Readout`       | atom | one number from even scalars, linear or through a hidden layer          |
 | `Output`        |      | a property by name: the sum of values                                   |
+| `LayerNorm`     | atom | x by its size over all irreps (`eqcalc.nn.layer_norm`)                  |
+| `Sphere`        | atom | x as a function on the sphere, through SiLU (`eqcalc.nn.sphere`)        |
+| `ToFrames`      | edge | x_j and x_i in the edge's frame (`eqcalc.nn.frames`)                    |
+| `Modulation`    | edge | R(r) x, by |m|, degree and channel                                      |
+| `SO2Linear`     | edge | W_|m| x over degrees and channels (`eqcalc.nn.so2`)                     |
+| `FrameGate`     | edge | `Gate` in frames                                                        |
+| `FrameSphere`   | edge | `Sphere` in frames                                                      |
+| `FrameSum`      | atom | sum_j u(r_ij) or a_ij times x_ij, turned back                           |
+| `Attention`     | edge | a_ij from even scalars on edges (`eqcalc.nn.attention`)                 |
+| `Pairs`         | edge | x_j + y_i                                                               |
+| `EdgeProduct`   | edge | R(r) C x Y(r), path by path, channel by channel                         |
+| `EdgeSum`       | atom | sum_j a_ij x_ij                                                         |
+
+`Linear` and `Gate` lie where their source does.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-
-@dataclass(frozen=True)
-class Operation:
-    """name: of the value that it makes, a Python identifier."""
-
-    name: str
-
-    #: fields that name values
-    reads: ClassVar[tuple[str, ...]] = ("source",)
-    #: whether the value is on edges
-    on_edges: ClassVar[bool] = False
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the values that it reads."""
-        found: list[str] = []
-        for name in self.reads:
-            value = getattr(self, name)
-            found += [value] if isinstance(value, str) else value
-        return tuple(name for name in found if name)
-
-    def document(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"operation": type(self).__name__, **dataclasses.asdict(self)}
-
-    def formula(self) -> str:
-        """What it does, in a line."""
-        raise NotImplementedError
+from eqcalc.program.messages import MESSAGES
+from eqcalc.program.operation import Operation
 
 
 @dataclass(frozen=True)
@@ -84,7 +71,7 @@ class Radial(Operation):
     hidden: tuple[int, ...]
     transform: str = ""
     reads: ClassVar[tuple[str, ...]] = ()
-    on_edges: ClassVar[bool] = True
+    on_edges: ClassVar[bool | None] = True
 
     def formula(self) -> str:
         distance = f"{self.transform}(r)" if self.transform else "r"
@@ -97,6 +84,7 @@ class Density(Operation):
 
     transform: str = ""
     reads: ClassVar[tuple[str, ...]] = ()
+    local: ClassVar[bool] = True
 
     @property
     def irreps(self) -> str:
@@ -121,6 +109,8 @@ class Convolution(Operation):
     irreps: str
     so3: bool = False
     reads: ClassVar[tuple[str, ...]] = ("source", "radial")
+    reads_neighbours: ClassVar[tuple[str, ...]] = ("source",)
+    gathers: ClassVar[bool] = True
 
     def formula(self) -> str:
         return f"sum_j {self.radial} {self.source}[j] (x) Y_0..{self.l_max}"
@@ -151,6 +141,8 @@ class Linear(Operation):
     irreps_in: str
     irreps: str
     by_species: bool = False
+    on_edges: ClassVar[bool | None] = None
+    local: ClassVar[bool] = True
 
     def formula(self) -> str:
         return f"W{'[species]' if self.by_species else ''} {self.source}"
@@ -162,9 +154,34 @@ class Bias(Operation):
 
     source: str
     irreps: str
+    local: ClassVar[bool] = True
 
     def formula(self) -> str:
         return f"{self.source} + b_0e"
+
+
+@dataclass(frozen=True)
+class LayerNorm(Operation):
+    """irreps: of the source and the value."""
+
+    source: str
+    irreps: str
+    local: ClassVar[bool] = True
+
+    def formula(self) -> str:
+        return f"{self.source} / size({self.source})"
+
+
+@dataclass(frozen=True)
+class Sphere(Operation):
+    """irreps: of the source and the value; polar: points along the axis of the grid."""
+
+    source: str
+    irreps: str
+    polar: int
+
+    def formula(self) -> str:
+        return f"silu({self.source} on {self.polar} x {2 * self.polar} points of the sphere)"
 
 
 @dataclass(frozen=True)
@@ -212,6 +229,7 @@ class Gate(Operation):
     source: str
     irreps: str
     activation: str = "sigmoid"
+    on_edges: ClassVar[bool | None] = None
 
     def formula(self) -> str:
         return f"gate_{self.activation}({self.source})"
@@ -276,6 +294,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind
     for kind in (
         *(Embedding, Radial, Density, Convolution, Normalization, Linear, Bias),
-        *(Contraction, Product, Gate, NormGate, Add, Readout, Output),
+        *(Contraction, Product, Gate, NormGate, Add, Readout, Output, LayerNorm, Sphere),
+        *MESSAGES,
     )
 }

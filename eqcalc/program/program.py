@@ -8,16 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from eqcalc.errors import InputError
-from eqcalc.program.operations import (
-    OPERATIONS,
-    Bias,
-    Convolution,
-    Density,
-    Embedding,
-    Linear,
-    Operation,
-    Output,
-)
+from eqcalc.program.operation import Operation
+from eqcalc.program.operations import OPERATIONS, Embedding, Output
 
 #: raised when a change makes older readers wrong
 PROGRAM_VERSION = 1
@@ -64,6 +56,15 @@ class Program:
     def by_name(self) -> dict[str, Operation]:
         return {op.name: op for op in self.operations}
 
+    @cached_property
+    def on_edges(self) -> frozenset[str]:
+        """Names of the values that lie on edges."""
+        found: set[str] = set()
+        for op in self.operations:
+            if op.on_edges or (op.on_edges is None and op.inputs[0] in found):
+                found.add(op.name)
+        return frozenset(found)
+
     @property
     def outputs(self) -> tuple[Output, ...]:
         return tuple(op for op in self.operations if isinstance(op, Output))
@@ -95,7 +96,8 @@ class Program:
             if number:
                 rows.append((f"-- ranks exchange {', '.join(stage.takes)} --", "", ""))
             for op in stage.operations:
-                irreps = "" if op.on_edges else str(getattr(op, "irreps", ""))
+                irreps = str(getattr(op, "irreps", ""))
+                irreps += " on edges" if irreps and op.name in self.on_edges else ""
                 rows.append((op.name, op.formula(), irreps))
         width = max(len(name) for name, formula, _ in rows if formula)
         middle = max(len(formula) for _, formula, _ in rows)
@@ -116,26 +118,27 @@ class Program:
 
     @cached_property
     def depth(self) -> dict[str, int]:
-        """How many convolutions lead to each value."""
+        """How many sums over neighbours lead to each value."""
         depth: dict[str, int] = {}
         for op in self.operations:
             before = max((depth[name] for name in op.inputs), default=0)
-            depth[op.name] = before + isinstance(op, Convolution)
+            depth[op.name] = before + op.gathers
         return depth
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """The operations, cut where a convolution reads what another one has led to.
+        """The operations, cut where neighbours are read of what a sum over neighbours has led to.
 
-        A linear map whose value only later stages read is computed there: what ranks exchange is
-        then read by several operations, but sent once. Embeddings are made before the first stage.
+        A linear map, or what else is `local`, whose value only later stages read is computed there:
+        what ranks exchange is then read by several operations, but sent once. Embeddings are made
+        before the first stage.
         """
         place: dict[str, int] = {}
         for op in reversed(self.operations):
             place[op.name] = max(self.depth[op.name] - 1, 0)
             if isinstance(op, Embedding):
                 place[op.name] = -1
-            elif op.on_edges or isinstance(op, Linear | Bias | Density):
+            elif op.name in self.on_edges or op.local:
                 later = (place[reader.name] for reader in self.readers[op.name])
                 place[op.name] = max(place[op.name], min(later, default=0))
         count = 1 + max(place.values())
@@ -146,9 +149,8 @@ class Program:
         takes = self._carried(k, place)
         wanted: set[str] = set()
         for op in reversed(mine):
-            if isinstance(op, Convolution):
-                wanted.add(op.source)
-            elif op.name in wanted and not op.on_edges:
+            wanted.update(op.neighbours)
+            if op.name in wanted:
                 wanted.update(op.inputs)
         return Stage(takes, tuple(mine), frozenset(wanted), self._carried(k + 1, place))
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from eqcalc.engine.dense import Library
 from eqcalc.nn.linear import SpeciesLinear
 from eqcalc.nn.radial import RadialNetwork
+from eqcalc.nn.so2 import SO2Linear
 
 #: of the quintic that moves singular values from [0, 1] close to 1 (Jordan et al.)
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -57,13 +58,15 @@ def matrix_shapes(model: nn.Module) -> dict[str, list[tuple[int, int]]]:
     """For every parameter that Muon takes: the shapes of its matrices, one after the other.
 
     A parameter of a radial network is one matrix; a row of a `SpeciesLinear`'s weight holds
-    one matrix per irrep.
+    one matrix per irrep; that of an `SO2Linear` one per |m|.
     """
     shapes = {}
     for module in model.modules():
         if isinstance(module, SpeciesLinear):
             row = [(block[2], block[3]) for block in module._blocks if block[2]]
             shapes[module.weight] = row * module.num_species
+        elif isinstance(module, SO2Linear):
+            shapes[module.weight] = list(module.shapes)
         elif isinstance(module, RadialNetwork):
             for weight in module.weights:
                 shapes[weight] = [(weight.shape[0], weight.shape[1])]

@@ -1,0 +1,92 @@
+"""Equiformer: attention over depth-wise tensor products (Liao and Smidt, arXiv:2206.11990).
+
+Layer, with n = LayerNorm(x), (x) a Clebsch-Gordan product with harmonics of the edge, channel by
+channel, and eqs. 3 to 5:
+
+    e_ij = W_src n_j + W_dst n_i,   t_ij = R(r_ij) e_ij (x) Y(r_ij)
+    v_ij = W2 ( R'(r_ij) gate( W1 t_ij ) (x) Y(r_ij) )
+    a_ij = attention( Wa t_ij ) for each head (`eqcalc.nn.attention`)
+    y = x + W_out s sum_j a_ij v_ij,   x' = y + W4 gate( W3 LayerNorm(y) )
+
+The attention is that of a perceptron of invariant scalars. Differences from the paper: its softmax
+has the envelope inside and shares less than 1; the layer normalisation is smooth where features
+vanish; features have natural parity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from e3nn import o3
+
+from eqcalc.models.blocks import BlocksConfig, natural
+from eqcalc.models.config import Problems
+from eqcalc.models.equiformer_v2 import heads_problems
+from eqcalc.nn.convolution import reached_irreps
+from eqcalc.nn.gate import gate_input
+from eqcalc.program import (
+    Attention,
+    EdgeProduct,
+    EdgeSum,
+    Gate,
+    Linear,
+    Normalization,
+    Operation,
+    Pairs,
+    Radial,
+)
+
+
+@dataclass(frozen=True)
+class EquiformerConfig(BlocksConfig):
+    """Equiformer, as in arXiv:2206.11990. Lengths in Å.
+
+    Attributes:
+        num_layers: the receptive field is num_layers * cutoff.
+        l_max: highest degree of features and harmonics.
+        num_channels: of every degree.
+        hidden_channels: of every degree of a message, between its two products.
+        num_heads: each has weights of its own for an equal share of num_channels.
+        attention_channels: scalars from which a head's weights are made.
+        feed_forward_channels: of every degree between the two maps of an atom by itself.
+        nonlinearity: there, of degrees above 0: gates, or the sphere (`eqcalc.nn.sphere`).
+        sphere_points: along the axis of the grid on the sphere, twice as many around it; 0: three
+            for each degree 0 .. l_max.
+        readout: hidden width of the readout of the last layer's scalars; 0: it is linear.
+    """
+
+    architecture: str = "equiformer"
+    l_max: int = 2
+    hidden_channels: int = 16
+    num_heads: int = 4
+    attention_channels: int = 8
+
+    def problems(self) -> Problems:
+        return [*super().problems(), *heads_problems(self)]
+
+    def messages(self, k: int, before: o3.Irreps, after: o3.Irreps) -> list[Operation]:
+        n, out, l_max = f"n_{k}", str(after), self.l_max
+        heads, width = self.num_heads, self.attention_channels
+        inner = natural(self.hidden_channels, l_max)
+        mixed = str(natural(self.hidden_channels, len(before) - 1))
+        once = str(reached_irreps(o3.Irreps(mixed), l_max, inner))
+        twice = str(reached_irreps(inner, l_max, after))
+        gated, scalars = str(gate_input(inner)), f"{heads * width}x0e"
+        mlp = tuple(self.radial_mlp)
+        return [
+            Linear(f"src_{k}", n, str(before), mixed),
+            Linear(f"dst_{k}", n, str(before), mixed),
+            Pairs(f"pair_{k}", f"src_{k}", f"dst_{k}", mixed),
+            Radial(f"r_{k}", mlp),
+            EdgeProduct(f"product_{k}", f"pair_{k}", f"r_{k}", mixed, l_max, once),
+            Linear(f"hidden_{k}", f"product_{k}", once, gated),
+            Gate(f"act_edge_{k}", f"hidden_{k}", str(inner)),
+            Radial(f"r2_{k}", mlp),
+            EdgeProduct(f"again_{k}", f"act_edge_{k}", f"r2_{k}", str(inner), l_max, twice),
+            Linear(f"value_{k}", f"again_{k}", twice, out),
+            Linear(f"alpha_{k}", f"product_{k}", once, scalars),
+            Attention(f"share_{k}", f"alpha_{k}", heads, width),
+            EdgeSum(f"sum_{k}", f"value_{k}", f"share_{k}", out, heads),
+            Normalization(f"m_{k}", f"sum_{k}", out),
+            Linear(f"out_{k}", f"m_{k}", out, out),
+        ]

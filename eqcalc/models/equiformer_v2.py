@@ -1,0 +1,87 @@
+"""EquiformerV2: attention over messages in frames of edges (Liao et al., arXiv:2306.12059).
+
+Layer, with n = LayerNorm(x) and e = R(r_ij) D (n_j, n_i) in the frame of the edge (section 4):
+
+    v_ij = W2 sphere( W1 e_ij ),   a_ij = attention( Wa e_ij ) for each head (`eqcalc.nn.attention`)
+    y = x + W_out s sum_j a_ij D^T v_ij,   x' = y + W4 act( W3 LayerNorm(y) )
+
+Heads share the channels of every degree. Differences from the paper: the attention's softmax has
+the envelope inside and shares less than 1; the layer normalisation is smooth where features vanish;
+forces are derivatives of the energy; features have natural parity (-1)^l.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from e3nn import o3
+
+from eqcalc.models.blocks import FramesConfig, doubled, natural
+from eqcalc.models.config import Problems
+from eqcalc.program import Attention, FrameSum, Linear, Normalization, Operation, SO2Linear
+
+
+@dataclass(frozen=True)
+class EquiformerV2Config(FramesConfig):
+    """EquiformerV2, as in arXiv:2306.12059. Lengths in Å.
+
+    Attributes:
+        num_layers: the receptive field is num_layers * cutoff.
+        l_max: highest degree of features.
+        m_max: components of messages with larger |m| about the edge are left out.
+        num_channels: of every degree.
+        hidden_channels: of every degree of a message, between its two convolutions.
+        num_heads: each has weights of its own for an equal share of num_channels.
+        attention_channels: scalars from which a head's weights are made.
+        message_nonlinearity: of messages: the sphere, which turns with an edge up to the error of
+            its grid, or gates, which do so exactly and are faster.
+        feed_forward_channels: of every degree between the two maps of an atom by itself.
+        nonlinearity: there, of degrees above 0: the sphere or gates.
+        sphere_points: along the axis of the grid on the sphere, twice as many around it; 0: three
+            for each degree 0 .. l_max.
+        readout: hidden width of the readout of the last layer's scalars; 0: it is linear.
+    """
+
+    architecture: str = "equiformer_v2"
+    hidden_channels: int = 16
+    num_heads: int = 4
+    attention_channels: int = 8
+    message_nonlinearity: Literal["sphere", "gate"] = "sphere"
+    nonlinearity: Literal["gate", "sphere"] = "sphere"
+
+    def problems(self) -> Problems:
+        return [*super().problems(), *heads_problems(self)]
+
+    def messages(self, k: int, before: o3.Irreps, after: o3.Irreps) -> list[Operation]:
+        order, out = self.order(before, after), str(after)
+        inner = str(natural(self.hidden_channels, self.l_max))
+        heads, width = self.num_heads, self.attention_channels
+        alpha = SO2Linear(
+            *(f"alpha_{k}", f"edge_{k}", str(doubled(before)), order, 0, f"{heads * width}x0e")
+        )
+        sphere = self.message_nonlinearity == "sphere"
+        return [
+            *self.in_frames(k, before, order),
+            *self.hidden(k, before, order, sphere=sphere),
+            SO2Linear(f"value_{k}", f"act_edge_{k}", inner, order, order, out),
+            alpha,
+            Attention(f"share_{k}", f"alpha_{k}", heads, width, in_frames=True),
+            FrameSum(f"sum_{k}", f"value_{k}", order, out, f"share_{k}", heads),
+            Normalization(f"m_{k}", f"sum_{k}", out),
+            Linear(f"out_{k}", f"m_{k}", out, out),
+        ]
+
+
+def heads_problems(config: EquiformerV2Config) -> Problems:
+    """Rules of the options of attention."""
+    return [
+        *config.not_positive("num_heads", "attention_channels"),
+        (
+            config.num_heads > 0 and config.num_channels % config.num_heads != 0,
+            (
+                f"num_heads = {config.num_heads}: num_channels = {config.num_channels} must be a "
+                "multiple of it."
+            ),
+        ),
+    ]
