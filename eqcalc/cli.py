@@ -177,7 +177,10 @@ def print_config(
     *,
     architecture: Annotated[
         str,
-        typer.Option(help="invariant, mace, nequip, tfn, or module:Config of your own."),
+        typer.Option(
+            help="equiformer, equiformer_v2, esen, invariant, mace, nequip, tfn, or "
+            "module:Config of your own."
+        ),
     ] = "",
 ) -> None:
     """Print all options of training with their meaning, as a TOML config."""

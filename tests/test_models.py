@@ -129,10 +129,7 @@ OTHERS = {  # architectures that are programs
     "equiformer_v2": {
         **SMALL_BLOCKS,
         "architecture": "equiformer_v2",
-        "l_max": 1,
-        "m_max": 1,
         "num_heads": 2,
-        "sphere_points": 18,
     },
     "equiformer_v2, gates": {
         **SMALL_BLOCKS,

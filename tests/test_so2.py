@@ -254,6 +254,25 @@ def test_activations_on_the_sphere_turn_up_to_the_error_of_their_grid(polar, err
     assert error / 1000 < found < error
 
 
+@pytest.mark.parametrize("l_max", [1, 2, 3, 4])
+def test_the_expansion_on_the_sphere_turns_exactly(l_max):
+    """And is the product of two functions: of Y_lm with themselves, Gaunt's coefficients."""
+    irreps = natural(4, l_max)
+    activation = SphereActivation(irreps, 0)
+    x = torch.randn(5, irreps.dim, dtype=torch.float64)
+    matrix = torch.from_numpy(Rotation.random(random_state=2).as_matrix())
+    for act in (rotated(irreps, matrix), rotated(irreps, -matrix)):
+        assert (activation(x @ act.T) - activation(x) @ act.T).abs().max() < 1e-12
+    vector = torch.zeros(1, (l_max + 1) ** 2, 1, dtype=torch.float64)
+    vector[0, 2] = 1.0  # y: f = sqrt(3) cos / (l_max + 1), f^2 has degrees 0 and 2
+    found = SphereActivation(natural(1, l_max), 0).on_rows(vector)[0, :, 0]
+    expected = torch.zeros((l_max + 1) ** 2, dtype=torch.float64)
+    expected[2] = 0.5
+    if l_max > 1:
+        expected[6] = 0.25 * 2.0 / math.sqrt(5.0) / (l_max + 1)
+    assert (found / math.sqrt(16.0 / 7.0) - expected).abs().max() < 1e-14
+
+
 def test_activations_on_the_sphere_are_the_same_in_frames():
     irreps = natural(4, 2)
     vec = directions()

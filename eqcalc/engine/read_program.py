@@ -29,13 +29,12 @@ from eqcalc.engine.plan import (
     Step,
 )
 from eqcalc.program import operations as ops
+from eqcalc.program.messages import MESSAGES
 from eqcalc.program.program import Program
 
-#: operations that a plan may be made of
-KNOWN = (
-    *(ops.Embedding, ops.Radial, ops.Convolution, ops.Normalization, ops.Linear, ops.Bias),
-    *(ops.Contraction, ops.Product, ops.Gate, ops.NormGate, ops.Add, ops.Readout, ops.Output),
-)
+#: operations that no plan has
+NOT_KNOWN = (ops.LayerNorm, ops.Sphere, *MESSAGES)
+UNKNOWN = "The fused engine does not know the operation {}."
 
 
 class _Reader:
@@ -107,7 +106,9 @@ class _Reader:
             case ops.Add():
                 table = sum(self.tables[name] for name in op.sources)
             case _:
-                raise NotCovered(f"The engine does not know the operation {type(op).__name__}.")
+                raise NotCovered(
+                    f"The fused engine does not know the operation {type(op).__name__}."
+                )
         self.tables[op.name] = table
 
     def of_atoms(self, op: Any) -> None:
@@ -146,7 +147,7 @@ class _Reader:
                 return [GateStep(source.name, target.name, blocks)]
             case ops.NormGate():
                 return [bricks.norm_gate_step(module, source, target)]
-        raise NotCovered(f"The engine does not know the operation {type(op).__name__}.")
+        raise NotCovered(UNKNOWN.format(type(op).__name__))
 
     def readout(self, op: ops.Readout) -> None:
         module = self.modules[op.name]
@@ -200,8 +201,10 @@ class _Reader:
 
     def plan(self, scalar: str) -> Plan:
         for op in self.program.operations:
-            if not isinstance(op, KNOWN):
-                raise NotCovered(f"The engine does not know the operation {type(op).__name__}.")
+            if isinstance(op, NOT_KNOWN):
+                raise NotCovered(
+                    f"The fused engine does not know the operation {type(op).__name__}."
+                )
         for op in self.program.operations:
             if isinstance(op, ops.Output):
                 readouts = {o.name for o in self.program.operations if isinstance(o, ops.Readout)}

@@ -50,8 +50,10 @@ class BlocksConfig(ModelConfig):
         hidden_channels: of every degree of a message between its two maps.
         feed_forward_channels: of every degree between the two maps of an atom by itself.
         nonlinearity: there, of degrees above 0: gates, or the sphere (`eqcalc.nn.sphere`).
-        sphere_points: along the axis of the grid on the sphere, twice as many around it; 0: three
-            for each degree 0 .. l_max, with which an activation turns with its argument up to 1e-4.
+        sphere_points: 0: the nonlinearity on the sphere is SiLU's expansion to second order, which
+            turns with its argument exactly; otherwise SiLU on a grid of so many points along the
+            axis and twice as many around it, which turns with it up to an error: 24 for 1e-6 eV/Å
+            with l_max 3.
         readout: hidden width of the readout of the last layer's scalars; 0: it is linear.
     """
 
@@ -74,15 +76,10 @@ class BlocksConfig(ModelConfig):
                 0 < self.sphere_points <= self.l_max,
                 (
                     f"sphere_points = {self.sphere_points}: it must be above l_max = {self.l_max}, "
-                    "or 0 for three times l_max + 1."
+                    "or 0 for the expansion of SiLU."
                 ),
             ),
         ]
-
-    @property
-    def polar(self) -> int:
-        """Points along the axis of the grid on the sphere."""
-        return self.sphere_points or 3 * (self.l_max + 1)
 
     def program(self) -> Program:
         operations: list[Operation] = [Embedding("x_0", self.num_channels)]
@@ -121,7 +118,7 @@ class BlocksConfig(ModelConfig):
         inner = natural(self.feed_forward_channels, len(after) - 1)
         sphere = self.nonlinearity == "sphere" and len(after) > 1
         wide = inner if sphere else gate_input(inner)
-        kind = Sphere(f"act_{k}", f"wide_{k}", str(inner), self.polar)
+        kind = Sphere(f"act_{k}", f"wide_{k}", str(inner), self.sphere_points)
         return [
             *operations,
             Add(y, tuple(terms), str(after)),
@@ -147,10 +144,6 @@ class FramesConfig(BlocksConfig):
         return [
             *super().problems(),
             *self.negative("m_max"),
-            (
-                self.m_max > self.l_max,
-                f"m_max = {self.m_max}: it must be at most l_max = {self.l_max}.",
-            ),
         ]
 
     def order(self, before: o3.Irreps, after: o3.Irreps) -> int:
@@ -171,7 +164,7 @@ class FramesConfig(BlocksConfig):
         inner = natural(self.hidden_channels, self.l_max)
         wide = str(inner if sphere else gate_input(inner))
         both, source, act = str(doubled(before)), f"hidden_{k}", f"act_edge_{k}"
-        kind = FrameSphere(act, source, order, self.polar, str(inner))
+        kind = FrameSphere(act, source, order, self.sphere_points, str(inner))
         return [
             SO2Linear(source, f"edge_{k}", both, order, order, wide),
             kind if sphere else FrameGate(act, source, order, str(inner)),

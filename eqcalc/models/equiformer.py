@@ -50,8 +50,10 @@ class EquiformerConfig(BlocksConfig):
         attention_channels: scalars from which a head's weights are made.
         feed_forward_channels: of every degree between the two maps of an atom by itself.
         nonlinearity: there, of degrees above 0: gates, or the sphere (`eqcalc.nn.sphere`).
-        sphere_points: along the axis of the grid on the sphere, twice as many around it; 0: three
-            for each degree 0 .. l_max.
+        sphere_points: 0: the nonlinearity on the sphere is SiLU's expansion to second order, which
+            turns with its argument exactly; otherwise SiLU on a grid of so many points along the
+            axis and twice as many around it, which turns with it up to an error: 24 for 1e-6 eV/Å
+            with l_max 3.
         readout: hidden width of the readout of the last layer's scalars; 0: it is linear.
     """
 

@@ -12,6 +12,13 @@ from typing import ClassVar
 from eqcalc.program.operation import Operation
 
 
+def sphere_formula(source: str, polar: int) -> str:
+    """Of a nonlinearity on the sphere."""
+    if polar == 0:
+        return f"{source} / 2 + {source}^2 / 4 on the sphere"
+    return f"silu({source} on {polar} x {2 * polar} points of the sphere)"
+
+
 @dataclass(frozen=True)
 class InFrames(Operation):
     """A value on edges, in their frames.
@@ -80,7 +87,7 @@ class FrameGate(InFrames):
 
 @dataclass(frozen=True)
 class FrameSphere(InFrames):
-    """`Sphere` of features in frames."""
+    """`Sphere` of features in frames; polar: of the grid (`eqcalc.nn.sphere`)."""
 
     source: str
     m_max: int
@@ -88,7 +95,7 @@ class FrameSphere(InFrames):
     irreps: str
 
     def formula(self) -> str:
-        return f"silu({self.source} on {self.polar} x {2 * self.polar} points of the sphere)"
+        return sphere_formula(self.source, self.polar)
 
 
 @dataclass(frozen=True)

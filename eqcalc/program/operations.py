@@ -41,7 +41,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from eqcalc.program.messages import MESSAGES
+from eqcalc.program.messages import MESSAGES, sphere_formula
 from eqcalc.program.operation import Operation
 
 
@@ -174,14 +174,14 @@ class LayerNorm(Operation):
 
 @dataclass(frozen=True)
 class Sphere(Operation):
-    """irreps: of the source and the value; polar: points along the axis of the grid."""
+    """irreps: of the source and the value; polar: of the grid (`eqcalc.nn.sphere`)."""
 
     source: str
     irreps: str
     polar: int
 
     def formula(self) -> str:
-        return f"silu({self.source} on {self.polar} x {2 * self.polar} points of the sphere)"
+        return sphere_formula(self.source, self.polar)
 
 
 @dataclass(frozen=True)

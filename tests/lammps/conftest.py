@@ -132,6 +132,7 @@ def of_architecture(tmp_path_factory):
     return make
 
 
+BLOCKS = {"l_max": 2, "num_channels": 4, "hidden_channels": 3, "feed_forward_channels": 5}
 ARCHITECTURES = {
     "mace": {"architecture": "mace", "num_channels": 5, "l_max": 2},
     "mace with densities": {
@@ -144,4 +145,11 @@ ARCHITECTURES = {
         "distance_transform": "agnesi",
     },
     "tfn": {"architecture": "tfn", "num_channels": [8, 6], "l_max": 1},
+    "esen": {**BLOCKS, "architecture": "esen", "l_max": 3},
+    "equiformer": {**BLOCKS, "architecture": "equiformer", "num_heads": 2},
+    "equiformer_v2": {
+        **BLOCKS,
+        "architecture": "equiformer_v2",
+        "num_heads": 2,
+    },
 }
