@@ -34,7 +34,7 @@ from eqcalc.program.program import Program
 
 #: operations that no plan has
 NOT_KNOWN = (ops.LayerNorm, ops.Sphere, *MESSAGES)
-UNKNOWN = "The fused engine does not know the operation {}."
+UNKNOWN = "The engine does not know the operation {}."
 
 
 class _Reader:
@@ -106,9 +106,7 @@ class _Reader:
             case ops.Add():
                 table = sum(self.tables[name] for name in op.sources)
             case _:
-                raise NotCovered(
-                    f"The fused engine does not know the operation {type(op).__name__}."
-                )
+                raise NotCovered(UNKNOWN.format(type(op).__name__))
         self.tables[op.name] = table
 
     def of_atoms(self, op: Any) -> None:
@@ -202,9 +200,7 @@ class _Reader:
     def plan(self, scalar: str) -> Plan:
         for op in self.program.operations:
             if isinstance(op, NOT_KNOWN):
-                raise NotCovered(
-                    f"The fused engine does not know the operation {type(op).__name__}."
-                )
+                raise NotCovered(UNKNOWN.format(type(op).__name__))
         for op in self.program.operations:
             if isinstance(op, ops.Output):
                 readouts = {o.name for o in self.program.operations if isinstance(o, ops.Readout)}
