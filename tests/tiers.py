@@ -17,7 +17,8 @@ SLOW = 4.0
 #: files by what they need; those of tests/lammps need the real `lmp`
 NEEDS = {
     "train": (
-        *("test_training", "test_training_data", "test_training_distributed"),
+        *("test_training", "test_training_architectures", "test_training_data"),
+        "test_training_distributed",
         *("test_training_extended", "test_training_finetune", "test_training_options"),
         *("test_training_pairs", "test_training_pretrain", "test_training_store"),
         *("test_training_tools", "test_sample", "test_committee", "test_evaluate", "test_muon"),
