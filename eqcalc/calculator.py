@@ -29,6 +29,8 @@ from eqcalc.domain import ACTIONS, Domain, Exit, OutsideDomainError
 from eqcalc.engine.backends import Outcome, open_backend, refuse_overlap
 from eqcalc.errors import InputError
 from eqcalc.neighbors import Pairs, VerletList, neighbor_list
+from eqcalc.outputs import OutputConfig, cartesian, described, has_energy, same
+from eqcalc.results import SPREAD, consensus, of_outcome, seal
 from eqcalc.runtime import TurnLock, own_torch
 from eqcalc.structure import Structure
 
@@ -38,54 +40,9 @@ if TYPE_CHECKING:
 #: properties that need no gradient
 ENERGIES = frozenset({"energy", "free_energy", "energies", "energy_std"})
 
-#: of which a committee also gives the standard deviation over its members
-SPREAD = ("energy", "forces", "stress")
 
-#: columns of a flat 3x3 matrix, and of its transpose, in ASE's order xx yy zz yz xz xy
-_VOIGT, _VOIGT_TURNED = [0, 4, 8, 5, 2, 1], [0, 4, 8, 7, 6, 3]
-
-
-def _properties(outcome: Outcome, volume: float | None) -> dict[str, Any]:
-    """ASE's results of one structure from one model."""
-    energy = float(outcome.energies.sum())
-    results = {"energy": energy, "free_energy": energy, "energies": outcome.energies}
-    if outcome.forces is None or outcome.virials is None:
-        return results
-    results["forces"] = outcome.forces
-    if volume is not None:
-        columns = outcome.virials.reshape(-1, 9).T
-        stresses = (columns[_VOIGT] + columns[_VOIGT_TURNED]).T * (-0.5 / volume)
-        results["stresses"] = stresses
-        results["stress"] = stresses.sum(axis=0)
-    return results
-
-
-def _part(outcome: Outcome, atoms: slice) -> Outcome:
-    """Of some of the atoms, copied."""
-    forces, virials = outcome.forces, outcome.virials
-    return Outcome(
-        outcome.energies[atoms].copy(),
-        None if forces is None else forces[atoms].copy(),
-        None if virials is None else virials[atoms].copy(),
-    )
-
-
-def _consensus(outcomes: Sequence[Outcome], volume: float | None) -> dict[str, Any]:
-    """ASE's results of one structure: of a model, or mean and spread of a committee."""
-    members = [_properties(outcome, volume) for outcome in outcomes]
-    if len(members) == 1:
-        return members[0]
-    together = {name: np.stack([m[name] for m in members]) for name in members[0]}
-    results = {name: values.mean(axis=0) for name, values in together.items()}
-    results |= {f"{name}_std": together[name].std(axis=0) for name in SPREAD if name in together}
-    return {name: float(v) if v.ndim == 0 else v for name, v in results.items()}
-
-
-def _seal(results: dict[str, Any]) -> None:
-    """Makes arrays read-only: ASE answers from them again, and a change in place would stay."""
-    for value in results.values():
-        if isinstance(value, np.ndarray):
-            value.flags.writeable = False
+class NoEnergyError(InputError, PropertyNotImplementedError):
+    """A network has no such property."""
 
 
 def _in_batches(structures: Iterable[Atoms], batch_atoms: int) -> Iterator[list[Atoms]]:
@@ -149,6 +106,9 @@ class EquivariantCalculator(Calculator):
             or "ignore" where a structure lies outside of what the potential was trained on, as far
             as its file says that (`eqcalc.domain`): distances, numbers of neighbours, density,
             pressure, energy and forces. `evaluate` does not look.
+        direct_forces: take the network's output direct_forces, which is no derivative of an energy,
+            for `forces`: no gradient is computed, and there is no stress. Dynamics with them gains
+            or loses energy.
 
     Properties: energy and free_energy (eV), energies [N] (eV), forces [N, 3] (eV/Å), and for
     structures with a periodic direction stress [6] (eV/Å^3, ASE's sign and order): dE/d(strain)
@@ -157,6 +117,14 @@ class EquivariantCalculator(Calculator):
     made symmetric, so that they sum to the stress. When only energies are asked for, no gradient is
     computed. See also `evaluate`, `get_atomic_virials`, `get_hessian` and `get_descriptors`. The
     arrays in `results` cannot be written to; what the methods return is the caller's own.
+
+    What a network has beside the energy (`eqcalc info` lists it) is a property by its name, as in
+    `calc.get_property("charges", atoms)` or, for those that ASE knows, `atoms.get_dipole_moment()`:
+    vectors x y z, tensors 3x3, in the units of the labels. They are computed when they are asked
+    for, or by `evaluate`, by the TorchScript of the file whatever the engine, and are then in
+    `results`. A dipole is a sum over atoms, whatever the origin and the boxes that atoms are in: of
+    a charged structure with respect to a point that moves with it, of a periodic one on the branch
+    of the training's labels. A network without an energy has these properties alone.
 
     A committee adds energy_std (eV), forces_std [N, 3] (eV/Å) and stress_std [6] (eV/Å^3), the
     standard deviations over its members (divided by their number). Members may differ in cutoff
@@ -193,6 +161,7 @@ class EquivariantCalculator(Calculator):
         skin: float = 0.5,
         threads: int | None = None,
         on_domain_exit: str = "warn",
+        direct_forces: bool = False,
     ) -> None:
         super().__init__()
         if on_domain_exit not in ACTIONS:
@@ -219,23 +188,54 @@ class EquivariantCalculator(Calculator):
         self._lock = TurnLock()
         self._virials: np.ndarray | None = None
         self._kept: tuple[Atoms | None, dict[Any, np.ndarray]] = None, {}
-        if len(models) > 1:
-            self.implemented_properties = [
-                *type(self).implemented_properties,
-                *(f"{name}_std" for name in SPREAD),
-            ]
+        self._direct = direct_forces
         self._load()
+        self.implemented_properties = self._known_properties()
 
     def _load(self) -> None:
         paths = [names.find(model) for model in self._models]
         self._opened = [_stamp(path) for path in paths]
-        self.members: list[Any] = [open_backend(path, **self._options) for path in paths]
+        documents = [export.read_metadata(path) for path in paths]
+        self._has_energy = all(map(has_energy, documents))
+        options = dict(self._options)
+        if options["engine"] == "auto" and (self._direct or not self._has_energy):
+            options["engine"] = "torch"  # compiled engines have nothing else than the energy
+        self.members: list[Any] = [open_backend(path, **options) for path in paths]
+        #: what each member has beside the energy, and what all of them have
+        self._outputs_of = [described(document) for document in documents]
+        first, *rest = self._outputs_of
+        self._outputs = [out for out in first if all(any(same(out, o) for o in r) for r in rest)]
         #: TorchScript of the members by (member, dtype), opened when it is needed
         self._networks: dict[tuple[int, str], export.PotentialFile] = {}
         watches = [Domain.watch(member.potential.metadata) for member in self.members]
         silent = self._on_domain_exit == "ignore"
         self._watches = [None if silent else watch for watch in watches]
         self._new_list()
+
+    def _known_properties(self) -> list[str]:
+        """InputError if direct forces were asked for, and there are none."""
+        outputs = [output.name for output in self._outputs]
+        if self._direct and "direct_forces" not in outputs:
+            raise InputError(
+                f"{self.potential.path.name} has no output direct_forces: leave direct_forces out."
+            )
+        known = type(self).implemented_properties if self._has_energy else ["forces"]
+        if not self._gradient:
+            known = [name for name in known if not name.startswith("stress")]
+        if not (self._has_energy or self._direct):
+            known = []
+        spread = [f"{name}_std" for name in SPREAD if name in known] if self.members[1:] else []
+        return [*known, *spread, *outputs]
+
+    @property
+    def outputs(self) -> list[OutputConfig]:
+        """What all members have beside the energy."""
+        return list(self._outputs)
+
+    @property
+    def _gradient(self) -> bool:
+        """Whether forces are derivatives of an energy."""
+        return self._has_energy and not self._direct
 
     def _new_list(self) -> None:
         cutoff = max(member.potential.cutoff for member in self.members)
@@ -290,6 +290,7 @@ class EquivariantCalculator(Calculator):
             "engine": self.engine,
             "dtype": self.dtype,
             "eqcalc_version": metadata.version("eqcalc"),
+            **({"direct_forces": True} if self._direct else {}),
         }
 
     def _sha256(self, member: int) -> str | None:
@@ -318,7 +319,7 @@ class EquivariantCalculator(Calculator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        _seal(self.results)
+        seal(self.results)
         self._load()
 
     def __copy__(self) -> EquivariantCalculator:
@@ -337,7 +338,7 @@ class EquivariantCalculator(Calculator):
         memo[id(self)] = other
         for name in ("atoms", "results", "_kept", "_virials", "_models", "_options", "parameters"):
             setattr(other, name, copy.deepcopy(getattr(other, name), memo))
-        _seal(other.results)
+        seal(other.results)
         return other
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
@@ -350,15 +351,47 @@ class EquivariantCalculator(Calculator):
         return {}
 
     def _run(
-        self, numbers: np.ndarray, positions: np.ndarray, pairs: Pairs, *, gradient: bool
+        self,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        pairs: Pairs,
+        *,
+        gradient: bool,
+        outputs: bool,
     ) -> list[Outcome]:
         """What every member says of atoms with numbers [N] at positions [N, 3] Å."""
-        return [
-            member.compute(
-                member.potential.species_of(numbers), positions, pairs, gradient=gradient
-            )
-            for member in self.members
-        ]
+        found = []
+        for k, member in enumerate(self.members):
+            outcome = Outcome(None)
+            if self._gradient:
+                species = member.potential.species_of(numbers)
+                outcome = member.compute(species, positions, pairs, gradient=gradient)
+            if outputs or not self._gradient:
+                outcome = self._with_outputs(k, outcome, numbers, positions, pairs)
+            found.append(outcome)
+        return found
+
+    def _with_outputs(
+        self, k: int, outcome: Outcome, numbers: np.ndarray, positions: np.ndarray, pairs: Pairs
+    ) -> Outcome:
+        """Rows of a member's outputs beside the energy, and what follows from them."""
+        potential = self.members[k].potential
+        if self.members[k].name != "torch":
+            potential = self._network(k, str(potential.dtype))
+        with own_torch(self._options["threads"]):
+            energies, rows = network.output_rows(potential, numbers, positions, pairs)
+        if self._gradient:
+            return outcome._replace(rows=rows)
+        refuse_overlap(pairs.edge_dst, pairs.edge_src, pairs.vectors(positions))
+        forces = None
+        if self._direct:
+            forces = cartesian(potential.outputs, rows)["direct_forces"]
+        return Outcome(energies if self._has_energy else None, forces, rows=rows)
+
+    def _results(self, outcomes: Sequence[Outcome], volume: float | None) -> dict[str, Any]:
+        """ASE's results of one structure."""
+        pairs = zip(outcomes, self._outputs_of, strict=True)
+        return consensus([of_outcome(outcome, volume, outputs) for outcome, outputs in pairs])
 
     def calculate(
         self,
@@ -375,14 +408,22 @@ class EquivariantCalculator(Calculator):
                     "Stress needs a periodic direction and a cell with a volume: here pbc = "
                     f"{structure.pbc.tolist()} and the cell vectors are {structure.cell.tolist()}."
                 )
-            gradient = not ENERGIES.issuperset(properties)
+            others = {output.name for output in self._outputs}
             pairs = self.neighbors.pairs(structure)
-            outcomes = self._run(structure.numbers, structure.positions, pairs, gradient=gradient)
+            outcomes = self._run(
+                structure.numbers,
+                structure.positions,
+                pairs,
+                gradient=not (ENERGIES | others).issuperset(properties),
+                outputs=not others.isdisjoint(properties),
+            )
             # only now: what failed leaves no structure behind that older results do not belong to
             self.atoms = atoms
             super().calculate(None, properties, system_changes)
-            self.results = _consensus(outcomes, volume)
-            _seal(self.results)
+            results = self._results(outcomes, volume)
+            # of the same structure others may have been asked for before
+            self.results = results if system_changes else self.results | results
+            seal(self.results)
             virials = [outcome.virials for outcome in outcomes if outcome.virials is not None]
             if virials:
                 self._virials = sum(virials[1:], start=virials[0]) / len(virials)
@@ -409,7 +450,7 @@ class EquivariantCalculator(Calculator):
                 pairs.edge_src[near],
                 pairs.edge_dst[near],
                 length[near],
-                energy=self.results["energy"],
+                energy=self.results.get("energy"),
                 forces=self.results.get("forces"),
                 stress=self.results.get("stress"),
                 volume=volume,
@@ -438,9 +479,23 @@ class EquivariantCalculator(Calculator):
     ) -> Any:
         """ASE's; one thread at a time, as atoms and results of the calculator belong together."""
         with self._lock:
+            if name not in self.implemented_properties:
+                self._refuse(name)
             if atoms is None and allow_calculation:
                 self._structure_now(None)
             return super().get_property(name, atoms, allow_calculation)
+
+    def _refuse(self, name: str) -> None:
+        """Says why a property is not there, where that is not plain."""
+        path = self.potential.path.name
+        if not self._has_energy:
+            known = ", ".join(self.implemented_properties)
+            raise NoEnergyError(f"{path} has no energy, so there is no {name}: it has {known}.")
+        if self._direct:
+            raise NoEnergyError(
+                f"Direct forces are no derivatives of an energy, so there is no {name}: leave "
+                "direct_forces out."
+            )
 
     def calculation_required(self, atoms: Atoms, properties: Sequence[str]) -> bool:
         with self._lock:
@@ -474,7 +529,7 @@ class EquivariantCalculator(Calculator):
         Returns:
             For every structure the dictionary that `results` would be after its forces were asked
             for (energy, free_energy, energies, forces; stress and stresses where a direction is
-            periodic; the standard deviations of a committee).
+            periodic; the standard deviations of a committee; outputs beside the energy).
 
         Raises:
             InputError: as for a single structure; the sentence begins with its place in the list.
@@ -492,12 +547,16 @@ class EquivariantCalculator(Calculator):
                 np.concatenate([structure.positions for structure, _ in checked]),
                 Pairs.side_by_side([pairs for _, pairs in checked], sizes),
                 gradient=True,
+                outputs=bool(self._outputs),
             )
             ends = np.cumsum(sizes)
             for (structure, _), end in zip(checked, ends, strict=True):
                 mine = slice(end - len(structure.numbers), end)
-                own = [_part(outcome, mine) for outcome in outcomes]
-                results.append(_consensus(own, stress_volume(structure.cell, structure.pbc)))
+                own = [
+                    Outcome(*(None if v is None else v[mine].copy() for v in o)) for o in outcomes
+                ]
+                volume = stress_volume(structure.cell, structure.pbc)
+                results.append(self._results(own, volume))
         return results
 
     def _checked(self, atoms: Atoms, place: int) -> tuple[Structure, Pairs]:
@@ -544,6 +603,8 @@ class EquivariantCalculator(Calculator):
         eqcalc.derivatives.
         """
         with self._lock:
+            if not self._gradient:
+                self._refuse("virial")
             self.get_property("forces", atoms)
             assert self._virials is not None  # comes with the forces
             return self._virials.copy()
@@ -556,6 +617,8 @@ class EquivariantCalculator(Calculator):
         together: the Hessian of the phonons at Gamma. Constraints are not applied. Costs 3N
         gradients and their memory: meant for up to some hundred atoms.
         """
+        if not self._gradient:
+            self._refuse("Hessian")
 
         def make(atoms: Atoms) -> np.ndarray:
             pairs = self.neighbors.pairs(atoms)

@@ -227,6 +227,7 @@ def info(
     from eqcalc import names, origin
     from eqcalc.domain import Domain
     from eqcalc.export import read_metadata
+    from eqcalc.outputs import described, has_energy
 
     path = names.find(model)
     if program:
@@ -251,6 +252,11 @@ def info(
         (
             "reference energies",
             ", ".join(f"{k} {v:.6f} eV" for k, v in document["reference_energies"].items()),
+        ),
+        *([] if has_energy(document) else [("energy", "none")]),
+        *(
+            (f"output {out.name}", f"{out.irreps} per {out.per}, {out.unit or 'no unit'}")
+            for out in described(document)
         ),
         *(
             [
@@ -346,7 +352,13 @@ def evaluate(
         result = ev.evaluate_store(names.find(members[0]), frames[0], dtype=dtype, device=device)
     else:
         calculator = EquivariantCalculator(members, dtype=dtype, engine=engine, device=device)
-        labelled = read_frames(frames, **keys, pulay_pressure=pulay_pressure)
+        labelled = read_frames(
+            frames,
+            **keys,
+            pulay_pressure=pulay_pressure,
+            outputs=calculator.outputs,
+            without_energy="energy" not in calculator.implemented_properties,
+        )
         for frame in labelled:
             try:
                 for member in calculator.members:
@@ -354,7 +366,7 @@ def evaluate(
             except InputError as error:
                 raise InputError(f"{frame.source}: {error}") from None
         results = calculator.evaluate(frame.atoms for frame in labelled)
-        result = ev.evaluate_results(labelled, results)
+        result = ev.evaluate_results(labelled, results, calculator.outputs)
     typer.echo(ev.format_table(result.summary()))
     added = export.read_metadata(names.find(members[0])).get("training", {}).get("pulay_pressure")
     if added and not pulay_pressure:
@@ -368,7 +380,7 @@ def evaluate(
         ev.plot_parity({Path(frames[0]).name: result}, plot)
     if predictions:
         images = [atoms for atoms, _ in iter_images(frames)]
-        ev.write_predictions(predictions, images, labelled, results)
+        ev.write_predictions(predictions, images, labelled, results, calculator.outputs)
 
 
 @app.command()

@@ -179,6 +179,10 @@ def check_nve(
     ranks: Ranks = 2,
     threads: Threads = 1,
     max_drift: Annotated[float | None, typer.Option(help="meV/atom/ps that pass.")] = None,
+    direct_forces: Annotated[
+        bool,
+        typer.Option("--direct-forces", help="With the network's output direct_forces, in ASE."),
+    ] = False,
     old_model: OldModel = None,
 ) -> None:
     """Energy conservation: three time steps in ASE and LAMMPS, float32, several ranks."""
@@ -204,6 +208,7 @@ def check_nve(
         threads=threads,
         max_drift=MAX_DRIFT if max_drift is None else max_drift,
         progress=True,
+        direct_forces=direct_forces,
     )
     _finish(report, out)
 

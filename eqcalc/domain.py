@@ -246,7 +246,7 @@ class DomainWatch:
         edge_dst: np.ndarray,
         length: np.ndarray,
         *,
-        energy: float,
+        energy: float | None = None,
         forces: np.ndarray | None = None,
         stress: np.ndarray | None = None,
         volume: float | None = None,
@@ -265,7 +265,9 @@ class DomainWatch:
         size = len(species)
         if not size:
             return
-        yield from self._range("energy_per_atom", (energy - self.reference[species].sum()) / size)
+        if energy is not None:
+            per_atom = (energy - self.reference[species].sum()) / size
+            yield from self._range("energy_per_atom", per_atom)
         if volume is not None:
             yield from self._range("density", size / volume)
             if stress is not None:

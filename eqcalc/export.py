@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import io
 import json
@@ -31,6 +32,7 @@ from eqcalc.contract import FORMAT_VERSION, ReferenceStructure, network_tensors,
 from eqcalc.domain import TEXT_FILE, Domain
 from eqcalc.errors import InputError
 from eqcalc.files import replacing, user_path
+from eqcalc.outputs import OutputConfig, described, has_energy
 from eqcalc.reuse import Reused
 from eqcalc.runtime import choose_device, memory_errors, out_of_memory, own_torch
 from eqcalc.structure import as_array
@@ -89,6 +91,7 @@ class PotentialFile:
         metadata: the JSON that the file carries.
         cutoff: Å.
         atomic_numbers: Z of each species, in order.
+        outputs: beside the energy, or, where `has_energy` is false, instead of it.
     """
 
     def __init__(self, path: Path, module: torch.jit.ScriptModule, metadata: dict[str, Any]):
@@ -97,6 +100,8 @@ class PotentialFile:
         self.metadata = metadata
         self.cutoff: float = module.cutoff
         self.atomic_numbers: list[int] = list(module.atomic_numbers)
+        self.outputs: list[OutputConfig] = described(metadata)
+        self.has_energy = has_energy(metadata)
         self.device = module.reference_structure.species.device
         self.dtype: torch.dtype = network_tensors(module)[0].dtype
 
@@ -132,6 +137,13 @@ class PotentialFile:
         with torch.no_grad():
             return self.module(species, edge_vec, edge_src, edge_dst, species.shape[0])
 
+    def rows(
+        self, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energies [N] eV, and rows [N, columns] of a file's outputs (`eqcalc.outputs`)."""
+        with torch.no_grad():
+            return self.module.outputs(species, edge_vec, edge_src, edge_dst, species.shape[0])
+
 
 @contextlib.contextmanager
 def quiet_torchscript():
@@ -145,9 +157,16 @@ def quiet_torchscript():
 def outputs(
     module: torch.nn.Module, species: Tensor, edge_vec: Tensor, edge_src: Tensor, edge_dst: Tensor
 ) -> dict[str, Tensor]:
-    """Energies [N] eV, forces [N, 3] eV/Å, strain [3, 3] eV of one structure."""
-    got = _evaluate(module, species, edge_vec, edge_src, edge_dst)
-    return summed(got, species, edge_vec, edge_src, edge_dst)
+    """Energies [N] eV, forces [N, 3] eV/Å, strain [3, 3] eV of one structure.
+
+    Of a network with outputs also "outputs", their rows [N, columns].
+    """
+    graph = species, edge_vec, edge_src, edge_dst
+    result = summed(_evaluate(module, *graph), *graph)
+    if "reference_outputs" in dict(module.named_children()):
+        with torch.no_grad():
+            result["outputs"] = module.outputs(*graph, species.shape[0])[1]
+    return result
 
 
 def summed(
@@ -165,15 +184,18 @@ def summed(
 def deviation(module: torch.nn.Module, evaluate: Evaluator | None = None) -> dict[str, float]:
     """Largest deviations from the reference structure that the module carries.
 
-    Energies in eV per atom, forces in eV/Å, strain derivative in eV per atom. `evaluate` stands in
-    for the module where another engine is to be judged.
+    Energies in eV per atom, forces in eV/Å, strain derivative in eV per atom, other outputs in
+    their scales. `evaluate` stands in for the module where another engine is to be judged, which
+    has energies alone.
     """
     ref = module.reference_structure
     graph = ref.species, ref.edge_vec, ref.edge_src, ref.edge_dst
     got = summed(evaluate(*graph), *graph) if evaluate else outputs(module, *graph)
-    difference = {k: float((v - getattr(ref, k)).abs().max()) for k, v in got.items()}
-    difference["strain"] /= len(ref.species)
-    return difference
+    apart = {k: (v - getattr(ref, k)).abs() for k, v in got.items()}
+    apart["strain"] = apart["strain"] / len(ref.species)
+    if "outputs" in apart:
+        apart["outputs"] = apart["outputs"] / module.reference_outputs.scale
+    return {k: float(v.max()) for k, v in apart.items()}
 
 
 def reference_structure(
@@ -195,6 +217,14 @@ def reference_structure(
         "edge_dst": edge_dst,
     }
     return ReferenceStructure(graph | got)
+
+
+def _outputs_of(model: torch.nn.Module) -> dict[str, Any]:
+    """What metadata say of outputs beside the energy, where there are any."""
+    if "reference_outputs" not in dict(model.named_children()):
+        return {}
+    outputs = [dataclasses.asdict(output) for output in model.output_configs]
+    return {"outputs": outputs, "energy": model.has_energy}
 
 
 def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, Any]) -> Path:
@@ -224,6 +254,7 @@ def save(model: torch.nn.Module, path: str | os.PathLike, metadata: dict[str, An
                 strict=True,
             )
         ),
+        **_outputs_of(model),
         "eqcalc_version": package_metadata.version("eqcalc"),
         "torch_version": torch.__version__,
         **metadata,

@@ -1,6 +1,7 @@
-"""Features and Hessians, from the TorchScript in a file, whichever engine computes the forces.
+"""Features, Hessians and other outputs than the energy, whichever engine computes the forces.
 
-Both go through the file's TorchScript, a layer at a time or differentiated twice.
+They go through the file's TorchScript: a layer at a time, differentiated twice, and by its method
+`outputs`.
 """
 
 from __future__ import annotations
@@ -106,3 +107,13 @@ def hessian(
         edge_vec = _vectors(places, edge_src, edge_dst, shift)
         energies = potential.module(species, edge_vec, edge_src, edge_dst, len(species))
         return derivatives.hessian(energies, places).cpu().numpy()
+
+
+def output_rows(
+    potential: PotentialFile, numbers: np.ndarray, positions: np.ndarray, pairs: Pairs
+) -> tuple[np.ndarray, np.ndarray]:
+    """Energies [N] eV, and rows [N, columns] of the outputs (`eqcalc.outputs.cartesian`)."""
+    species, places, edge_src, edge_dst, shift = _graph(potential, numbers, positions, pairs)
+    edge_vec = _vectors(places, edge_src, edge_dst, shift)
+    energies, rows = potential.rows(species, edge_vec, edge_src, edge_dst)
+    return energies.cpu().numpy(), rows.cpu().numpy()

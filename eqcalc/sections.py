@@ -18,6 +18,24 @@ def _one_kind(kind: Any, value: Any) -> Any:
     return other if isinstance(value, typing.get_origin(other) or other) else first
 
 
+def _table(value: Any, kind: Any, name: str) -> Any:
+    """A dataclass; a text stands for its first field."""
+    if isinstance(value, str):
+        value = {dataclasses.fields(kind)[0].name: value}
+    if not isinstance(value, dict):
+        raise InputError(f"{name} = {value!r}: a table is expected.")
+    return section(value, kind, f"{name}.")
+
+
+def _list(value: Any, kind: Any, name: str) -> list[Any]:
+    """A list; a text stands for one of itself."""
+    if isinstance(value, str) and (kind is str or dataclasses.is_dataclass(kind)):
+        value = [value]
+    if not isinstance(value, list):
+        raise InputError(f"{name} = {value!r}: a list is expected.")
+    return [_check(v, kind, f"{name}[{n}]") for n, v in enumerate(value)]
+
+
 def _check(value: Any, kind: Any, name: str) -> Any:
     """`value` as `kind` (int for float allowed), or an InputError that names the option."""
     kind = _one_kind(kind, value)
@@ -27,16 +45,14 @@ def _check(value: Any, kind: Any, name: str) -> Any:
             raise InputError(f"{name} = {value!r}: it must be one of {', '.join(map(str, args))}.")
         return value
     if origin is list:
-        if isinstance(value, str) and args[0] is str:
-            value = [value]
-        if not isinstance(value, list):
-            raise InputError(f"{name} = {value!r}: a list is expected.")
-        return [_check(v, args[0], f"{name}[{n}]") for n, v in enumerate(value)]
+        return _list(value, args[0], name)
     if origin is dict:
         if not isinstance(value, dict):
             raise InputError(f"{name} = {value!r}: a table is expected.")
         free = args[1] is Any
         return {k: v if free else _check(v, args[1], f"{name}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _table(value, kind, name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -52,7 +68,9 @@ def section(document: dict[str, Any], kind: type, prefix: str) -> Any:
     for key, value in document.items():
         if key not in known:
             raise InputError(f"Unknown option '{prefix}{key}'{did_you_mean(key, known)}.")
-        if dataclasses.is_dataclass(hints[key]):
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, hints[key]):
+            values[key] = value  # made by whoever knows its kind
+        elif dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise InputError(f"'{prefix}{key}' is a section: write [{prefix}{key}].")
             values[key] = section(value, hints[key], f"{prefix}{key}.")

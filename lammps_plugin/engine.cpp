@@ -374,6 +374,10 @@ class TorchEngine final : public Engine {
                         ", but this pair style reads version " + std::to_string(FORMAT_VERSION) +
                         (version > FORMAT_VERSION ? ": update eqcalc"
                                                   : ": export the model again with this eqcalc"));
+    if (module_.hasattr("refused_by_lammps")) {
+      const std::string reason = module_.attr("refused_by_lammps").toStringRef();
+      if (!reason.empty()) throw EngineError(path + " " + reason);
+    }
     guarded("reading the file", [&] {
       module_.eval();
       cutoff_ = module_.attr("cutoff").toDouble();

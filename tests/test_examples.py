@@ -202,3 +202,27 @@ def test_serves_i_pi(tmp_path):
     assert energy == pytest.approx(expected["energy"], abs=1e-9)
     assert np.abs(forces - expected["forces"]).max() < 1e-9
     assert np.abs(stress - expected["stress"]).max() < 1e-9
+
+
+def test_a_dipole_turns_with_its_molecule_and_a_mirror_image_has_the_other_sign(tmp_path):
+    pytest.importorskip("tblite")
+    arguments = ["--frames", "60", "--epochs", "20", "--out", str(tmp_path / "dipole.png")]
+    found = example("dipole").main(arguments)
+    seen, mirrored = "the form of the training", "mirror images"
+    assert found["turned"] < 1e-12
+    assert found[mirrored] == pytest.approx(found[seen], rel=1e-6)
+    assert found[seen] < 0.1  # e Å, of dipoles of 0.54
+    hands = [found[f"handedness of {name}"] for name in (seen, mirrored)]
+    assert hands[0] == pytest.approx(3.5, abs=0.5)
+    assert hands[1] == pytest.approx(-hands[0], rel=1e-9)
+    assert (tmp_path / "dipole.png").stat().st_size > 10_000
+
+
+def test_direct_forces_lose_the_energy_that_derivatives_keep(tmp_path):
+    pytest.importorskip("tblite")
+    arguments = ["--frames", "100", "--epochs", "10", "--ps", "0.1"]
+    found = example("direct_forces").main([*arguments, "--out", str(tmp_path / "direct.png")])
+    exact, direct = found["conservative"], found["direct"]
+    assert abs(exact["drift, meV/atom/ps"]) < 0.02 * abs(direct["drift, meV/atom/ps"])
+    assert exact["verdict"] != "FAIL" == direct["verdict"]
+    assert (tmp_path / "direct.png").stat().st_size > 10_000

@@ -81,6 +81,7 @@ def check_nve(
     seed: int = 1,
     threads: int = 1,
     progress: bool = False,
+    direct_forces: bool = False,
 ) -> NVEReport:
     """NVE at `timestep`, its half and its quarter, in each engine, from one start.
 
@@ -97,12 +98,15 @@ def check_nve(
         threads: torch threads of either; more than one pays from some hundred atoms on, on cores
             that nothing else uses.
         progress: show a bar, or off a terminal a line at every tenth.
+        direct_forces: those of the network's output of that name, in ASE alone.
 
     Raises:
         InputError: too few steps to fit a line, or what the engines refuse.
     """
     if steps < 20:
         raise InputError(f"{steps} steps are too few to measure a drift: take at least 20.")
+    if direct_forces and "lammps" in engines:
+        raise InputError("LAMMPS knows no direct forces: give --engine ase with --direct-forces.")
     atoms = bare(atoms)
     if not np.any(atoms.get_momenta()):
         atoms = with_velocities(atoms, temperature, seed)
@@ -120,7 +124,11 @@ def check_nve(
                 calc = calculators.setdefault(
                     run.precision,
                     EquivariantCalculator(
-                        model, dtype=run.precision, threads=threads, on_domain_exit="ignore"
+                        model,
+                        dtype=run.precision,
+                        threads=threads,
+                        on_domain_exit="ignore",
+                        direct_forces=direct_forces,
                     ),
                 )
                 trace = run_ase(atoms, calc, run.timestep, run.steps, tick=bar.update, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from eqcalc.derivatives import stress_volume
 from eqcalc.errors import InputError
 from eqcalc.graph import Graph
 from eqcalc.neighbors import neighbor_list
+from eqcalc.outputs import OutputConfig
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Batch:
 
     graph: B structures, N atoms. energy [B] eV, forces [N, 3] eV/Å, stress [B, 3, 3] eV/Å^3,
     num_atoms [B], index [B] position of each frame in its dataset, weight [B] of each frame in the
-    loss; None: 1 for all.
+    loss; None: 1 for all. atom_outputs [N, columns] and structure_outputs [B, columns], by name:
+    labels beside the energy's, as rows of their irreps (`eqcalc.outputs`).
     """
 
     graph: Graph
@@ -36,10 +38,16 @@ class Batch:
     num_atoms: Tensor
     index: Tensor
     weight: Tensor | None = None
+    atom_outputs: dict[str, Tensor] = field(default_factory=dict)
+    structure_outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
         parts = {name: value for name, value in vars(self).items() if value is not None}
-        return Batch(**{name: value.to(device) for name, value in parts.items()})  # Graph, too
+        tables = {name: parts.pop(name) for name in ("atom_outputs", "structure_outputs")}
+        return Batch(
+            **{name: value.to(device) for name, value in parts.items()},  # Graph, too
+            **{name: {k: v.to(device) for k, v in t.items()} for name, t in tables.items()},
+        )
 
     @staticmethod
     def collate(items: Sequence[Batch]) -> Batch:
@@ -53,7 +61,13 @@ class Batch:
             weight=torch.cat([b.weight for b in items])
             if all(b.weight is not None for b in items)
             else None,
+            atom_outputs=_joined([b.atom_outputs for b in items]),
+            structure_outputs=_joined([b.structure_outputs for b in items]),
         )
+
+
+def _joined(tables: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
 
 
 def frame_to_graph(frame: Frame, atomic_numbers: Sequence[int], cutoff: float) -> Graph:
@@ -85,7 +99,22 @@ def frame_to_graph(frame: Frame, atomic_numbers: Sequence[int], cutoff: float) -
     )
 
 
-def frame_to_batch(frame: Frame, atomic_numbers: Sequence[int], cutoff: float, index: int) -> Batch:
+def _output_labels(
+    frame: Frame, outputs: Sequence[OutputConfig], per: str, count: int
+) -> dict[str, Tensor]:
+    """Rows [count, columns] of the outputs per atom or per structure; NaN where there are none."""
+    rows = {out.name: np.full((count, out.dim), np.nan) for out in outputs if out.per == per}
+    rows |= {name: value for name, value in frame.outputs.items() if name in rows}
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in rows.items()}
+
+
+def frame_to_batch(
+    frame: Frame,
+    atomic_numbers: Sequence[int],
+    cutoff: float,
+    index: int,
+    outputs: Sequence[OutputConfig] = (),
+) -> Batch:
     """One frame, which has `index` in its dataset; raises as `frame_to_graph`."""
     size = len(frame.atoms)
     forces = np.full((size, 3), np.nan) if frame.forces is None else frame.forces
@@ -98,6 +127,8 @@ def frame_to_batch(frame: Frame, atomic_numbers: Sequence[int], cutoff: float, i
         num_atoms=torch.tensor([size]),
         index=torch.tensor([index]),
         weight=torch.tensor([frame.weight], dtype=torch.float64),
+        atom_outputs=_output_labels(frame, outputs, "atom", size),
+        structure_outputs=_output_labels(frame, outputs, "structure", 1),
     )
 
 
@@ -150,6 +181,7 @@ class FrameDataset(FrameList, GraphDataset):
         atomic_numbers: Z of each species of the model.
         cutoff: Å.
         factors: by config_type, on the weights of the frames in the batches.
+        outputs: whose labels are in the batches.
     """
 
     def __init__(
@@ -158,6 +190,7 @@ class FrameDataset(FrameList, GraphDataset):
         atomic_numbers: Sequence[int],
         cutoff: float,
         factors: Mapping[str, float] | None = None,
+        outputs: Sequence[OutputConfig] = (),
     ) -> None:
         super().__init__(frames)
         factors = factors or {}
@@ -167,6 +200,7 @@ class FrameDataset(FrameList, GraphDataset):
                 atomic_numbers,
                 cutoff,
                 n,
+                outputs,
             )
             for n, frame in enumerate(self.frames)
         ]

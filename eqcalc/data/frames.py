@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -27,6 +27,7 @@ from eqcalc.data.labels import (
     check_keys,
     config_type,
     read_labels,
+    read_outputs,
     without_energy,
 )
 from eqcalc.data.spellings import LabelSurvey
@@ -39,7 +40,8 @@ from eqcalc.neighbors import check_structure
 class Frame:
     """One labelled structure. forces [N, 3] and stress [3, 3] are None where the data lack them.
 
-    Its loss is multiplied by `weight` in training.
+    Its loss is multiplied by `weight` in training. outputs: labels beside these by name, as rows
+    of their irreps [N or 1, columns] (`eqcalc.outputs`); the energy is NaN where none is needed.
     """
 
     atoms: Atoms
@@ -49,6 +51,7 @@ class Frame:
     config_type: str
     source: str
     weight: float = 1.0
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class FrameHash:
@@ -70,6 +73,9 @@ class FrameHash:
         if not np.array_equal(atoms.pbc, atoms.cell.array.any(axis=1)):
             self._digest.update(atoms.pbc.tobytes())
         self._digest.update(repr(frame.energy).encode())
+        for name in sorted(frame.outputs):
+            self._digest.update(name.encode())
+            self._digest.update(np.ascontiguousarray(frame.outputs[name]).tobytes())
         if frame.weight != 1.0:
             self._digest.update(repr(frame.weight).encode())
 
@@ -103,7 +109,9 @@ def to_frame(atoms: Atoms, source: str, **keys: Unpack[LabelKeys]) -> Frame:
         keys: see LabelKeys.
     """
     labels = read_labels(atoms, source, keys)
-    if labels.energy is None:
+    if keys.get("without_energy", False):
+        labels = labels._replace(energy=None)
+    elif labels.energy is None:
         raise InputError(without_energy(atoms, source, keys))
     if len(atoms) == 0:
         raise InputError(f"{source} has no atoms.")
@@ -112,7 +120,8 @@ def to_frame(atoms: Atoms, source: str, **keys: Unpack[LabelKeys]) -> Frame:
         if value is not None and not np.isfinite(value).all():
             raise InputError(f"{source}: the {name} is not a finite number; remove this frame.")
     weight = _weight(atoms, source, keys.get("weight_key", ""))
-    return replace(make_frame(atoms, labels, source), weight=weight)
+    outputs = read_outputs(atoms, source, keys)
+    return replace(make_frame(atoms, labels, source), weight=weight, outputs=outputs)
 
 
 def _existing(path: Path) -> Path:

@@ -7,6 +7,7 @@ virial eV: minus V times the stress.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -14,7 +15,8 @@ from ase import Atoms
 from ase.units import GPa
 
 from eqcalc.derivatives import stress_volume
-from eqcalc.errors import InputError
+from eqcalc.errors import InputError, did_you_mean
+from eqcalc.outputs import OutputConfig
 
 #: names that are read where no others are given
 DEFAULT_KEYS = {"energy": "energy", "forces": "forces", "stress": "stress", "virial": ""}
@@ -31,6 +33,8 @@ class LabelKeys(TypedDict, total=False):
         weight_key: name of the frame's weight in the loss, in `info`; empty for 1.
         pulay_pressure: GPa, constant, that the stress of the data lacks beside the derivative of
             its energies (Francis and Payne, J. Phys. Condens. Matter 2, 4395 (1990)); added.
+        outputs: labels beside these that are read, too.
+        without_energy: frames need no energy, and none is read.
     """
 
     energy_key: str
@@ -39,6 +43,8 @@ class LabelKeys(TypedDict, total=False):
     virial_key: str
     weight_key: str
     pulay_pressure: float
+    outputs: Sequence[OutputConfig]
+    without_energy: bool
 
 
 class Labels(NamedTuple):
@@ -177,10 +183,53 @@ def read_labels(atoms: Atoms, source: str, keys: LabelKeys) -> Labels:
     return Labels(energy, forces, add_pressure(stress, keys.get("pulay_pressure", 0.0)))
 
 
+def output_key(output: OutputConfig, keys: LabelKeys) -> str:
+    """The name under which an output's labels are read; direct forces are the forces."""
+    usual = key_of("forces", keys) if output.name == "direct_forces" else output.name
+    return output.key or usual
+
+
+def read_outputs(atoms: Atoms, source: str, keys: LabelKeys) -> dict[str, np.ndarray]:
+    """What a structure carries of the outputs, as rows of their irreps [atoms or 1, columns].
+
+    Raises:
+        InputError: a label is no number, has a wrong shape or symmetry, or is not finite.
+    """
+    found = {}
+    for output in keys.get("outputs", ()):
+        key = output_key(output, keys)
+        value = find_label(atoms, key)
+        if value is None:
+            continue
+        numbers = _numbers(value, f"'{key}'", source)
+        try:
+            rows = output.rows(numbers, len(atoms) if output.per == "atom" else 1)
+        except ValueError as error:
+            raise InputError(f"{source}: '{key}' for the output {output.name}: {error}.") from None
+        if not np.isfinite(rows).all():
+            raise InputError(f"{source}: '{key}' is not a finite number; remove this frame.")
+        found[output.name] = rows
+    return found
+
+
+def _names(atoms: Atoms) -> list[str]:
+    """Of all that a structure carries."""
+    names = {name for place in places(atoms) for name in place} - {"numbers", "positions"}
+    return sorted(names)
+
+
+def without_output(images: Iterable[Atoms], output: OutputConfig, keys: LabelKeys) -> str:
+    """One sentence about frames without an output; images: some, for the names that they have."""
+    key, known = output_key(output, keys), sorted({name for a in images for name in _names(a)})
+    return (
+        f"No training frame has the output {output.name} under the key '{key}'"
+        f"{did_you_mean(key, known)}: name the right key with key = ... in [[model.outputs]]."
+    )
+
+
 def without_energy(atoms: Atoms, source: str, keys: LabelKeys) -> str:
     """One sentence about a structure without an energy."""
-    names = {name for place in places(atoms) for name in place} - {"numbers", "positions"}
-    known = ", ".join(sorted(names))
+    known = ", ".join(_names(atoms))
     return (
         f"{source} has no energy under the key '{key_of('energy', keys)}' (it has: {known}): "
         "name the right key with data.energy_key or --energy-key."

@@ -31,12 +31,14 @@ ENGINES = {
 class Outcome(NamedTuple):
     """energies [N] eV; forces [N, 3] eV/Å and atomic virials [N, 3, 3] eV (eqcalc.derivatives).
 
-    Forces and virials are None where only energies were asked for.
+    Forces and virials are None where only energies were asked for. rows [N, columns] of outputs
+    beside the energy (`eqcalc.outputs`), and no energies, come from whoever asks for these.
     """
 
-    energies: np.ndarray
+    energies: np.ndarray | None
     forces: np.ndarray | None = None
     virials: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
 
 class Backend(Protocol):

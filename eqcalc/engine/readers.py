@@ -10,6 +10,7 @@ from eqcalc import export
 from eqcalc.engine.plan import NotCovered, Plan
 from eqcalc.engine.read_nequip import read_nequip
 from eqcalc.engine.read_program import read_program
+from eqcalc.outputs import refusal
 from eqcalc.program import Convolution, Program
 
 #: of architectures, as metadata name them, whose modules are not those of a program
@@ -23,13 +24,16 @@ def read(potential: export.PotentialFile, scalar: str) -> Plan:
         NotCovered: a network that the engine does not know.
     """
     architecture = potential.metadata.get("architecture")
-    if architecture in READERS:
+    if refusal(potential.outputs, energy=potential.has_energy):
+        made = ", ".join(output.name for output in potential.outputs)
+        raise NotCovered(f"The engine makes energies and their derivatives, not {made}.")
+    if architecture in READERS and not potential.outputs:
         return READERS[architecture](potential.module, scalar)
     unknown = NotCovered(f"The fused engine does not know the architecture {architecture}.")
     document = export.program_document(potential.path)
     if document is None:
         raise unknown
-    program = Program.from_document(document)
+    program = Program.from_document(document).reaching("energy")
     named = {
         name for layer in potential.module.layers.children() for name, _ in layer.named_children()
     }

@@ -16,6 +16,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from eqcalc.errors import InputError
 from eqcalc.models.base import Edges, Potential
 from eqcalc.models.config import ModelConfig
 from eqcalc.models.edge_modules import ARGUMENTS, EDGE_MODULES, frame_limits
@@ -28,12 +29,14 @@ from eqcalc.nn.layer_norm import LayerNorm
 from eqcalc.nn.linear import ScalarBias, SpeciesLinear
 from eqcalc.nn.norm_gate import NormGate
 from eqcalc.nn.normalization import Density, DensityNormalization, Normalization
+from eqcalc.nn.output_constants import OutputConstants, ReferenceOutputs
 from eqcalc.nn.product import ChannelProduct
 from eqcalc.nn.radial import EdgeRadialNetwork, RadialNetwork
 from eqcalc.nn.readout import Readout
 from eqcalc.nn.reference import PairConstants
 from eqcalc.nn.sphere import SphereActivation
 from eqcalc.nn.transform import AgnesiTransform
+from eqcalc.outputs import refusal
 from eqcalc.program import operations as ops
 from eqcalc.program.messages import EdgeProduct, InFrames
 from eqcalc.program.program import Program, Stage
@@ -109,9 +112,15 @@ class _Text:
         self._stage = stage
         self._all_rows = {*stage.takes, *stage.everywhere}
         self._on_edges = program.on_edges
-        energy = next(out for out in program.outputs if out.name == "energy")
         made = {op.name for op in stage.operations}
-        self._energies = [name for name in energy.sources if name in made]
+        terms = {
+            out.name: [name for name in out.sources if name in made] for out in program.outputs
+        }
+        self._energies = terms.pop("energy", [])
+        self._widths = {
+            out.name: o3.Irreps(out.irreps).dim for out in program.outputs if out.name in terms
+        }
+        self._outputs = terms
 
     def _rows(self, name: str, reader: str) -> str:
         """A value as an operation reads it: for ghosts too, or for local atoms alone."""
@@ -158,20 +167,40 @@ class _Text:
             energy += f" + {name}.to(torch.float64)"
         local = [f"{name}[:num_local]" if name in self._all_rows else name for name in gives]
         features = f"torch.cat([{', '.join(local)}], dim=1)" if len(local) > 1 else "".join(local)
-        body.append(f"return {features or 'node_feats.new_zeros(num_local, 0)'}, {energy}")
+        result = f"return {features or 'node_feats.new_zeros(num_local, 0)'}, {energy}"
+        methods = self._method("forward", 2, [*body, result])
+        if self._outputs:
+            methods = self._method("with_outputs", 3, [*body, f"{result}, {self._rows_made()}"])
+            call = "features, energies, _ = self.with_outputs(node_feats, edges, num_local)"
+            methods += self._method("forward", 2, [call, "return features, energies"])
         return "\n".join(
             [
                 "class Stage(_Stage):",
                 "    def radial(self, basis: Tensor) -> Tensor:",
                 f"        return torch.cat([{', '.join(radial)}], dim=1)",
                 "",
-                "    def forward(",
-                "        self, node_feats: Tensor, edges: Edges, num_local: int",
-                "    ) -> tuple[Tensor, Tensor]:",
-                *(f"        {line}" for line in body),
-                "",
+                *methods,
             ]
         )
+
+    @staticmethod
+    def _method(name: str, results: int, body: list[str]) -> list[str]:
+        return [
+            f"    def {name}(",
+            "        self, node_feats: Tensor, edges: Edges, num_local: int",
+            f"    ) -> tuple[{', '.join(['Tensor'] * results)}]:",
+            *(f"        {line}" for line in body),
+            "",
+        ]
+
+    def _rows_made(self) -> str:
+        """What this stage adds to the outputs' rows [num_local, columns of all]."""
+        columns = []
+        for name, terms in self._outputs.items():
+            local = [f"{t}[:num_local]" if t in self._all_rows else t for t in terms]
+            zeros = f"node_feats.new_zeros(num_local, {self._widths[name]})"
+            columns.append(" + ".join(local) or zeros)
+        return f"torch.cat([{', '.join(columns)}], dim=1)"
 
 
 #: names that the text of a stage uses otherwise
@@ -222,7 +251,7 @@ class Assembled(Potential):
     """The potential that a program describes.
 
     Args:
-        program: with one embedding and an output "energy".
+        program: with one embedding.
         config: what every architecture has (`eqcalc.models.config`).
         atomic_numbers: Z of each species.
         avg_num_neighbors: of the training set; messages are divided by its root until `calibrate`.
@@ -305,3 +334,61 @@ class Assembled(Potential):
             for hook in hooks:
                 hook.remove()
         return sizes
+
+
+class WithOutputs(Assembled):
+    """A potential with outputs beside the energy, or without an energy; arguments as above.
+
+    Attributes:
+        refused_by_lammps: why LAMMPS cannot run it, in the words that follow its name, or empty.
+    """
+
+    refused_by_lammps: str
+
+    def __init__(self, program: Program, config: ModelConfig, *rest: Any) -> None:
+        super().__init__(program, config, *rest)
+        made = [out.name for out in program.outputs if out.name != "energy"]
+        self.output_configs = tuple(config.outputs)
+        if made != [output.name for output in config.outputs]:
+            raise InputError(
+                f"The architecture {config.architecture} has no outputs beside the energy: remove "
+                "model.outputs, or take mace, tfn or nequip."
+            )
+        self.has_energy = config.energy
+        self.refused_by_lammps = refusal(self.output_configs, energy=config.energy)
+        self.num_columns = sum(output.dim for output in self.output_configs)
+        counts = len(self.atomic_numbers), self.num_columns, len(made)
+        self.set_output_constants(OutputConstants.blank(*counts))
+
+    def output_constants(self) -> OutputConstants:
+        """Scales, shifts and root mean squares of the outputs."""
+        return self.reference_outputs.constants()
+
+    def set_output_constants(self, constants: OutputConstants) -> None:
+        """Takes what `output_constants` of a network of the same outputs returned."""
+        self.reference_outputs = ReferenceOutputs(constants)
+
+    @torch.jit.export
+    def outputs(
+        self,
+        species: Tensor,
+        edge_vec: Tensor,
+        edge_src: Tensor,
+        edge_dst: Tensor,
+        num_local: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Atomic energies [num_local] eV and rows of all outputs [num_local, columns], float64.
+
+        Arguments as of `forward`. Rows are in the irreps and units of the outputs, one behind the
+        other; those of outputs per structure are to be summed.
+        """
+        edges = self.edges(species, edge_vec, edge_src, edge_dst)
+        node_feats = self.embed(species)
+        energies = torch.zeros(num_local, dtype=torch.float64, device=edge_vec.device)
+        rows = energies.new_zeros(num_local, self.num_columns)
+        for layer in self.layers:
+            node_feats, readout, more = layer.with_outputs(node_feats, edges, num_local)
+            energies = energies + readout
+            rows = rows + more.to(torch.float64)
+        rows = self.reference_outputs(species[:num_local], rows)
+        return self.finish(species, edges, energies), rows

@@ -73,6 +73,8 @@ class Potential(nn.Module):
         self.atomic_numbers = [int(z) for z in atomic_numbers]
         self.exchange_widths = []
         self.program: Program | None = None  # the network as data
+        self.output_configs = ()  # what it has beside the energy
+        self.has_energy = True
         self.inner_limit: InnerLimit | None = None
         self.pair_cutoffs: PairCutoffs | None = None
         self.crowding: Crowding | None = None

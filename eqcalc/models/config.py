@@ -8,6 +8,7 @@ import torch
 
 from eqcalc.errors import InputError
 from eqcalc.nn.radial import BesselBasis, XplorBesselBasis
+from eqcalc.outputs import OutputConfig
 from eqcalc.program import Program
 
 Problems = list[tuple[bool, str]]
@@ -56,6 +57,9 @@ class ModelConfig:
         crowding_limit: messages fade from atoms that have more neighbours than any of the training,
             or nearer ones, and such atoms cost 10 eV: dense structures have no holes
             (`eqcalc.nn.crowding`). No number of the training frames changes by it.
+        outputs: properties beside the energy, each a table [[model.outputs]] or a common name, as
+            in outputs = ["dipole", "charges"]; see `eqcalc.outputs.OutputConfig`.
+        energy: false: the network has these outputs alone, and frames need no energies.
     """
 
     architecture: str = ""
@@ -74,6 +78,8 @@ class ModelConfig:
     core_envelope_power: int = 6
     pair_potential: bool = False
     crowding_limit: bool = True
+    outputs: list[OutputConfig] = field(default_factory=list)
+    energy: bool = True
 
     def __post_init__(self) -> None:
         for wrong, sentence in self.problems():
@@ -138,7 +144,20 @@ class ModelConfig:
     def problems(self) -> Problems:
         """Whether something is wrong, and the sentence that says so, for each rule."""
         c = self
+        names = [output.name for output in c.outputs]
         return [
+            (
+                len(set(names)) < len(names),
+                f"outputs: {', '.join(names)} has one of them twice: name each once.",
+            ),
+            (
+                not (c.energy or c.outputs),
+                "energy = false, but there are no outputs: name some in model.outputs.",
+            ),
+            (
+                not c.energy and c.pair_potential,
+                "pair_potential is an energy, but energy = false: leave one of the two out.",
+            ),
             *self.not_positive("cutoff", "num_radial", "radial_scale", "initial_messages"),
             (
                 not 0.0 <= c.species_correlation <= 1.0,

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from e3nn import o3
+
 from eqcalc.models.config import ModelConfig, Problems
+from eqcalc.models.outputs import Features, output_operations
 from eqcalc.program import (
     Add,
     Convolution,
@@ -62,5 +65,8 @@ class InvariantConfig(ModelConfig):
                 Linear(f"out_{k}", f"active_{k}", irreps, irreps),
                 Add(f"x_{k + 1}", terms, irreps),
             ]
-        readout = Readout("energies", f"x_{self.num_layers}", irreps, self.readout)
-        return Program((*operations, readout, Output("energy", ("energies",))))
+        x = Features(f"x_{self.num_layers}", o3.Irreps(irreps))
+        if self.energy:
+            operations.append(Readout("energies", x.name, irreps, self.readout))
+            operations.append(Output("energy", ("energies",)))
+        return Program((*operations, *output_operations(self.outputs, [x], self.readout)))

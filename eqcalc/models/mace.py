@@ -14,6 +14,13 @@ from typing import Literal
 from e3nn import o3
 
 from eqcalc.models.config import ModelConfig, Problems
+from eqcalc.models.outputs import (
+    Features,
+    last_features,
+    needs_both_parities,
+    output_operations,
+)
+from eqcalc.nn.contraction import symmetric_basis
 from eqcalc.nn.convolution import reached_irreps
 from eqcalc.program import (
     Add,
@@ -85,27 +92,49 @@ class MACEConfig(ModelConfig):
         ]
 
     def _irreps(self, l_max: int) -> o3.Irreps:
-        """All channels, natural parity."""
-        return o3.Irreps([(self.num_channels, (l, (-1) ** l)) for l in range(l_max + 1)])  # noqa: E741
+        """All channels, natural parity; for outputs that are no products of vectors, both."""
+        parities = (1, -1) if l_max and needs_both_parities(self.outputs) else (1,)
+        return o3.Irreps(
+            [
+                (self.num_channels, (l, parity * (-1) ** l))
+                for l in range(l_max + 1)  # noqa: E741
+                for parity in parities
+            ]
+        )
 
     def program(self) -> Program:
         operations: list[Operation] = [Embedding("x_0", self.num_channels)]
         before = self._irreps(0)
+        layers = []
         for k in range(self.num_layers):
             last = k + 1 == self.num_layers
-            after = self._irreps(0 if last else self.feature_l_max)
-            operations += self._layer(k, before, after, self.readout if last else 0)
-            before = after
-        energies = tuple(f"energies_{k}" for k in range(self.num_layers))
-        return Program((*operations, Output("energy", energies)))
+            target = self._irreps(self.feature_l_max)
+            if last:
+                target = last_features(self.outputs, self._irreps(self.l_max))
+            operations += self._layer(k, before, target, self.readout if last else 0)
+            before = o3.Irreps(next(op.irreps for op in operations if op.name == f"x_{k + 1}"))
+            layers.append(Features(f"x_{k + 1}", before))
+        if self.energy:
+            energies = tuple(f"energies_{k}" for k in range(self.num_layers))
+            operations.append(Output("energy", energies))
+        return Program((*operations, *output_operations(self.outputs, layers, self.readout)))
 
-    def _layer(self, k: int, before: o3.Irreps, after: o3.Irreps, readout: int) -> list[Operation]:
-        x, irreps, out = f"x_{k}", str(before), str(after)
-        atoms = self._irreps(self.l_max)
-        made = reached_irreps(before, self.l_max, atoms)
-        messages = str(made)
+    def _reached(self, factors: o3.Irreps, target: o3.Irreps) -> o3.Irreps:
+        """Of the target what products of the factors lead to."""
+        wanted = tuple(ir for _, ir in target)
+        if set(wanted) <= {ir for _, ir in factors}:
+            return target
+        degrees = range(1, self.correlation + 1)
+        bases = [symmetric_basis(factors, degree, wanted) for degree in degrees]
+        return o3.Irreps([(mul, ir) for mul, ir in target if any(ir in basis for basis in bases)])
+
+    def _layer(self, k: int, before: o3.Irreps, target: o3.Irreps, readout: int) -> list[Operation]:
+        made = reached_irreps(before, self.l_max, self._irreps(self.l_max))
         # what products start from: only irreps that messages reach
-        factors = str(o3.Irreps([(self.num_channels, ir) for _, ir in made]))
+        factors = o3.Irreps([(self.num_channels, ir) for _, ir in made])
+        after = self._reached(factors, target)
+        x, irreps, out = f"x_{k}", str(before), str(after)
+        messages, factors = str(made), str(factors)
         own = k > 0 or not self.exact_isolated_atoms
         if self.self_connections:
             own = self.self_connections[k]
@@ -124,5 +153,5 @@ class MACEConfig(ModelConfig):
             Linear(f"out_{k}", f"b_{k}", out, out),
             *([Linear(f"own_{k}", x, irreps, out, by_species=True)] if own else []),
             Add(f"x_{k + 1}", terms, out),
-            Readout(f"energies_{k}", f"x_{k + 1}", out, readout),
+            *([Readout(f"energies_{k}", f"x_{k + 1}", out, readout)] if self.energy else []),
         ]

@@ -8,6 +8,12 @@ from e3nn import o3
 
 from eqcalc.errors import InputError
 from eqcalc.models.config import ModelConfig, Problems
+from eqcalc.models.outputs import (
+    Features,
+    last_features,
+    needs_both_parities,
+    output_operations,
+)
 from eqcalc.nn.convolution import allowed_paths, reached_irreps
 from eqcalc.nn.gate import gate_input
 from eqcalc.nn.product import product_irreps
@@ -118,6 +124,10 @@ class NequIPConfig(ModelConfig):
                 c.so3 and c.parity,
                 "so3 ignores parity, and parity keeps features of both: give one of the two.",
             ),
+            (
+                bool(c.outputs) and (c.so3 or bool(c.pair_cutoffs)),
+                "networks with outputs have neither so3 nor pair_cutoffs: leave these out.",
+            ),
         ]
 
     def program(self) -> Program:
@@ -155,19 +165,18 @@ def hidden_irreps(config: NequIPConfig) -> o3.Irreps:
     for l, mul in enumerate(config.num_channels):  # noqa: E741
         natural = 1 if config.so3 else (-1) ** l
         irreps.append((mul, (l, natural)))
-        if config.parity:
+        if config.parity or needs_both_parities(config.outputs):
             irreps.append((mul, (l, -natural)))
     return o3.Irreps(irreps)
 
 
 def target_irreps(config: NequIPConfig) -> list[o3.Irreps]:
-    """The features after each layer, as far as paths reach them; after the last, even scalars."""
+    """The features after each layer; after the last, even scalars and what outputs are."""
     if config.layer_irreps:
         layers = _checked_irreps(config)
     else:
         layers = [hidden_irreps(config)] * config.num_layers
-    scalars = next(mul for mul, ir in layers[-1] if ir == o3.Irrep("0e"))
-    return [*layers[:-1], o3.Irreps([(scalars, "0e")])]
+    return [*layers[:-1], last_features(config.outputs, layers[-1])]
 
 
 def layer_features(config: NequIPConfig) -> list[o3.Irreps]:
@@ -188,10 +197,11 @@ def nequip_program(config: NequIPConfig) -> Program:
     operations: list[Operation] = [Embedding("x_0", features[0].dim)]
     for k, (before, after) in enumerate(pairwise(features)):
         operations += _layer(config, k, before, after)
-    last = config.num_layers
-    operations.append(Readout("energies", f"x_{last}", str(features[-1]), config.readout))
-    operations.append(Output("energy", ("energies",)))
-    return Program(tuple(operations))
+    x = Features(f"x_{config.num_layers}", features[-1])
+    if config.energy:
+        operations.append(Readout("energies", x.name, str(x.irreps), config.readout))
+        operations.append(Output("energy", ("energies",)))
+    return Program((*operations, *output_operations(config.outputs, [x], config.readout)))
 
 
 def _layer(config: NequIPConfig, k: int, before: o3.Irreps, after: o3.Irreps) -> list[Operation]:
@@ -204,11 +214,17 @@ def _layer(config: NequIPConfig, k: int, before: o3.Irreps, after: o3.Irreps) ->
         operations.append(Bias(f"up_bias_{k}", up, irreps))
         up = f"up_bias_{k}"
     sums = [f"own_{k}", f"mix_{k}"]
+    if config.outputs and config.exact_isolated_atoms and k == 0:
+        sums = [f"mix_{k}"]  # the written network has own_0 instead, with zeros
     operations += [
         Radial(f"r_{k}", tuple(config.radial_mlp), "pair_cutoffs" if config.pair_cutoffs else ""),
         Convolution(f"sum_{k}", up, f"r_{k}", irreps, config.l_max, messages, config.so3),
         Normalization(f"m_{k}", f"sum_{k}", messages),
-        Linear(f"own_{k}", x, irreps, gated, config.species_self_connection),
+        *(
+            [Linear(f"own_{k}", x, irreps, gated, config.species_self_connection)]
+            if f"own_{k}" in sums
+            else []
+        ),
         Linear(f"mix_{k}", f"m_{k}", messages, gated),
     ]
     if config.product_channels:

@@ -9,7 +9,7 @@ from typing import Any
 
 import eqcalc.models
 from eqcalc.errors import InputError, did_you_mean
-from eqcalc.models.assembled import Assembled
+from eqcalc.models.assembled import Assembled, WithOutputs
 from eqcalc.models.base import Potential
 from eqcalc.models.config import ModelConfig
 from eqcalc.models.nequip import NequIP
@@ -74,6 +74,8 @@ def build(
 ) -> Potential:
     """The untrained network of a config; the arguments are those of `Assembled`."""
     rest = (atomic_numbers, avg_num_neighbors, scale, shift, pair_constants)
+    if config.outputs:
+        return WithOutputs(config.program(), config, *rest)
     if isinstance(config, NequIPConfig):
         return NequIP(config, *rest)
     return Assembled(config.program(), config, *rest)

@@ -12,6 +12,12 @@ from typing import Literal
 from e3nn import o3
 
 from eqcalc.models.config import ModelConfig, Problems
+from eqcalc.models.outputs import (
+    Features,
+    last_features,
+    needs_both_parities,
+    output_operations,
+)
 from eqcalc.nn.convolution import reached_irreps
 from eqcalc.nn.gate import gate_input
 from eqcalc.program import (
@@ -58,19 +64,32 @@ class TFNConfig(ModelConfig):
         ]
 
     def program(self) -> Program:
-        every = o3.Irreps([(mul, (l, (-1) ** l)) for l, mul in enumerate(self.num_channels)])  # noqa: E741
+        parities = (1, -1) if needs_both_parities(self.outputs) else (1,)
+        every = o3.Irreps(
+            [
+                (mul, (l, parity * (-1) ** l))
+                for l, mul in enumerate(self.num_channels)  # noqa: E741
+                for parity in parities
+            ]
+        )
         operations: list[Operation] = [Embedding("x_0", self.num_channels[0])]
         before = every[:1]
         for k in range(self.num_layers):
-            after = every[:1] if k + 1 == self.num_layers else every
+            last = k + 1 == self.num_layers
+            after = last_features(self.outputs, every) if last else every
             operations += self._layer(k, before, after)
-            before = after
-        readout = Readout("energies", f"x_{self.num_layers}", str(before), self.readout)
-        return Program((*operations, readout, Output("energy", ("energies",))))
+            before = o3.Irreps(operations[-1].irreps)
+        x = Features(f"x_{self.num_layers}", before)
+        if self.energy:
+            operations.append(Readout("energies", x.name, str(before), self.readout))
+            operations.append(Output("energy", ("energies",)))
+        return Program((*operations, *output_operations(self.outputs, [x], self.readout)))
 
-    def _layer(self, k: int, before: o3.Irreps, after: o3.Irreps) -> list[Operation]:
-        x, irreps, out = f"x_{k}", str(before), str(after)
-        messages = str(reached_irreps(before, self.l_max, after))
+    def _layer(self, k: int, before: o3.Irreps, target: o3.Irreps) -> list[Operation]:
+        made = reached_irreps(before, self.l_max, target)
+        reached = {ir for _, ir in made}
+        after = o3.Irreps([(mul, ir) for mul, ir in target if ir in reached])
+        x, irreps, out, messages = f"x_{k}", str(before), str(after), str(made)
         gated = self.nonlinearity == "gate"
         inner = str(gate_input(after)) if gated else out
         own = k > 0 or not self.exact_isolated_atoms

@@ -39,7 +39,7 @@ channels innermost ([2l + 1, channels], flattened), whatever `mul` is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from eqcalc.program.messages import MESSAGES, sphere_formula
 from eqcalc.program.operation import Operation
@@ -280,14 +280,25 @@ class Readout(Operation):
 
 @dataclass(frozen=True)
 class Output(Operation):
-    """A property: the sum of `sources`, which lie on atoms; "energy" goes on to the pair terms."""
+    """A property: the sum of `sources`, which lie on atoms; "energy" goes on to the pair terms.
+
+    per: "structure", summed over its atoms, or "atom".
+    """
 
     sources: tuple[str, ...]
     irreps: str = "1x0e"
+    per: str = "structure"
     reads: ClassVar[tuple[str, ...]] = ("sources",)
 
+    def document(self) -> dict[str, Any]:
+        document = super().document()
+        if self.per == "structure":  # not said, so that older readers know what they read
+            del document["per"]
+        return document
+
     def formula(self) -> str:
-        return " + ".join(self.sources)
+        terms = " + ".join(self.sources)
+        return f"per atom: {terms}" if self.per == "atom" else terms
 
 
 OPERATIONS: dict[str, type[Operation]] = {

@@ -69,6 +69,14 @@ class Program:
     def outputs(self) -> tuple[Output, ...]:
         return tuple(op for op in self.operations if isinstance(op, Output))
 
+    def reaching(self, output: str) -> Program:
+        """What one output needs, and no more."""
+        wanted = {output}
+        for op in reversed(self.operations):
+            if op.name in wanted:
+                wanted.update(op.inputs)
+        return Program(tuple(op for op in self.operations if op.name in wanted))
+
     def document(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         return {
@@ -139,7 +147,8 @@ class Program:
             if isinstance(op, Embedding):
                 place[op.name] = -1
             elif op.name in self.on_edges or op.local:
-                later = (place[reader.name] for reader in self.readers[op.name])
+                readers = self.readers[op.name]
+                later = (place[r.name] for r in readers if not isinstance(r, Output))
                 place[op.name] = max(place[op.name], min(later, default=0))
         count = 1 + max(place.values())
         return tuple(self._stage(k, place) for k in range(count))

@@ -53,6 +53,8 @@ def train_committee(
         InputError, Interrupted: as in `train`.
     """
     out = user_path(out)
+    if not config.model.energy:
+        raise InputError("Members of a committee disagree on energies: train without --committee.")
     configs = members_of(config, size, resplit=resplit)
     folders = [out / str(k + 1) for k in range(size)]
     for member, folder in zip(configs, folders, strict=True):

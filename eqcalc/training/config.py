@@ -16,10 +16,8 @@ from eqcalc.training.options import Config
 
 def from_dict(document: dict[str, Any]) -> Config:
     """A config from nested dicts; an unknown key is an error with the nearest one."""
-    rest = {key: value for key, value in document.items() if key != "model"}
-    config = sections.section(rest, Config, "")
-    if "model" in document:
-        config = dataclasses.replace(config, model=model_config(document["model"]))
+    made = {"model": model_config(document["model"])} if "model" in document else {}
+    config = sections.section(document | made, Config, "")
     given = {f"{section}.{key}" for section, options in document.items() for key in options}
     return dataclasses.replace(config, given=frozenset(given))
 

@@ -66,7 +66,8 @@ def measure(
         number = np.bincount(graph.edge_dst.numpy(), minlength=size)
         np.minimum.at(neighbors[:, 0], species, number)
         np.maximum.at(neighbors[:, 1], species, number)
-        spans["energy_per_atom"].append((float(item.energy) - table[species].sum()) / size)
+        per_atom = (float(item.energy) - table[species].sum()) / size
+        spans["energy_per_atom"] += [per_atom] if np.isfinite(per_atom) else []
         if graph.volume > 0.0:
             spans["density"].append(size / float(graph.volume))
             pressure = -float(item.stress[0].diagonal().mean()) / units.GPa

@@ -15,7 +15,7 @@ import torch
 from eqcalc.models.base import Potential
 from eqcalc.runtime import choose_device
 from eqcalc.training.distributed import World, loader
-from eqcalc.training.loss import Loss, component_weights, residuals
+from eqcalc.training.loss import component_weights, residuals
 from eqcalc.training.optimizers import LearningRate, make_optimizer, switch
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import Prepared, prepare, ready
@@ -23,7 +23,7 @@ from eqcalc.training.pretrain import check_pretraining, estimate
 from eqcalc.training.report import data_rows, lines, mean_neighbors, parameter_row
 from eqcalc.training.run import surroundings
 from eqcalc.training.sampling import training_order
-from eqcalc.training.task import predict
+from eqcalc.training.task import make_loss, predict
 
 #: training steps that are timed, after one that is not
 STEPS = 4
@@ -101,13 +101,15 @@ def _timings(model: Potential, prepared: Prepared, device: torch.device) -> tupl
     options = prepared.config.training
     optimizer = make_optimizer(model, options, prepared.undecayed)
     switch(optimizer, training=True)
-    loss = Loss(options)
+    loss = make_loss(model, options)
     order = training_order(prepared.train, options)
     batches = list(islice(loader(prepared.train, order, options.batch_size, World()), 1 + STEPS))
     seconds = []
     for batch in (b.to(device) for b in islice(cycle(batches), 1 + STEPS)):
         start = time.perf_counter()
-        difference = residuals(predict(model, batch, differentiable=True), batch)
+        gradient = loss.needs_gradient
+        predicted = predict(model, batch, differentiable=True, gradient=gradient)
+        difference = residuals(predicted, batch)
         loss(difference, component_weights(batch)).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -20,8 +20,10 @@ from eqcalc.data.labels import Labels, stress_matrix
 from eqcalc.data.packed import PackedDataset
 from eqcalc.export import load
 from eqcalc.files import replacing
+from eqcalc.models.base import Potential
+from eqcalc.outputs import OutputConfig
 from eqcalc.training.loss import UNITS
-from eqcalc.training.metrics import QUANTITIES, Evaluation, compare
+from eqcalc.training.metrics import QUANTITIES, Evaluation, compare, compare_outputs
 from eqcalc.training.parity import plot_parity
 from eqcalc.training.task import predict
 
@@ -48,17 +50,38 @@ def _single(batch: Batch, values: Any) -> Iterator[Labels]:
         yield Labels(float(energy[k]), forces[end[k] - size : end[k]], stress[k])
 
 
+def _rows(batch: Batch, values: Mapping[str, torch.Tensor]) -> Iterator[dict[str, np.ndarray]]:
+    """Other outputs of a batch, structure by structure."""
+    sizes = batch.num_atoms.tolist()
+    parts = {
+        name: rows.cpu().split(sizes if name in batch.atom_outputs else 1)
+        for name, rows in values.items()
+    }
+    for k in range(len(sizes)):
+        yield {name: part[k].numpy() for name, part in parts.items()}
+
+
 def evaluate(model: torch.nn.Module, frames: GraphDataset, batch_size: int = 4) -> Evaluation:
-    """`model`: a potential, scripted or not, on the CPU or where its parameters are."""
-    result = Evaluation()
+    """`model`: a potential, scripted or not, on the CPU or where its parameters are.
+
+    Outputs beside the energy are looked at where it is a potential that is not scripted.
+    """
+    outputs = model.output_configs if isinstance(model, Potential) else ()
+    result = Evaluation({output.name: output.unit for output in outputs})
     device = next(model.parameters()).device
     for one in DataLoader(frames, batch_size=batch_size, collate_fn=Batch.collate):
         batch = one.to(device)
-        values = _single(batch, predict(model, batch))
+        predicted = predict(model, batch)
+        found: list[dict[str, np.ndarray]] = [{} for _ in batch.index]
         indices = batch.index.tolist()
-        for n, label, value in zip(indices, _single(batch, batch), values, strict=True):
-            pairs = compare(label, value, molecule=not frames.periodic(n))
-            result.add(frames.config_type(n), pairs)
+        if predicted.energy is not None:
+            labels = _single(batch, batch), _single(batch, predicted)
+            for k, (n, label, value) in enumerate(zip(indices, *labels, strict=True)):
+                found[k] = compare(label, value, molecule=not frames.periodic(n))
+        known = batch.atom_outputs | batch.structure_outputs
+        rows = _rows(batch, known), _rows(batch, predicted.outputs)
+        for k, (n, label, value) in enumerate(zip(indices, *rows, strict=True)):
+            result.add(frames.config_type(n), found[k] | compare_outputs(label, value))
     return result
 
 
@@ -87,14 +110,38 @@ def prediction(result: Mapping[str, Any]) -> Labels:
     return Labels(float(result["energy"]), np.asarray(result["forces"]), stress)
 
 
-def evaluate_results(frames: Sequence[Frame], results: Sequence[Mapping[str, Any]]) -> Evaluation:
-    """Errors of a calculator's results for frames, both in the same order."""
-    result = Evaluation()
+def evaluate_results(
+    frames: Sequence[Frame],
+    results: Sequence[Mapping[str, Any]],
+    outputs: Sequence[OutputConfig] = (),
+) -> Evaluation:
+    """Errors of a calculator's results for frames, both in the same order.
+
+    outputs: that it has beside the energy.
+    """
+    result = Evaluation({output.name: output.unit for output in outputs})
     for frame, found in zip(frames, results, strict=True):
-        label = Labels(frame.energy, frame.forces, frame.stress)
-        molecule = not frame.atoms.pbc.any()
-        result.add(frame.config_type, compare(label, prediction(found), molecule=molecule))
+        pairs = _compare_energy(frame, found, molecule=not frame.atoms.pbc.any())
+        pairs |= _compare_others(frame, found, outputs)
+        result.add(frame.config_type, pairs)
     return result
+
+
+def _compare_energy(
+    frame: Frame, found: Mapping[str, Any], *, molecule: bool
+) -> dict[str, np.ndarray]:
+    if "energy" not in found:
+        return {}
+    label = Labels(frame.energy, frame.forces, frame.stress)
+    return compare(label, prediction(found), molecule=molecule)
+
+
+def _compare_others(
+    frame: Frame, found: Mapping[str, Any], outputs: Sequence[OutputConfig]
+) -> dict[str, np.ndarray]:
+    counts = {"atom": len(frame.atoms), "structure": 1}
+    rows = {out.name: out.rows(found[out.name], counts[out.per]) for out in outputs}
+    return compare_outputs(frame.outputs, rows)
 
 
 def write_predictions(
@@ -102,12 +149,14 @@ def write_predictions(
     images: Sequence[Atoms],
     frames: Sequence[Frame],
     results: Sequence[Mapping[str, Any]],
+    outputs: Sequence[OutputConfig] = (),
 ) -> None:
     """Extended XYZ of the images with the labels of their files, and beside them
 
     eqcalc_energy (eV), eqcalc_forces (eV/Å), eqcalc_stress (eV/Å^3, xx yy zz yz xz xy), and errors
     against `frames`, whose stresses may be corrected: eqcalc_energy_error (eV/atom, prediction less
-    label), eqcalc_forces_rmse (eV/Å), eqcalc_stress_rmse (eV/Å^3). Written aside and renamed.
+    label), eqcalc_forces_rmse (eV/Å), eqcalc_stress_rmse (eV/Å^3). Other outputs are there as
+    eqcalc_NAME, Cartesian. Written aside and renamed.
     """
     from ase.io import write
 
@@ -117,12 +166,18 @@ def write_predictions(
         atoms.calc = image.calc
         atoms.info |= atoms.info.pop("key_value_pairs", {})  # of an ASE database
         atoms.info.pop("data", None)
-        atoms.info["eqcalc_energy"] = float(found["energy"])
-        atoms.arrays["eqcalc_forces"] = np.array(found["forces"], dtype=np.float64)
+        for output in outputs:
+            value = np.array(found[output.name], dtype=np.float64)
+            if output.per == "atom":
+                atoms.arrays[f"eqcalc_{output.name}"] = value.reshape(len(atoms), -1)
+            else:
+                atoms.info[f"eqcalc_{output.name}"] = value
+        if "energy" in found:
+            atoms.info["eqcalc_energy"] = float(found["energy"])
+            atoms.arrays["eqcalc_forces"] = np.array(found["forces"], dtype=np.float64)
         if "stress" in found:
             atoms.info["eqcalc_stress"] = np.array(found["stress"], dtype=np.float64)
-        label = Labels(frame.energy, frame.forces, frame.stress)
-        for name, (known, value) in compare(label, prediction(found), molecule=False).items():
+        for name, (known, value) in _compare_energy(frame, found, molecule=False).items():
             if name == "energy":
                 atoms.info["eqcalc_energy_error"] = float(value[0] - known[0])
             elif name in {"forces", "stress"}:
@@ -135,14 +190,21 @@ def write_predictions(
 
 def format_table(summary: dict[str, Any]) -> str:
     """Errors by group as text, one row each: MAE / RMSE."""
-    shown = [q for q in QUANTITIES if any(q in errors for errors in summary.values())]
+    there = dict.fromkeys(q for errors in summary.values() for q in errors)
+    shown = [q for q in QUANTITIES if q in there]
+    shown += [q for q in there if q not in QUANTITIES]
+    units = {
+        q: errors[q]["unit"] for errors in summary.values() for q in errors if "unit" in errors[q]
+    }
+    units = {q: unit for q, (unit, _) in QUANTITIES.items()} | units
     titles = {"stress_offdiagonal": "off-diagonal", "energy_total": "energy of a molecule"}
-    rows = [["MAE / RMSE", *(f"{titles.get(q, q)} {QUANTITIES[q][0]}" for q in shown)]]
+    rows = [["MAE / RMSE", *(f"{titles.get(q, q)} {units[q]}".strip() for q in shown)]]
     for group, errors in summary.items():
-        cells = [
-            f"{errors[q]['mae']:.2f} / {errors[q]['rmse']:.2f}" if q in errors else "-"
-            for q in shown
-        ]
+        cells = []
+        for q in shown:
+            form = ".2f" if q in QUANTITIES else ".3g"  # units of outputs may be of any size
+            error = [errors[q][kind] for kind in ("mae", "rmse")] if q in errors else []
+            cells.append(" / ".join(f"{value:{form}}" for value in error) or "-")
         rows.append([group, *cells])
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return "\n".join(
@@ -154,15 +216,17 @@ def format_table(summary: dict[str, Any]) -> str:
     )
 
 
-def plot_learning_curve(history: Path, path: Path) -> None:
-    """Errors over epochs, from the CSV of a run."""
+def plot_learning_curve(
+    history: Path, path: Path, units: Mapping[str, tuple[str, float]] = UNITS
+) -> None:
+    """Errors over epochs, from the CSV of a run; units: of the quantities to show."""
     from matplotlib.figure import Figure
 
     with history.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    axes = figure.subplots(1, 3)
-    for axis, (name, (unit, _)) in zip(axes, UNITS.items(), strict=True):
+    figure = Figure(figsize=(13 / 3 * len(units), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(units), squeeze=False)[0]
+    for axis, (name, (unit, _)) in zip(axes, units.items(), strict=True):
         for part in ("train", "val"):
             key = f"{part}_{name}_mae"
             points = [(float(r["epoch"]), float(r[key])) for r in rows if r.get(key)]

@@ -33,6 +33,7 @@ from eqcalc.models.base import Potential
 from eqcalc.models.config import ModelConfig
 from eqcalc.models.registry import build, model_config
 from eqcalc.nn.crowding import CrowdingConstants
+from eqcalc.nn.output_constants import OutputConstants
 from eqcalc.nn.reference import PairConstants, no_pairs
 from eqcalc.training.domain import crowding_of
 from eqcalc.training.folder import Constants, build_model, load_run
@@ -93,6 +94,7 @@ def read_source(name: str) -> Source:
         blank.message_scales(),
         _pairs(file.module),
         _crowding(file.module),
+        _outputs(file.module),
     )
     weights = {k: p.detach() for k, p in file.module.named_parameters()}
     origin = file.metadata.get("origin", {})
@@ -108,6 +110,8 @@ def _check_rebuilt(source: Source, file: export.PotentialFile) -> None:
     model = build(source.model, *rest)
     model.set_message_scales(old.message_scales)
     model.limit_crowding(old.crowding)
+    if old.outputs:
+        model.set_output_constants(old.outputs)
     graft(model, source)
     set_precision(model, torch.float64)
     model.reference_structure = file.module.reference_structure
@@ -154,6 +158,8 @@ def reduced(source: Source, elements: Iterable[int]) -> Source:
             of_pairs(crowding.closest),
             of_species(crowding.coordination),
         ),
+        outputs=old.outputs
+        and dataclasses.replace(old.outputs, shift=of_species(old.outputs.shift)),
     )
     tables = species_tables(build(source.model, old.atomic_numbers, 1.0, old.scale, old.shift))
     weights = {k: w[rows] if k in tables else w for k, w in source.weights.items()}
@@ -170,6 +176,23 @@ def _pairs(module: torch.jit.ScriptModule) -> PairConstants | None:
         reference.repulsion.pair_cutoff.tolist(),
         [[round(r, 4) for r in row] for row in module.inner_limit.distances.tolist()],
     )
+
+
+def _outputs(module: torch.jit.ScriptModule) -> OutputConstants | None:
+    """Scales and shifts of a file's outputs beside the energy, if it has any."""
+    if "reference_outputs" not in dict(module.named_children()):
+        return None
+    buffers = dict(module.reference_outputs.named_buffers())
+    return OutputConstants(**{name: value.tolist() for name, value in buffers.items()})
+
+
+def _extend_outputs(old: Constants, numbers: list[int]) -> OutputConstants | None:
+    """Those of `old` for the species `numbers`; new elements have the mean of the known shifts."""
+    if old.outputs is None:
+        return None
+    rows = dict(zip(old.atomic_numbers, old.outputs.shift, strict=True))
+    mean = np.mean(old.outputs.shift, axis=0).tolist()
+    return dataclasses.replace(old.outputs, shift=[rows.get(z, mean) for z in numbers])
 
 
 def _crowding(module: torch.jit.ScriptModule) -> CrowdingConstants | None:
@@ -254,6 +277,7 @@ def extend(source: Source, statistics: Statistics) -> Constants:
         old.message_scales,
         _extend_pairs(old, numbers),
         _extend_crowding(old, numbers),
+        _extend_outputs(old, numbers),
     )
 
 

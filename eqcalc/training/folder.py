@@ -28,6 +28,7 @@ from eqcalc.files import user_path
 from eqcalc.models.base import Potential
 from eqcalc.models.registry import build
 from eqcalc.nn.crowding import CrowdingConstants
+from eqcalc.nn.output_constants import OutputConstants
 from eqcalc.nn.reference import PairConstants
 from eqcalc.training.config import from_dict
 from eqcalc.training.options import Config
@@ -47,6 +48,7 @@ class Constants:
         message_scales: by layer and irrep, once they are measured (`Potential.calibrate`).
         pair_constants: of the pair potential, where the network has one.
         crowding: where messages begin to fade, once it is measured.
+        outputs: of outputs beside the energy, where the network has any.
     """
 
     atomic_numbers: list[int]
@@ -56,6 +58,7 @@ class Constants:
     message_scales: list[list[float]] | None = None
     pair_constants: PairConstants | None = None
     crowding: CrowdingConstants | None = None
+    outputs: OutputConstants | None = None
 
     @classmethod
     def from_setup(cls, setup: dict[str, Any]) -> Constants:
@@ -65,7 +68,9 @@ class Constants:
         shift, scales = setup["reference_energies"], setup["message_scales"]
         pairs = PairConstants(**setup["pair_potential"]) if "pair_potential" in setup else None
         crowding = CrowdingConstants.read(setup["crowding"]) if "crowding" in setup else None
-        return cls(numbers, setup["avg_num_neighbors"], scale, shift, scales, pairs, crowding)
+        outputs = OutputConstants(**setup["outputs"]) if "outputs" in setup else None
+        neighbors = setup["avg_num_neighbors"]
+        return cls(numbers, neighbors, scale, shift, scales, pairs, crowding, outputs)
 
 
 def build_model(config: Config, constants: Constants) -> Potential:
@@ -86,6 +91,8 @@ def build_model(config: Config, constants: Constants) -> Potential:
     if constants.message_scales:
         model.set_message_scales(constants.message_scales)
     model.limit_crowding(constants.crowding)
+    if constants.outputs:
+        model.set_output_constants(constants.outputs)
     return model
 
 

@@ -2,61 +2,90 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from ase.units import GPa
 from torch import Tensor
 
 from eqcalc.data.dataset import Batch
+from eqcalc.outputs import OutputConfig
 from eqcalc.training.options import TrainingConfig
 
 #: reported unit of each quantity, and what one eV-Å unit is in it
 UNITS = {"energy": ("meV/atom", 1e3), "forces": ("meV/Å", 1e3), "stress": ("GPa", 1 / GPa)}
 
 
+def units_of(
+    outputs: Sequence[OutputConfig], *, energy: bool = True
+) -> dict[str, tuple[str, float]]:
+    """The reported units of a network: those of its outputs are the labels' own."""
+    own = {output.name: (output.unit, 1.0) for output in outputs}
+    return UNITS | own if energy else own
+
+
 @dataclass(frozen=True)
 class Prediction:
     """energy [B] eV, forces [N, 3] eV/Å, stress [B, 3, 3] eV/Å^3 (no
-    meaning where the volume is zero).
+    meaning where the volume is zero); None where they are not asked for, or there is no energy.
+
+    outputs: rows of other outputs by name, [N, columns] or [B, columns] (`eqcalc.outputs`).
     """
 
-    energy: Tensor
-    forces: Tensor
-    stress: Tensor
+    energy: Tensor | None
+    forces: Tensor | None
+    stress: Tensor | None
+    outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
 def residuals(prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-    """Flat differences of what is labelled: energy per atom, force and stress components.
+    """Flat differences of what is labelled and predicted: energy per atom, force and stress
+    components, columns of other outputs.
 
     The six independent stress components count once each.
     """
     upper = torch.triu_indices(3, 3, device=batch.energy.device)
-    difference = {
-        "energy": (prediction.energy - batch.energy) / batch.num_atoms,
-        "forces": (prediction.forces - batch.forces).flatten(),
-        "stress": (prediction.stress - batch.stress)[:, upper[0], upper[1]].flatten(),
-    }
-    return {k: v[known] for (k, v), known in zip(difference.items(), labelled(batch), strict=True)}
+    difference = {}
+    if prediction.energy is not None:
+        difference["energy"] = (prediction.energy - batch.energy) / batch.num_atoms
+    if prediction.forces is not None:
+        difference["forces"] = (prediction.forces - batch.forces).flatten()
+        stress = (prediction.stress - batch.stress)[:, upper[0], upper[1]]
+        difference["stress"] = stress.flatten()
+    for name, label in (batch.atom_outputs | batch.structure_outputs).items():
+        difference[name] = (prediction.outputs[name] - label).flatten()
+    known = labelled(batch)
+    return {name: values[known[name]] for name, values in difference.items()}
 
 
-def labelled(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Which energies [B], force components [3N] and stress components [6B] are known."""
+def labelled(batch: Batch) -> dict[str, Tensor]:
+    """Which energies [B], force components [3N], stress components [6B] and columns of other
+    outputs are known.
+    """
     upper = torch.triu_indices(3, 3, device=batch.energy.device)
-    labels = batch.energy, batch.forces, batch.stress[:, upper[0], upper[1]]
-    return tuple(torch.isfinite(label.flatten()) for label in labels)
+    stress = batch.stress[:, upper[0], upper[1]]
+    labels = {"energy": batch.energy, "forces": batch.forces, "stress": stress}
+    labels |= batch.atom_outputs | batch.structure_outputs
+    return {name: torch.isfinite(label.flatten()) for name, label in labels.items()}
 
 
 def component_weights(batch: Batch) -> dict[str, Tensor] | None:
     """The weight of its frame for each of `residuals`; None where all weights are one."""
     if batch.weight is None or bool((batch.weight == 1.0).all()):
         return None
+    of_atoms = batch.weight[batch.graph.batch]
     weights = {
         "energy": batch.weight,
-        "forces": batch.weight[batch.graph.batch].repeat_interleave(3),
+        "forces": of_atoms.repeat_interleave(3),
         "stress": batch.weight.repeat_interleave(6),
     }
-    return {k: v[known] for (k, v), known in zip(weights.items(), labelled(batch), strict=True)}
+    for name, rows in batch.atom_outputs.items():
+        weights[name] = of_atoms.repeat_interleave(rows.shape[1])
+    for name, rows in batch.structure_outputs.items():
+        weights[name] = batch.weight.repeat_interleave(rows.shape[1])
+    known = labelled(batch)
+    return {name: values[known[name]] for name, values in weights.items()}
 
 
 class Loss:
@@ -66,19 +95,38 @@ class Loss:
     as those of "mae". Weights of frames multiply what they contribute; they are not normalised, so
     that they act in batches of one frame, too.
 
+    Errors of other outputs are divided by the root mean square of their labels.
+
     Args:
         config: function of errors, and the weights of each stage.
         epoch: chooses the stage.
+        outputs: beside the energy, with their weights.
+        rms: of their labels (`eqcalc.nn.output_constants`).
     """
 
-    def __init__(self, config: TrainingConfig, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        epoch: int = 0,
+        outputs: Sequence[OutputConfig] = (),
+        rms: Sequence[float] = (),
+    ) -> None:
         self.kind = config.loss
-        self.weights = config.stage(epoch).weights
+        self.weights = config.stage(epoch).weights | {out.name: out.weight for out in outputs}
+        self.rms = dict(zip((output.name for output in outputs), rms, strict=True))
         delta = config.huber_delta
         self.delta = {"energy": delta, "forces": 10.0 * delta, "stress": delta}
+        self.delta |= dict.fromkeys(self.rms, 10.0 * delta)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether forces or stresses count."""
+        return bool(self.weights["forces"] or self.weights["stress"])
 
     def terms(self, name: str, difference: Tensor) -> Tensor:
         """The function of errors, for each of them."""
+        if name in self.rms:
+            difference = difference / self.rms[name]
         if self.kind == "mse":
             return difference.square()
         if self.kind == "mae":
@@ -101,9 +149,10 @@ class Loss:
 
         On several processes the counts are those of all, the sums each one's own.
         """
-        total = torch.zeros((), dtype=torch.float64, device=sums["energy"].device)
+        device = next(iter(sums.values())).device
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for name, weight in self.weights.items():
-            if weight and counts[name]:
+            if weight and counts.get(name):
                 total = total + weight * sums[name] / counts[name]
         return total
 

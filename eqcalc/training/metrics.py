@@ -42,6 +42,15 @@ def compare(label: Labels, value: Labels, *, molecule: bool) -> dict[str, np.nda
     return {name: pair[:, known[name]] for name, pair in found.items() if known[name].any()}
 
 
+def compare_outputs(
+    labels: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Labels beside predictions of one structure's other outputs, as rows: {name: [2, n]}."""
+    pairs = {name: np.stack([labels[name].ravel(), values[name].ravel()]) for name in labels}
+    known = {name: pair[:, np.isfinite(pair).all(axis=0)] for name, pair in pairs.items()}
+    return {name: pair for name, pair in known.items() if pair.size}
+
+
 class Pairs:
     """Labels beside predictions of one quantity: sums of all, and a sample to be drawn.
 
@@ -79,8 +88,12 @@ class Pairs:
 
 @dataclass
 class Evaluation:
-    """Labels and predictions by config_type: groups[group][quantity]."""
+    """Labels and predictions by config_type: groups[group][quantity].
 
+    outputs: units of what is there beside `QUANTITIES`, by name.
+    """
+
+    outputs: dict[str, str] = field(default_factory=dict)
     groups: dict[str, dict[str, Pairs]] = field(default_factory=dict)
 
     def add(self, group: str, pairs: Mapping[str, np.ndarray]) -> None:
@@ -104,8 +117,9 @@ class Evaluation:
         return any(part.kept < part.count for part in every)
 
     def _errors(self, group: str | None) -> dict[str, dict[str, Any]]:
-        errors = {}
-        for name, (written, unit) in QUANTITIES.items():
+        errors: dict[str, dict[str, Any]] = {}
+        own = {name: (label, 1.0) for name, label in self.outputs.items()}
+        for name, (written, unit) in (QUANTITIES | own).items():
             parts = self._parts(name, group)
             count = sum(part.count for part in parts)
             if count:

@@ -177,6 +177,14 @@ class Stage:
     weights: dict[str, float]
 
 
+def _wrong_weights(stage: Stage) -> InputError:
+    weights = ", ".join(f"{k} {w:g}" for k, w in stage.weights.items())
+    return InputError(
+        f"The weights in training ({weights}, from epoch {stage.start}) must not be negative, nor "
+        "all zero."
+    )
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How the weights are found.
@@ -273,12 +281,8 @@ class TrainingConfig:
 
     def _check_weights(self) -> None:
         for stage in self.stages:
-            if min(stage.weights.values()) < 0.0 or not any(stage.weights.values()):
-                weights = ", ".join(f"{k} {w:g}" for k, w in stage.weights.items())
-                raise InputError(
-                    f"The weights in training ({weights}, from epoch {stage.start}) must not be "
-                    "negative, nor all zero."
-                )
+            if min(stage.weights.values()) < 0.0:
+                raise _wrong_weights(stage)
         for name, weight in self.config_weights.items():
             if weight < 0.0:
                 raise InputError(
@@ -334,6 +338,17 @@ class Config:
             raise InputError(
                 "pretrain.teacher and fine_tune.model both say where training begins: name one."
             )
+        if self.pretrain.teacher and self.model.outputs:
+            raise InputError(
+                "pretrain.teacher gives energies and forces alone: leave model.outputs or the "
+                "section [pretrain] out."
+            )
+        of_outputs = any(output.weight for output in self.model.outputs)
+        for stage in self.training.stages:
+            of_energy = self.model.energy and any(stage.weights.values())
+            # the outputs of a network to fine-tune are not known yet
+            if not (of_energy or of_outputs or self.fine_tune.model):
+                raise _wrong_weights(stage)
 
     def to_dict(self) -> dict[str, Any]:
         document = dataclasses.asdict(self)

@@ -43,7 +43,8 @@ def _marks(quantity: str) -> list[tuple[str, dict]]:
 
 
 def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation]) -> None:
-    unit, scale, error_unit, error_scale = _PANELS[quantity]
+    own = _unit(quantity, results)
+    unit, scale, error_unit, error_scale = _PANELS.get(quantity, (own, 1.0, own, 1.0))
     for colour, (label, result, group) in enumerate(_series(results)):
         for name, mark in _marks(quantity):
             known, value = result.sample(name, group)
@@ -60,26 +61,35 @@ def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation
     for label, result in results.items():
         error = result.summary()["all"].get(quantity)
         if error:
-            shown = f"MAE {error['mae']:.3g}, RMSE {error['rmse']:.3g} {QUANTITIES[quantity][0]}"
+            error_is_in = QUANTITIES.get(quantity, (own,))[0]
+            shown = f"MAE {error['mae']:.3g}, RMSE {error['rmse']:.3g} {error_is_in}"
             lines.append(f"{label}: {shown}")
     top.set_title("\n".join(lines), fontsize=10)
     top.set(ylabel=f"model ({unit})")
-    bottom.set(xlabel=f"DFT ({unit})", ylabel=f"model less DFT ({error_unit})")
+    known = "DFT" if quantity in _PANELS else "label"
+    bottom.set(xlabel=f"{known} ({unit})", ylabel=f"model less {known} ({error_unit})")
     for axis in (top, bottom):
         axis.grid(alpha=0.25)
         axis.locator_params(axis="x", nbins=5)  # total energies have many digits
     top.legend(frameon=False, fontsize=8, markerscale=1.6)
 
 
+def _unit(quantity: str, results: dict[str, Evaluation]) -> str:
+    """Of an output beside the energy."""
+    return next((r.outputs[quantity] for r in results.values() if quantity in r.outputs), "")
+
+
 def plot_parity(results: dict[str, Evaluation], path: Path) -> None:
-    """Predictions over labels and errors over labels: energy per atom, forces, stress components.
+    """Predictions over labels and errors over labels: energy per atom, forces, stress components,
+    other outputs.
 
     Several evaluations are told apart by colour, or the config_types of a single one. Of millions
     of points a sample is drawn, and the picture says so; the errors in the titles are those of all.
     """
     from matplotlib.figure import Figure
 
-    shown = [q for q in _PANELS if any(len(r.sample(q)[0]) for r in results.values())]
+    every = dict.fromkeys([*_PANELS, *(name for r in results.values() for name in r.outputs)])
+    shown = [q for q in every if any(len(r.sample(q)[0]) for r in results.values())]
     figure = Figure(figsize=(14 / 3 * max(2, len(shown)), 7.5), layout="constrained")
     if any(result.thinned() for result in results.values()):
         figure.suptitle("errors of all frames; points of a sample", fontsize=9)

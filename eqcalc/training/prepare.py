@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +23,9 @@ from eqcalc.data.dataset import (
     GraphDataset,
     split_indices,
 )
-from eqcalc.data.frames import Frame, read_frames
+from eqcalc.data.frames import Frame, iter_images, read_frames
 from eqcalc.data.isolated import chosen_atoms, named_atoms
-from eqcalc.data.labels import LabelKeys, add_pressure, asked_by_name
+from eqcalc.data.labels import LabelKeys, add_pressure, asked_by_name, without_output
 from eqcalc.data.packed import PackedDataset
 from eqcalc.data.statistics import Statistics, gather, statistics_of, suspicious
 from eqcalc.data.store import is_store
@@ -35,6 +36,7 @@ from eqcalc.graph import Graph
 from eqcalc.models.base import Potential
 from eqcalc.training.domain import crowding_of, measure, temperature
 from eqcalc.training.finetune import (
+    Source,
     adopt,
     continued,
     freeze,
@@ -46,6 +48,7 @@ from eqcalc.training.finetune import (
 )
 from eqcalc.training.folder import Constants, build_model
 from eqcalc.training.options import Config, TrainingConfig
+from eqcalc.training.output_statistics import output_constants
 from eqcalc.training.pairs import fit_pairs
 
 #: the name of validation frames that were not named
@@ -86,11 +89,18 @@ def _keys(config: Config, pressure: float) -> LabelKeys:
         "virial_key": data.virial_key,
         "weight_key": data.weight_key,
         "pulay_pressure": pressure,
+        "outputs": config.model.outputs,
+        "without_energy": not config.model.energy,
     }
 
 
 def _store(path: str, option: str, config: Config) -> PackedDataset:
     """InputError unless it holds the labels that the config asks for."""
+    if config.model.outputs:
+        raise InputError(
+            f"{option} names the store '{path}', and stores have no labels of model.outputs: name "
+            "the files that it was packed from."
+        )
     store = PackedDataset(path, cutoff=config.model.cutoff)
     packed, asked = store.header.get("pulay_pressure", 0.0), config.data.pulay_pressure
     if asked == "measured":
@@ -199,7 +209,7 @@ def dataset(frames: Unprepared, atomic_numbers: Sequence[int], config: Config) -
     cutoff, factors = config.model.cutoff, config.training.config_weights
     if isinstance(frames, PackedDataset):
         return frames.for_model(atomic_numbers, cutoff, factors)
-    return FrameDataset(frames.frames, atomic_numbers, cutoff, factors)
+    return FrameDataset(frames.frames, atomic_numbers, cutoff, factors, config.model.outputs)
 
 
 def _check_names(config: Config, train: Unprepared, val: dict[str, Unprepared]) -> None:
@@ -227,6 +237,25 @@ def _check_elements(frames: FrameTable, known: set[int]) -> None:
             f"{frames.source(int(n))} contains {chemical_symbols[unknown[k]]}, which no training "
             "frame has."
         )
+
+
+def _check_outputs(config: Config, train: FrameList) -> None:
+    """InputError for an output of which no training frame has a label; a warning for dipoles of
+    periodic structures, which have branches.
+    """
+    for output in config.model.outputs:
+        labelled = [frame for frame in train.frames if output.name in frame.outputs]
+        if not labelled:
+            images = (atoms for atoms, _ in islice(iter_images(config.data.train), 20))
+            raise InputError(without_output(images, output, _keys(config, 0.0)))
+        periodic = [frame for frame in labelled if frame.atoms.pbc.any()]
+        if output.name == "dipole" and periodic:
+            warnings.warn(
+                f"{len(periodic)} training frames with a dipole (first {periodic[0].source}) are "
+                "periodic: along such directions a dipole is known up to multiples of e times the "
+                "cell vector, so all labels must be of one branch.",
+                stacklevel=4,
+            )
 
 
 def _check_stresses(config: Config, tables: Sequence[Unprepared]) -> None:
@@ -321,14 +350,18 @@ def _constants(
     crowding = None
     if config.model.crowding_limit:
         crowding = crowding_of(frames, numbers, config.model.cutoff)
+    outputs = None
+    if config.model.outputs:
+        outputs = output_constants(frames, numbers, config.model.outputs)
+    rest = {"crowding": crowding, "outputs": outputs}
     if not config.model.pair_potential:
         scale = [statistics.force_rms] * len(numbers)
-        return Constants(numbers, neighbors, scale, statistics.shift, crowding=crowding)
+        return Constants(numbers, neighbors, scale, statistics.shift, **rest)
     fit = fit_pairs(frames, numbers, statistics.shift, config.model.cutoff)
     left = statistics_of(fit.counts, fit.energies, numbers, fit.force_rms, given, isolated)
     scale = [left.force_rms] * len(numbers)
     shift, pairs = left.shift, fit.constants
-    return Constants(numbers, neighbors, scale, shift, pair_constants=pairs, crowding=crowding)
+    return Constants(numbers, neighbors, scale, shift, pair_constants=pairs, **rest)
 
 
 def _setup(
@@ -357,7 +390,43 @@ def _setup(
         setup["pair_potential"] = asdict(constants.pair_constants)
     if constants.crowding:
         setup["crowding"] = asdict(constants.crowding)
+    if constants.outputs:
+        setup["outputs"] = asdict(constants.outputs)
     return setup
+
+
+def _given_energies(
+    config: Config, source: Source | None, train: Unprepared, isolated: list[Frame]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Reference energies [eV] by symbol that are not to be fitted; of these, cohesive ones."""
+    if not config.model.energy:
+        return {chemical_symbols[z]: 0.0 for z in train.elements()}, {}
+    given = config.data.reference_energies
+    if source:
+        given = known_energies(source, isolated) | given
+    cohesive = _cohesive(config, train, given, isolated)
+    return cohesive | given, cohesive
+
+
+def _say_doubts(
+    train: Unprepared, val: FrameTable, train_set: GraphDataset, statistics: Statistics
+) -> None:
+    """Warnings about energies and forces."""
+    doubts = suspicious(Joined([train, val]), statistics)
+    if isinstance(train, FrameList):
+        doubts += contradictions(train.frames)
+    for sentence in doubts:
+        warnings.warn(sentence, stacklevel=4)
+    _point_at_oddities(train_set)
+
+
+def _new_network(config: Config, constants: Constants, train_set: GraphDataset) -> Potential:
+    """Untrained, calibrated on typical frames."""
+    model = build_model(config, constants)
+    typical = typical_graph(train_set)
+    edges = typical.edge_vec, typical.edge_src, typical.edge_dst
+    model.calibrate(typical.species, *edges, target=config.model.initial_messages)
+    return model
 
 
 def prepare(config: Config) -> Prepared:
@@ -375,41 +444,25 @@ def prepare(config: Config) -> Prepared:
         source = reduced(source, train.elements())
     _check_stresses(config, [train, *val.values()])
     all_val = Joined([*val.values()])
-    isolated, given = _isolated_atoms(config, named), config.data.reference_energies
-    if source:
-        given = known_energies(source, isolated) | given
-    cohesive = _cohesive(config, train, given, isolated)
-    given = cohesive | given
+    isolated = _isolated_atoms(config, named)
+    given, cohesive = _given_energies(config, source, train, isolated)
+    _check_outputs(config, train)
     _check_isolated(config, train, given, isolated)
     statistics = gather(train, given=given, isolated=isolated)
     seen = set(train.elements())
     elements = {*statistics.atomic_numbers, *(source.constants.atomic_numbers if source else ())}
     _check_elements(all_val, elements)
-    doubts = suspicious(Joined([train, all_val]), statistics)
-    in_memory = isinstance(train, FrameList)
-    if in_memory:
-        doubts += contradictions(train.frames)
-    for sentence in doubts:
-        warnings.warn(sentence, stacklevel=3)
-
     train_set = dataset(train, sorted(elements), config)
-    _point_at_oddities(train_set)
+    if config.model.energy:
+        _say_doubts(train, all_val, train_set, statistics)
     if source:
-        free = unfixed_elements(config, source, train, isolated)
+        free = unfixed_elements(config, source, train, isolated) if config.model.energy else []
         free = [z for z in free if chemical_symbols[z] not in cohesive]
         model, constants = continued(config, source, statistics, train_set, free)
         freeze(model, config.fine_tune.freeze)
     else:
         constants = _constants(config, train_set, statistics, given, isolated)
-        model = build_model(config, constants)
-        typical = typical_graph(train_set)
-        model.calibrate(
-            typical.species,
-            typical.edge_vec,
-            typical.edge_src,
-            typical.edge_dst,
-            target=config.model.initial_messages,
-        )
+        model = _new_network(config, constants, train_set)
     numbers = constants.atomic_numbers
     setup = _setup(constants, statistics, train, val, model)
     if pressure:
@@ -418,7 +471,9 @@ def prepare(config: Config) -> Prepared:
         setup["origin"] = source.origin | {"changed": "fine-tuned since"}
     if source or constants.pair_constants:
         setup["scale"] = constants.scale
-    highest = temperature((f.atoms, f.config_type) for f in train.frames) if in_memory else None
+    highest = None
+    if isinstance(train, FrameList):
+        highest = temperature((f.atoms, f.config_type) for f in train.frames)
     domain = measure(train_set, numbers, constants.shift, highest)
     setup["domain"] = domain.document
     return Prepared(

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from eqcalc.progress import duration
 from eqcalc.training.callbacks import History
-from eqcalc.training.loss import UNITS
 from eqcalc.training.options import TrainingConfig
 from eqcalc.training.prepare import Prepared
 from eqcalc.training.task import PotentialTask
@@ -43,9 +42,14 @@ def data_rows(prepared: Prepared) -> Rows:
         yield f"{name} frames", f"{len(frames)} with {atoms} atoms ({named})"
     setup = prepared.setup
     symbols = [chemical_symbols[z] for z in setup["atomic_numbers"]]
-    pairs = zip(symbols, setup["reference_energies"], strict=True)
-    yield "reference energies", ", ".join(f"{s} {e:.4f} eV" for s, e in pairs)
-    yield "root mean square force", f"{setup['force_rms']:.4f} eV/Å"
+    if prepared.model.has_energy:
+        pairs = zip(symbols, setup["reference_energies"], strict=True)
+        yield "reference energies", ", ".join(f"{s} {e:.4f} eV" for s, e in pairs)
+        yield "root mean square force", f"{setup['force_rms']:.4f} eV/Å"
+    rms = setup.get("outputs", {}).get("rms", ())
+    for output, size in zip(prepared.model.output_configs, rms, strict=True):
+        labels = f"{output.irreps} per {output.per}, root mean square {size:.4g} {output.unit}"
+        yield f"output {output.name}", labels.strip()
     if "pair_potential" in setup and not prepared.config.fine_tune.model:
         yield "left by a pair potential", f"{setup['scale'][0]:.4f} eV/Å"
     if "pulay_pressure" in setup:
@@ -142,20 +146,22 @@ class EpochLines(Callback):
             )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
-        del task
         if self._bar is not None:
             self._bar.close()
             self._bar = None
         row, epoch = self.history.rows[-1], trainer.current_epoch
         *earlier, newest = self.history.stage_losses(self.options.stage(epoch))
         best = "*" if all(newest < loss for loss in earlier) else " "
-        known = [name for name in UNITS if f"val_{name}_mae" in row]
-        heads = [f"{SHORT.get(name, name)} {UNITS[name][0]}" for name in known]
+        known = [name for name in task.units if f"val_{name}_mae" in row]
+        heads = [f"{SHORT.get(name, name)} {task.units[name][0]}".strip() for name in known]
+        widths = [max(13, len(head) + 2) for head in heads]
         if not self._titled:
             self._titled = True
-            titles = "".join(f"{head:>13}" for head in ("loss", "validation", *heads))
+            titles = "".join(f"{head:>13}" for head in ("loss", "validation"))
+            titles += "".join(f"{head:>{w}}" for head, w in zip(heads, widths, strict=True))
             self._say(f"epoch{titles}   time      left")
-        errors = "".join(f"{row[f'val_{name}_mae']:>13.4g}" for name in known)
+        columns = zip(known, widths, strict=True)
+        errors = "".join(f"{row[f'val_{name}_mae']:>{width}.4g}" for name, width in columns)
         passed = (time.monotonic() - self.started) / (epoch + 1 - self.first)
         left = duration(passed * (self.options.epochs - 1 - epoch))
         self._say(

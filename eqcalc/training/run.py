@@ -45,6 +45,7 @@ from eqcalc.training.folder import (
     not_a_checkpoint,
     read_json,
 )
+from eqcalc.training.loss import units_of
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import UNNAMED, Prepared, dataset, load_frames, prepare, ready
 from eqcalc.training.pretrain import (
@@ -254,7 +255,8 @@ def finish(out: Path, prepared: Prepared) -> dict[str, Any]:
         "errors": {name: result.summary() for name, result in results.items()},
     }
     write_json(out / "summary.json", summary)
-    plot_learning_curve(out / "history.csv", out / "learning_curve.png")
+    units = units_of(model.output_configs, energy=model.has_energy)
+    plot_learning_curve(out / "history.csv", out / "learning_curve.png", units)
     plot_parity(results, out / "parity.png")
     export_run(out, out / "model.pth", list(prepared.val.values()))
     return summary

@@ -30,6 +30,8 @@ def documentation(kind: type) -> tuple[str, dict[str, str]]:
 
 
 def _value(value: Any) -> str:
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
     if isinstance(value, dict):
         inside = ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items())
         return f"{{{inside}}}"

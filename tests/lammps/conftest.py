@@ -40,6 +40,12 @@ def untrained(path: Path, config: ModelConfig, *, crowding: bool = False, **meta
     return export.save(network, path, {"architecture": config.architecture_name, **metadata})
 
 
+@pytest.fixture
+def untrained_file(tmp_path):
+    """A function from options of a model to a file of it."""
+    return lambda **options: untrained(tmp_path / "untrained.pth", model_config(options))
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
     """Two elements, three layers."""

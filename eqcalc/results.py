@@ -1,0 +1,58 @@
+"""What engines say of a structure as results under ASE's names, and of several models together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from eqcalc.engine.backends import Outcome
+from eqcalc.outputs import OutputConfig, cartesian
+
+#: of which a committee also gives the standard deviation over its members
+SPREAD = ("energy", "forces", "stress")
+
+#: columns of a flat 3x3 matrix, and of its transpose, in ASE's order xx yy zz yz xz xy
+_VOIGT, _VOIGT_TURNED = [0, 4, 8, 5, 2, 1], [0, 4, 8, 7, 6, 3]
+
+
+def of_outcome(
+    outcome: Outcome, volume: float | None, outputs: Sequence[OutputConfig] = ()
+) -> dict[str, Any]:
+    """Results of one structure from one model.
+
+    volume: Å^3 that a stress refers to; outputs: of the model, beside the energy.
+    """
+    results: dict[str, Any] = {}
+    if outcome.rows is not None:
+        results = cartesian(outputs, outcome.rows)
+    if outcome.energies is not None:
+        energy = float(outcome.energies.sum())
+        results |= {"energy": energy, "free_energy": energy, "energies": outcome.energies}
+    if outcome.forces is not None:
+        results["forces"] = outcome.forces
+    if outcome.virials is not None and volume is not None:
+        columns = outcome.virials.reshape(-1, 9).T
+        stresses = (columns[_VOIGT] + columns[_VOIGT_TURNED]).T * (-0.5 / volume)
+        results["stresses"] = stresses
+        results["stress"] = stresses.sum(axis=0)
+    return results
+
+
+def consensus(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Results of one structure: of a model, or mean and spread of a committee."""
+    if len(members) == 1:
+        return members[0]
+    common = [name for name in members[0] if all(name in member for member in members)]
+    together = {name: np.stack([m[name] for m in members]) for name in common}
+    results = {name: values.mean(axis=0) for name, values in together.items()}
+    results |= {f"{name}_std": together[name].std(axis=0) for name in SPREAD if name in together}
+    return {name: float(v) if v.ndim == 0 else v for name, v in results.items()}
+
+
+def seal(results: dict[str, Any]) -> None:
+    """Makes arrays read-only: ASE answers from them again, and a change in place would stay."""
+    for value in results.values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
