@@ -59,7 +59,7 @@ def calm_of(atoms: Atoms) -> np.ndarray:
         r = np.linalg.norm(images.positions - images.positions[i], axis=1)
         own = r == 0.0
         number = fall(r / d, 1.25, 1.8)[~own].sum() / constants.coordination[species[n]]
-        close = fall(r / b, 0.77, 0.92)[~own].sum()
+        close = fall(r / b, 0.7, 0.88)[~own].sum()
         calm.append(fall(number, 1.25, 1.6) * fall(close, 0.0, 1.0))
     return np.array(calm)
 

@@ -1,8 +1,9 @@
 """Structures of many kinds pressed together: does the energy rise, as it must?
 
-Matter of the training's composition must rise all the way: where its energy falls it collapses
-under pressure. Of other molecules and crystals no training says anything between being bound and
-being pressed; they must not end up lower than they were before, so that nothing falls into them.
+Dense matter of the training's composition must rise all the way: where its energy falls it
+collapses under pressure. Molecules, clusters and other compositions are under no pressure, or the
+training says nothing of them between being bound and being pressed; they must not end up lower than
+they were before, so that nothing falls into them.
 
 x is the least of distance / shortest distance of the training over the pairs of a structure. Below
 x = 1 every structure has pairs that are nearer than any of the training; what the potential says of
@@ -66,12 +67,12 @@ class Compression:
     def fall(self) -> np.ndarray:
         """[n] eV per atom, inwards of `rising`; 0 outwards of it.
 
-        Of the training's composition below what it was before, of others below all that it was
-        outwards.
+        Of dense matter of the training's composition below what it was before, of all else below
+        all that it was outwards.
         """
         inside = self.x <= self.rising + 1e-9
         energy = np.minimum(self.energy, WALL)
-        if self.family.composed:
+        if self.family.composed and not self.family.molecular:
             before = np.fmax.accumulate(np.where(inside, energy, -np.inf))
         else:
             before = np.fmin.reduce(energy[~inside], initial=energy[0])
