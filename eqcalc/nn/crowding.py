@@ -21,8 +21,8 @@ the repulsion of pairs (`eqcalc.nn.reference`) and constants: reference energies
 makes of a lone atom, which is arbitrary where no training fixes it, and P = 10 eV, more than matter
 is bound by. What dynamics meets is untouched: bonds of a molecule at 600 K get 4 % shorter than
 at 300 K, at 1000 K 5 % (the shortest C-H of 20 ps 11 %), and p needs 15 %, where a bond has cost
-1.7 eV: a wall so steep would heat what runs into it with a usual time step. Matter may be compressed
-by a quarter of its volume, and carbon may have a fifth neighbour, but no sixth.
+1.7 eV; matter may be compressed by a quarter of its volume, and carbon may have a fifth neighbour,
+but no sixth.
 
 | symbol | variable       |                                                                    |
 |--------|----------------|--------------------------------------------------------------------|
