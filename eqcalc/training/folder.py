@@ -25,6 +25,7 @@ import torch
 
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
+from eqcalc.models.assembled import WithOutputs
 from eqcalc.models.base import Potential
 from eqcalc.models.registry import build
 from eqcalc.nn.crowding import CrowdingConstants
@@ -92,6 +93,7 @@ def build_model(config: Config, constants: Constants) -> Potential:
         model.set_message_scales(constants.message_scales)
     model.limit_crowding(constants.crowding)
     if constants.outputs:
+        assert isinstance(model, WithOutputs)  # what outputs are built as
         model.set_output_constants(constants.outputs)
     return model
 
