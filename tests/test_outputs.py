@@ -258,7 +258,9 @@ def test_scripted_and_plain_agree_and_the_program_survives(chiral):
             assert close(a.numpy(), b.numpy(), 1e-12)
 
 
-@pytest.mark.parametrize("engine", ["torch", "fused"])
+@pytest.mark.parametrize(
+    "engine", ["torch", pytest.param("fused", marks=[pytest.mark.compile, pytest.mark.slow])]
+)
 def test_ase_has_the_outputs_of_a_file_whatever_the_engine(engine, tmp_path, chiral):
     path, model = exported(tmp_path / "model.pth")
     expected = results(model, chiral)

@@ -20,6 +20,7 @@ NEEDS = {
         *("test_training", "test_training_architectures", "test_training_data"),
         "test_training_distributed",
         *("test_training_extended", "test_training_finetune", "test_training_options"),
+        "test_training_outputs",
         *("test_training_pairs", "test_training_pretrain", "test_training_store"),
         *("test_training_tools", "test_sample", "test_committee", "test_evaluate", "test_muon"),
     ),
