@@ -47,7 +47,7 @@ def _radial(layer: LayerPlan, radial: str) -> dict[str, Any]:
     return {"segments": segments, "coefficients": layer.table.coefficients}
 
 
-def network_bytes(plan: Plan, kernels: list[int], radial: str) -> bytes:
+def network_bytes(plan: Plan, kernels: list[int | None], radial: str) -> bytes:
     """The network's description for `eqcalc_open`; kernels: of each layer, in the library."""
     lives = Lives(plan)
     layers = [
@@ -58,7 +58,8 @@ def network_bytes(plan: Plan, kernels: list[int], radial: str) -> bytes:
             "steps": layer.steps,
             "starts": lives.starts(k),
             "gradient_starts": lives.gradient_starts(k),
-            "num_weights": layer.convolution.num_weights,
+            "num_weights": layer.num_weights,
+            "functions": layer.density and layer.density.width,
             "radial": _radial(layer, radial),
         }
         for k, layer in enumerate(plan.layers)

@@ -20,12 +20,16 @@ from collections import defaultdict
 
 import numpy as np
 
-from eqcalc.engine.build import header
+from eqcalc.engine.build import header, machine
+from eqcalc.engine.contraction_kernels import contraction_kernels
 from eqcalc.engine.description import DESCRIPTION_VERSION
-from eqcalc.engine.plan import ConvolutionPlan, LinearStep, Path, Plan
+from eqcalc.engine.plan import ConvolutionPlan, DensityStep, LinearStep, Path, Plan
 
 #: products in a convolution from which on it takes long to compile
 LARGE = 300
+
+#: sums over edges that registers hold beside what makes them: of 32 registers, and of the 16 of AVX
+MOST_SUMS, FEW_SUMS = 16, 8
 
 Terms = tuple[tuple[int, float], ...]
 
@@ -59,14 +63,14 @@ class _Couplings:
             return {1.0: "1", -1.0: "-1"}.get(round(value, 14), _number(value))
         if len(terms) == 1 and abs(abs(terms[0][1]) - 1.0) < 1e-12:
             sign = "-" if terms[0][1] < 0 else ""
-            return f"{sign}y[{terms[0][0] - 1} * L + lane]"
+            return f"{sign}ye[{terms[0][0] - 1} * L]"
         sign = "-" if terms[0][1] < 0 else ""
         key = tuple((m2, -c if sign else c) for m2, c in terms)
         if key not in self._known:
             index = self._known[key] = len(self._known)
             value = _sum([f"{_number(c)} * load(y + {m2 - 1} * L)" for m2, c in key])
             self.lines.append(f"store(couplings + {index} * L, {value});")
-        return f"{sign}couplings[{self._known[key]} * L + lane]"
+        return f"{sign}ce[{self._known[key]} * L]"
 
     @property
     def count(self) -> int:
@@ -94,7 +98,19 @@ def _weight(path: Path) -> str:
     return f"{path.weight} + c / PADDING * {path.weight_step} + c % PADDING"
 
 
-def _forward_path(path: Path, couplings: _Couplings) -> list[str]:
+def _forward_groups(block: list[Path]) -> list[list[Path]]:
+    """Paths whose sums are made together, so that they stay in registers."""
+    most = FEW_SUMS if " avx" in machine() and "avx512f" not in machine() else MOST_SUMS
+    groups: list[list[Path]] = [[]]
+    for path in block:
+        if groups[-1] and sum(p.d3 for p in groups[-1]) + path.d3 > most:
+            groups.append([])
+        groups[-1].append(path)
+    return groups
+
+
+def _forward_path(path: Path, number: int, couplings: _Couplings) -> list[str]:
+    """What one edge adds to the sums a{number}_{m3} of a vector of channels."""
     pairs = {key: couplings.scalar(terms) for key, terms in _pairs(path).items()}
     lines = [f"{{ const V w = radial.value({_weight(path)});"]
     first = path.d1 <= path.d3  # multiply by the radial weight where there are fewer rows
@@ -104,11 +120,36 @@ def _forward_path(path: Path, couplings: _Couplings) -> list[str]:
         terms = [
             _times(g, f"{'z' if first else 'x'}{m1}") for (m1, n3), g in pairs.items() if n3 == m3
         ]
-        if terms:
-            at = f"out + {path.out + m3 * path.stride} + c"
-            value = _sum(terms) if first else f"w * ({_sum(terms)})"
-            lines.append(f"store({at}, load({at}) + ({value}));")
+        if first:
+            lines += [f"a{number}_{m3} += {term};" for term in terms]
+        elif terms:
+            lines.append(f"a{number}_{m3} += w * ({_sum(terms)});")
     return [*lines, "}"]
+
+
+def _forward_loop(paths: list[Path], couplings: _Couplings) -> str:
+    """Over the channels of some paths of one block of features: sums over edges."""
+    x, d1, mul = paths[0].x, paths[0].d1, paths[0].mul
+    places = {
+        f"a{n}_{m}": f"out + {path.out + m * path.stride} + c"
+        for n, path in enumerate(paths)
+        for m in range(path.d3)
+    }
+    start = [f"V {a} = set ? V{{}} : load({at});" for a, at in places.items()]
+    read = [f"const V x{m} = load(xs[e] + {x + m * mul} + c);" for m in range(d1)]
+    body = [line for n, path in enumerate(paths) for line in _forward_path(path, n, couplings)]
+    keep = [f"store({at}, {a});" for a, at in places.items()]
+    before, inside, after = ("\n        ".join(x) for x in (start, [*read, *body], keep))
+    return f"""    for (int c = 0; c < {mul}; c += L) {{
+        {before}
+        for (int e = 0; e < edges; e++) {{
+        const Radial::Cursor &radial = cursors[e];
+        [[maybe_unused]] const T *ye = every_y + e / L * NUM_Y * L + e % L;
+        [[maybe_unused]] const T *ce = memory + e / L * COUPLINGS * L + e % L;
+        {inside}
+        }}
+        {after}
+    }}"""
 
 
 def _direction_terms(path: Path) -> list[str]:
@@ -161,17 +202,26 @@ _FORWARD = """
 void forward_{name}(const Radial &radials, const Centre &centre, const int *rows, const T *x,
                     T *out)
 {{
-  alignas(64) T couplings[{couplings} * L];
-  for (int first = 0; first < centre.count; first += L) {{
-    const T *y = centre.y + first * NUM_Y;
-    {prepare}
-    const int lanes = std::min(L, centre.count - first);
+  constexpr int COUPLINGS = {couplings};
+  alignas(64) T memory[EDGES * COUPLINGS];
+  const T *xs[EDGES];
+  Radial::Cursor cursors[EDGES];
+  if (centre.count == 0) std::fill_n(out, {width_out}, T(0));
+  for (int first = 0; first < centre.count; first += EDGES) {{
+    const bool set = first == 0;
+    const int edges = std::min(EDGES, centre.count - first);
+    const T *const every_y = centre.y + first * NUM_Y;
     const I slot = centre.slot + first;
-    for (int lane = 0; lane < lanes; lane++) {{
-      const T *__restrict xj = x + static_cast<I>(rows[slot + lane]) * {width};
-      const Radial::Cursor radial = radials.at(slot + lane);
-{loops}
+    for (int e = 0; e < edges; e++) {{
+      xs[e] = x + static_cast<I>(rows[slot + e]) * {width};
+      cursors[e] = radials.at(slot + e);
     }}
+    for (int e = 0; e < edges; e += L) {{
+      [[maybe_unused]] const T *y = every_y + e * NUM_Y;
+      [[maybe_unused]] T *couplings = memory + e * COUPLINGS;
+      {prepare}
+    }}
+{loops}
   }}
 }}
 """
@@ -190,6 +240,7 @@ void backward_{name}(const Radial &radials, const Centre &centre, const int *row
       const T *__restrict xj = x + static_cast<I>(rows[slot + lane]) * {width};
       {dx}
       const Radial::Cursor radial = radials.at(slot + lane);
+      [[maybe_unused]] const T *ye = y + lane, *ce = couplings + lane;
       V sr = {{}}{declare};
 {loops}
       {keep}
@@ -209,8 +260,7 @@ def _kernels(plan: ConvolutionPlan, name: str, num_y: int, *, features: bool) ->
     forward, backward = _Couplings(), _Couplings()
     forward_loops, backward_loops = [], []
     for block in _blocks(plan):
-        body = [line for path in block for line in _forward_path(path, forward)]
-        forward_loops.append(_loop(block, body))
+        forward_loops += [_forward_loop(paths, forward) for paths in _forward_groups(block)]
         body = [
             line for path in block for line in _backward_path(path, backward, features=features)
         ]
@@ -223,6 +273,7 @@ def _kernels(plan: ConvolutionPlan, name: str, num_y: int, *, features: bool) ->
         couplings=forward.count,
         prepare="\n    ".join(forward.lines),
         width=plan.width_in,
+        width_out=plan.width_out,
         loops="\n".join(forward_loops),
     ) + _BACKWARD.format(
         name=name,
@@ -278,15 +329,17 @@ def _harmonics(plan: Plan) -> str:
 
 
 def compiler_flags(plan: Plan) -> list[str]:
-    """Beside the usual ones: GCC's choice of loop counters takes minutes over kernels of high
-    degree, and gains 2 % in small ones.
+    """Beside the usual ones. GCC's choice of loop counters takes minutes over kernels of high
+    degree, and gains 2 % in small ones. Sums are made in the order in which they are written, of
+    fused products: where GCC may choose the order, it separates products from sums.
     """
     most = max(sum(len(p.terms) for p in layer.convolution.paths) for layer in plan.layers)
-    return ["-fno-ivopts"] if most > LARGE else []
+    return ["-fno-associative-math", *(["-fno-ivopts"] if most > LARGE else [])]
 
 
-def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]]:
-    """The engine's translation unit, and which kernels each layer takes.
+def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int | None]]:
+    """The engine's translation unit, and which kernels each layer takes; contractions are told
+    theirs.
 
     Args:
         plan: of the network.
@@ -296,7 +349,7 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]
     num_y = (plan.l_max + 1) ** 2 - 1
     different: dict[tuple[ConvolutionPlan, bool], int] = {}
     kernels = [
-        different.setdefault((layer.convolution, k > 0), len(different))
+        None if layer.density else different.setdefault((layer.convolution, k > 0), len(different))
         for k, layer in enumerate(plan.layers)
     ]
     code = [
@@ -304,14 +357,17 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]
         for (convolution, features), n in different.items()
     ]
     table = ", ".join(f"{{forward_{n}, backward_{n}}}" for n in different.values())
+    contractions = contraction_kernels(plan)
     steps = [step for layer in plan.layers for step in layer.steps]
-    most = max((step.dim for step in steps if isinstance(step, LinearStep)), default=1)
+    linear = (step for step in steps if isinstance(step, LinearStep | DensityStep))
+    most = max((step.dim for step in linear), default=1)
     parts = [
         f"using T = {plan.scalar};\n",
         header("interface.h"),
         header("threads.h"),
         header("simd.h"),
         f"namespace {{\nconstexpr int NUM_Y = {num_y}, DEGREE = {degree}, MOST_ROWS = {most};\n"
+        "constexpr int EDGES = L > 32 ? L : 32;     // worked on at once, whole vectors\n"
         f"constexpr I DESCRIPTION_VERSION = {DESCRIPTION_VERSION};\n" + _harmonics(plan) + "}\n",
         header("edges.h"),
         header("description.h"),
@@ -321,8 +377,8 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int]
         "  void (*backward)(const Radial &, const Centre &, const int *, const T *, const T *,\n"
         "                   T *, const EdgeGradient &);\n};\n"
         + "".join(code)
-        + f"const Kernels KERNELS[] = {{{table}}};\n}}\n",
-        header("pair_terms.h"),
-        *map(header, ("steps.h", "contraction.h", "network.h", "engine.h")),
+        + f"const Kernels KERNELS[] = {{{table or '{}'}}};\n{contractions}}}\n",
+        *map(header, ("pair_terms.h", "density.h", "steps.h", "contraction.h", "network.h")),
+        header("engine.h"),
     ]
     return "\n".join(parts), kernels

@@ -164,6 +164,19 @@ class LinearStep(TransformStep):
 
 
 @dataclass
+class DensityStep(TransformStep):
+    """Rows [dim, species in the structure, functions] of a density (eqcalc.engine.density), which
+    begin with row `first`, times a matrix for each species, added to a block of the target.
+    """
+
+    first: int
+    dim: int
+    at_out: int
+    stride_out: int
+    matrices: np.ndarray  # [species, functions, outputs], padded
+
+
+@dataclass
 class ContractionStep(TransformStep):
     """Polynomials of a row, channel by channel: y_out = sum of coefficients u_left u_right.
 
@@ -172,7 +185,7 @@ class ContractionStep(TransformStep):
 
     channels: padded. rows_in, rows_out: first columns in source and target. first, second: numbers
     of the rows whose products are taken. out, left, right: numbers, of each term. coefficients:
-    [species or 1, channels or 1, terms].
+    [species or 1, channels or 1, terms]. kernels: which of the library's, or none.
     """
 
     channels: int
@@ -184,6 +197,7 @@ class ContractionStep(TransformStep):
     left: np.ndarray
     right: np.ndarray
     coefficients: np.ndarray
+    kernels: int | None = None
 
     needs_source = True
     sets_target = True
@@ -279,10 +293,22 @@ class RadialTable:
 
 
 @dataclass
+class DensityPlan:
+    """The functions of distance that radial weights are combinations of (eqcalc.engine.density).
+
+    projection: [functions, weights of the file], orthonormal: functions = weights projection^T.
+    width: padded number of functions.
+    """
+
+    projection: np.ndarray
+    width: int
+
+
+@dataclass
 class LayerPlan:
     """One message-passing layer; features and messages: the rows that its convolution reads of
     neighbours and adds to. Before the first layer features are a table of species, their row's
-    `begin`.
+    `begin`. Where there is a density, messages are that, and `table` holds its functions.
     """
 
     convolution: ConvolutionPlan
@@ -292,6 +318,12 @@ class LayerPlan:
     messages: str
     steps: list[Step]
     table: RadialTable | None = None
+    density: DensityPlan | None = None
+
+    @property
+    def num_weights(self) -> int:
+        """Padded functions of the distance."""
+        return self.density.width if self.density else self.convolution.num_weights
 
 
 @dataclass

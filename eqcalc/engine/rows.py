@@ -60,11 +60,12 @@ class Lives:
 
     def starts(self, layer: int) -> list[str]:
         """Rows whose sums begin in a layer."""
-        set_by_steps = {step.rows[-1] for step in self.steps if step.sets_target}
+        set_whole = {step.rows[-1] for step in self.steps if step.sets_target}
+        set_whole |= {layer.messages for layer in self.plan.layers}
         return [
             name
             for name, layers in self.layers.items()
-            if layers and layers[0] == layer and name not in set_by_steps
+            if layers and layers[0] == layer and name not in set_whole
         ]
 
     def gradient_starts(self, layer: int) -> list[str]:

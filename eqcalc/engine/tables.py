@@ -9,7 +9,6 @@ short distances alone. Where the envelope's curvature jumps, one spline ends and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -19,6 +18,7 @@ from ase.data import covalent_radii
 from scipy.interpolate import make_interp_spline
 
 from eqcalc.engine.arrays import as_array
+from eqcalc.engine.density import Sampler, condense
 from eqcalc.engine.plan import Plan, RadialTable
 
 #: length (Å) that makes an error of a slope comparable with one of a value
@@ -43,7 +43,8 @@ NEAR = 30.0
 #: errors may be as much smaller at larger distances as weights are, down to this part
 LEAST = 20.0
 
-Sampler = Callable[[np.ndarray], np.ndarray]
+#: distances at which weights are compared with combinations of few functions
+SAMPLES = 1500
 
 
 def sample(module: torch.jit.ScriptModule, layer: int, distances: np.ndarray) -> np.ndarray:
@@ -98,24 +99,34 @@ class _Splines:
         ]
         return np.stack(terms, axis=1)
 
-    def errors(self, of: Sampler) -> tuple[np.ndarray, np.ndarray]:
+    def errors(self, of: Sampler, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Largest errors of values and slopes half-way between knots, and values; by interval.
 
-        The slope is that of the error, from points so far apart that rounding is not what is seen.
+        Of what the functions, times `weights`, are. The slope is that of the error, from points so far apart that rounding is not what is seen.
         """
         r, h = self.left + 0.5 * self.step, 0.2 * self.step
         far = [r + n * h for n in (-2, -1, 1, 2)]
         error = [self(x) - of(x) for x in far]
         slope = (error[0] - 8.0 * error[1] + 8.0 * error[2] - error[3]) / (12.0 * h[:, None])
-        exact = of(r)
-        worst = np.maximum(np.abs(self(r) - exact), np.abs(slope) * RADIAL_SCALE)
+        exact, middle = of(r), self(r) - of(r)
+        if weights is not None:
+            middle, slope, exact = (x @ weights for x in (middle, slope, exact))
+        worst = np.maximum(np.abs(middle), np.abs(slope) * RADIAL_SCALE)
         return worst.max(axis=1), np.abs(exact).max(axis=1)
 
 
 def _fitted(
-    of: Sampler, borders: list[float], kink: float, degree: int, tolerance: float
+    of: Sampler,
+    weights: np.ndarray | None,
+    borders: list[float],
+    kink: float,
+    degree: int,
+    tolerance: float,
 ) -> tuple[list[int], np.ndarray, float]:
-    """Intervals of each segment, coefficients, error beyond the first segment."""
+    """Intervals of each segment, coefficients, error beyond the first segment.
+
+    weights: what functions are multiplied by, if errors of the products are what counts.
+    """
     widths = np.diff(borders) / borders[-1]
     densities = [DENSITIES[0]] * len(widths)
     while True:
@@ -123,7 +134,7 @@ def _fitted(
         counts = [max(degree + 2, math.ceil(d * w)) for d, w in zip(densities, widths, strict=True)]
         counts[0] = max(2, math.ceil(densities[0] * widths[0] / 4))  # shorter than atoms come near
         splines = _Splines(of, borders, counts, kink, degree)
-        errors, sizes = splines.errors(of)
+        errors, sizes = splines.errors(of, weights)
         ends = np.cumsum(counts)
         size = sizes[ends[0] :].max()
         local = [max(sizes[a:].max(), size / LEAST) for a in ends[:-1]]
@@ -142,10 +153,21 @@ def _fitted(
             densities[n] = finer[0] if finer else DENSEST
 
 
+def _projected(of: Sampler, projection: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    return of(distances) @ projection.T
+
+
+def _scale(start: float, r: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """What errors are relative to at equidistant r: the largest weight at no smaller distance."""
+    sizes = np.maximum.accumulate(np.abs(values).max(axis=1)[::-1])[::-1]
+    local = np.maximum(sizes, sizes[r >= start].max() / LEAST)
+    return np.where(r < start, NEAR * local, local)
+
+
 def tabulate(
     module: torch.jit.ScriptModule, plan: Plan, *, degree: int, tolerance: float
 ) -> list[float]:
-    """Makes the table of each layer; returns their errors.
+    """Makes the table of each layer, the first one a density if it can be; returns their errors.
 
     Value and slope (in units of 1 / 0.2 Å) half-way between knots are right to `tolerance`,
     relative to the largest weight at no smaller distance, from the shortest bond (covalent radii)
@@ -153,12 +175,21 @@ def tabulate(
     """
     start = min(covalent_radii[z] for z in module.atomic_numbers)
     borders = _borders(start, plan.basis.envelope_onset, plan.cutoff)
+    r = np.linspace(0.0, plan.cutoff, SAMPLES + 1)[1:]
+    condense(plan, partial(sample, module, 0), r, partial(_scale, start), tolerance)
     errors = []
     for k, layer in enumerate(plan.layers):
-        of = partial(sample, module, k)
-        counts, made, error = _fitted(of, borders, plan.basis.envelope_onset, degree, tolerance)
-        padded = np.zeros((len(made), degree + 1, layer.convolution.num_weights))
-        padded[:, :, layer.weights.places] = made * layer.weights.scales
+        of, weights = partial(sample, module, k), None
+        if layer.density:
+            weights = layer.density.projection
+            of = partial(_projected, of, weights)
+        kink = plan.basis.envelope_onset
+        counts, made, error = _fitted(of, weights, borders, kink, degree, tolerance)
+        padded = np.zeros((len(made), degree + 1, layer.num_weights))
+        if layer.density:
+            padded[:, :, : made.shape[2]] = made
+        else:
+            padded[:, :, layer.weights.places] = made * layer.weights.scales
         layer.table = RadialTable(list(zip(borders[:-1], counts, strict=True)), padded)
         errors.append(error)
     return errors

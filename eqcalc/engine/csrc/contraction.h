@@ -4,7 +4,8 @@
 //
 // so that terms of up to the fourth degree are products of two u. Those of one y and one left u are
 // a group, whose inner sum is made once. Coefficients are numbers, or rows of channels, of which
-// each species may have its own.
+// each species may have its own. Polynomials of moderate size have generated kernels
+// (eqcalc.engine.contraction_kernels); others are tables that are worked through here.
 
 namespace {
 
@@ -18,6 +19,7 @@ class ContractionStep final : public Step {
     const auto out = from.indices("out"), left = from.indices("left"), right = from.indices("right");
     const Array &values = from.array("coefficients");     // [species or 1, channels or 1, terms]
     const I terms = num_terms_ = values.length(2);
+    if (from.has("kernels")) kernels_ = &CONTRACTIONS[from.integer("kernels")];
     // without products of rows, and 1, factors are read where they are
     in_place_ = first_.empty();
     for (const int factor : right) in_place_ = in_place_ && factor < num_rows();
@@ -41,18 +43,30 @@ class ContractionStep final : public Step {
     }
   }
 
-  I scratch() const override { return in_place_ ? 0 : 2 * num_factors() * L; }
+  I scratch() const override { return in_place_ || kernels_ ? 0 : 2 * num_factors() * L; }
 
   void forward(const Block &block) const override
   {
-    if (by_channel_)
+    if (kernels_)
+      for (I channel = 0; channel < channels_; channel += L)
+        for (int b = 0; b < block.count; b++)
+          kernels_->forward(table<true>(block.species[b], channel),
+                            block.values[source()][b] + channel, block.values[target()][b] + channel);
+    else if (by_channel_)
       forward_all<true>(block);
     else
       forward_all<false>(block);
   }
   void backward(const Block &block) const override
   {
-    if (by_channel_)
+    if (kernels_)
+      for (I channel = 0; channel < channels_; channel += L)
+        for (int b = 0; b < block.count; b++)
+          kernels_->backward(table<true>(block.species[b], channel),
+                             block.values[source()][b] + channel,
+                             block.gradients[target()][b] + channel,
+                             block.gradients[source()][b] + channel);
+    else if (by_channel_)
       backward_all<true>(block);
     else
       backward_all<false>(block);
@@ -68,6 +82,7 @@ class ContractionStep final : public Step {
   std::vector<int> right_;                 // place of u, of each term
   std::vector<Group> groups_;
   I num_terms_, tables_;
+  const ContractionKernels *kernels_ = nullptr;
   bool by_channel_, in_place_;
   Buffer<T> coefficients_;                 // [species, channels / L, terms, L]; numbers: [terms]
 

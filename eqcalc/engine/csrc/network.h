@@ -49,7 +49,8 @@ struct Row {
 };
 
 struct Layer {
-  const Kernels *kernels;
+  const Kernels *kernels;                     // or a density
+  std::unique_ptr<Density> density;
   RadialFunctions radial;
   int features, messages;                     // rows
   std::vector<std::unique_ptr<Step>> steps;
@@ -143,6 +144,8 @@ class Network {
   Edges edges_;
   std::vector<I> first_edge_;      // [own + 1]
   std::vector<int> node_species_;
+  std::vector<int> present_;       // species of this structure
+  std::vector<int> place_;         // of species among them
   std::vector<I> share_;           // first centre of each share
   std::vector<Share> shares_;
   Buffer<T> dx_, dx_next_;         // gradients of features of the layer in work, and of those after
@@ -169,6 +172,13 @@ class Network {
     for (I e = 0; e < graph.num_edges; e++) first_edge_[graph.edge_dst[e] + 1]++;
     for (I i = 0; i < graph.num_local; i++) first_edge_[i + 1] += first_edge_[i];
     node_species_.assign(graph.species, graph.species + graph.num_nodes);
+    present_.clear();
+    place_.assign(num_species_, -1);
+    for (const int s : node_species_) {
+      if (place_[s] >= 0) continue;
+      place_[s] = static_cast<int>(present_.size());
+      present_.push_back(s);
+    }
     edges_.begin(graph.num_local, first_edge_.data());
     share_ = shares(threads_, graph.num_local, first_edge_.back() + 8 * graph.num_local,
                     [&](I i) { return first_edge_[i + 1] + 8 * (i + 1); });
@@ -215,7 +225,10 @@ class Network {
   template <class Number> void read_layer(const Record &from, const Number &number)
   {
     Layer layer;
-    layer.kernels = &KERNELS[from.integer("kernels")];
+    if (from.has("functions"))
+      layer.density = std::make_unique<Density>(from.integer("functions"));
+    else
+      layer.kernels = &KERNELS[from.integer("kernels")];
     layer.radial.read(from.record("radial"), from.integer("num_weights"), basis_);
     layer.features = number(from.text("features"));
     layer.messages = number(from.text("messages"));
@@ -250,6 +263,8 @@ class Network {
     if (from.kind() == "ReadoutStep") return std::make_unique<ReadoutStep>(from, source);
     const int target = number(from.text("target"));
     if (from.kind() == "AddStep") return std::make_unique<AddStep>(source, target);
+    if (from.kind() == "DensityStep")
+      return std::make_unique<DensityStep>(from, source, target);
     if (from.kind() == "LinearStep") return std::make_unique<LinearStep>(from, source, target);
     if (from.kind() == "GateStep") return std::make_unique<GateStep>(from, source, target);
     if (from.kind() == "NormGateStep") return std::make_unique<NormGateStep>(from, source, target);
@@ -295,9 +310,26 @@ class Network {
       share.values[r] = {values, row.width};
       share.gradients[r] = {gradients, row.width};
     }
-    return {static_cast<int>(std::min<I>(BLOCK, end - first)), node_species_.data() + first,
+    return {static_cast<int>(std::min<I>(BLOCK, end - first)), node_species_.data() + first, &present_,
             energies ? energies + first : nullptr, share.values.data(), share.gradients.data(),
             share.memory.data() + layer.scratch_at};
+  }
+
+  // columns of a layer's messages that are in use
+  I message_width(const Layer &layer) const
+  {
+    return layer.density ? layer.density->width(static_cast<I>(present_.size()))
+                         : rows_[layer.messages].width;
+  }
+
+  void make_messages(const Layer &layer, const Radial &radial, const Centre &centre,
+                     const int *neighbours, const T *x, T *to) const
+  {
+    if (layer.density)
+      layer.density->forward(radial, centre, neighbours, place_.data(),
+                             static_cast<I>(present_.size()), to);
+    else
+      layer.kernels->forward(radial, centre, neighbours, x, to);
   }
 
   // of the features that the convolution of layer k reads: before the first by species
@@ -313,6 +345,7 @@ class Network {
     reserve(layer, graph);
     const Radial radial = layer.radial.weights(basis_, edges_, threads_, false);
     const int *neighbours = edges_.rows(k == 0);
+    const I width = message_width(layer);
     in_parallel(threads_, threads_, [&](I t) {
       for (I first = share_[t]; first < share_[t + 1]; first += BLOCK) {
         const Block block = block_at(first, layer, shares_[t], share_[t + 1], energies);
@@ -320,8 +353,8 @@ class Network {
           rows_[r].start(block.values[r], block.count, block.species);
         const Span messages = block.values[layer.messages];
         for (int b = 0; b < block.count; b++) {
-          layer.kernels->forward(radial, edges_.of(first + b), neighbours, features(k), messages[b]);
-          if (crowding_.acts(first + b)) crowding_.calm(first + b, messages[b], messages.width);
+          make_messages(layer, radial, edges_.of(first + b), neighbours, features(k), messages[b]);
+          if (crowding_.acts(first + b)) crowding_.calm(first + b, messages[b], width);
         }
         for (const auto &step : layer.steps) step->forward(block);
       }
@@ -332,6 +365,7 @@ class Network {
   {
     Layer &layer = layers_[k];
     std::swap(dx_, dx_next_);     // what was computed for the layer above
+    const I used = message_width(layer);
     const I width = rows_[layer.features].width, num_rows = k > 0 ? graph.num_rows : 0;
     T *dx = dx_.get(num_rows * width);
     for (int t = 1; t < threads_; t++) shares_[t].dx.get(num_rows * width);
@@ -348,7 +382,8 @@ class Network {
       for (I first = share_[t]; first < share_[t + 1]; first += BLOCK) {
         const Block block = block_at(first, layer, mine, share_[t + 1], nullptr);
         for (const int r : layer.gradient_starts)
-          std::fill_n(block.gradients[r].first, block.count * rows_[r].width, T(0));
+          for (int b = 0; b < block.count; b++)
+            std::fill_n(block.gradients[r][b], r == layer.messages ? used : rows_[r].width, T(0));
         for (auto step = layer.steps.rbegin(); step != layer.steps.rend(); ++step)
           (*step)->backward(block);
         const Span dm = block.gradients[layer.messages];
@@ -356,12 +391,15 @@ class Network {
           const Centre centre = edges_.of(first + b);
           if (crowding_.acts(first + b)) {
             T *message = block.scratch + layer.scratch;     // it was not kept
-            std::fill_n(message, dm.width, T(0));
-            layer.kernels->forward(radial, centre, neighbours, features(k), message);
-            crowding_.pull(first + b, dm[b], message, dm.width);
-            crowding_.calm(first + b, dm[b], dm.width);
+            make_messages(layer, radial, centre, neighbours, features(k), message);
+            crowding_.pull(first + b, dm[b], message, used);
+            crowding_.calm(first + b, dm[b], used);
           }
-          layer.kernels->backward(radial, centre, neighbours, features(k), dm[b], to,
+          if (layer.density)
+            layer.density->backward(radial, centre, neighbours, place_.data(),
+                                    static_cast<I>(present_.size()), dm[b], edges_.gradient());
+          else
+            layer.kernels->backward(radial, centre, neighbours, features(k), dm[b], to,
                                   edges_.gradient());
         }
       }
