@@ -14,6 +14,7 @@ from eqcalc.engine import fused
 from eqcalc.engine.bricks import activation_scale
 from eqcalc.engine.build import EngineUnavailable
 from eqcalc.engine.contraction import contraction
+from eqcalc.engine.density import few_functions
 from eqcalc.models.config import ModelConfig
 from eqcalc.models.invariant import InvariantConfig
 from eqcalc.models.mace import MACEConfig
@@ -34,6 +35,10 @@ PROGRAMS = {
     "mace, correlation 4": mace(correlation=4, readout=0),
     "mace, pairs": mace(correlation=1, pair_potential=True),
     "mace, species": mace(self_connections=[False, True]),
+    "mace, densities": mace(correlation=2, density_normalization=True, distance_transform="agnesi"),
+    "mace, densities, crowded": mace(
+        correlation=2, density_normalization=True, distance_transform="agnesi"
+    ),
     "tfn, norms": TFNConfig(**SMALL, l_max=1, num_channels=[5, 3]),
     "tfn, gates": TFNConfig(**SMALL, l_max=1, num_channels=[5, 3], nonlinearity="gate"),
     "tfn, crowded": TFNConfig(**SMALL, l_max=1, num_channels=[5, 3]),
@@ -82,13 +87,25 @@ def test_threads_change_nothing_but_rounding(program):
         assert np.abs(a - b).max() < 1e-12 * max(1.0, np.abs(a).max())
 
 
-@pytest.mark.parametrize(
-    "options", [{"density_normalization": True}, {"distance_transform": "agnesi"}]
-)
-def test_what_the_engine_does_not_know_is_said(options, tmp_path):
-    path = write(tmp_path / "model.pth", mace(correlation=1, **options))
-    with pytest.raises(EngineUnavailable, match="The engine"):
-        fused.fuse(path)
+def test_tables_are_as_good_as_the_network(program):
+    path, engine = program
+    table = fused.fuse(path, dtype="float64", radial="table")
+    args = graph(engine, SYSTEMS["skewed cell"]())
+    expected, got = engine.evaluate(*args), table.evaluate(*args)
+    size = max(1.0, float(expected.gradient.abs().max()))
+    assert (got.gradient - expected.gradient).abs().max() < 2e-11 * size
+
+
+def test_few_functions_of_distance_make_all():
+    """Some of the networks here begin with densities of species, others with messages."""
+    r = np.linspace(0.01, 4.0, 300)
+    mixed = np.random.default_rng(0).normal(size=(3, 40))
+    values = np.stack([np.exp(-r), np.exp(-2 * r), np.exp(-3 * r)], axis=1)[:, None] @ mixed
+    scale = np.ones(len(r))
+    v = few_functions(values, scale, r[1] - r[0], 1e-11)
+    assert v.shape == (3, 40)
+    assert values @ v.T @ v == pytest.approx(values, abs=1e-12)
+    assert v @ v.T == pytest.approx(np.eye(3), abs=1e-12)
 
 
 def test_terms_become_products_of_two_factors():

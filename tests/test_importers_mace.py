@@ -52,7 +52,8 @@ def test_values_of_the_original(case, models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "task"), [("residual", None), ("repulsion", None), ("heads", "scan")]
+    ("name", "task"),
+    [("residual", None), ("repulsion", None), ("density", None), ("heads", "scan")],
 )
 def test_engines_say_the_same(name, task, models, tmp_path):
     """Two atoms are so near that their core repulsion counts."""

@@ -14,6 +14,7 @@ import torch
 from eqcalc.engine.arrays import as_array
 from eqcalc.engine.contraction import contraction
 from eqcalc.engine.plan import (
+    AgnesiConstants,
     BesselConstants,
     ContractionStep,
     ConvolutionPlan,
@@ -388,7 +389,7 @@ def network_plan(
     """
     reference = module.reference_energy
     parts = dict(module.named_children())  # older files lack some
-    pair = inner = stretch = crowding = None
+    pair = inner = stretch = crowding = agnesi = None
     if "pair" in dict(reference.named_children()):
         term = reference.pair
         pair = PairTables(float(term.rate), float(term.cutoff), as_array(term.coefficients))
@@ -398,6 +399,11 @@ def network_plan(
         stretch = as_array(module.pair_cutoffs.stretch)
     if "crowding" in parts:
         crowding = _crowding(module.crowding)
+    if "distance_transform" in parts:
+        term = module.distance_transform
+        bonds, kinds = np.unique(as_array(term.bonds), return_inverse=True)
+        kinds = kinds.reshape(term.bonds.shape)
+        agnesi = AgnesiConstants(kinds, bonds, *map(float, term.constants))
     return Plan(
         scalar=scalar,
         cutoff=float(module.cutoff),
@@ -422,4 +428,5 @@ def network_plan(
         inner_limits=inner,
         stretch=stretch,
         crowding=crowding,
+        agnesi=agnesi,
     )

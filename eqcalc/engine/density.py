@@ -5,11 +5,12 @@ Messages of scalars x_z of species z, and the linear maps that read them,
     A_{lm d} = sum_c W^l_{c d} sum_j R_{l c}(r_ij) Y_lm(r_ij) x_{c z_j}
 
 are sums over neighbours of products of distance and direction, mixed by matrices of the neighbours'
-species. R_{lc}, hundreds of functions of one variable that a perceptron makes, are combinations of a
+species. R_{lc}, hundreds of functions of one variable that a perceptron makes, are combinations of
 few, R_{lc}(r) = sum_k V_{k lc} B_k(r), to the tolerance of their table, so that
 
     D_{lm z k} = sum_{j of z} B_k(r_ij) Y_lm(r_ij)
-    A_{lm d}   = sum_{z k} M^{l z}_{k d} D_{lm z k},   M^{l z}_{k d} = sum_c V_{k lc} x_{c z} W^l_{c d}
+    A_{lm d}   = sum_{z k} M^{l z}_{k d} D_{lm z k}
+    M^{l z}_{k d} = sum_c V_{k lc} x_{c z} W^l_{c d}
 
 are equal to the former and cost a fraction: no message has channels.
 """
@@ -24,6 +25,10 @@ from eqcalc.engine.plan import PADDING, DensityPlan, DensityStep, LinearStep, Pa
 
 Sampler = Callable[[np.ndarray], np.ndarray]
 
+#: singular values smaller than this part of the largest are rounding
+ROUNDING = 1e-14
+#: numbers of functions that are tried are multiples of this
+CHECKED = 8
 #: part of the table's tolerance that may be lost in leaving functions out
 PART = 0.25
 #: species that are thought to be in a structure together, at most
@@ -61,17 +66,20 @@ def few_functions(values: np.ndarray, scale: np.ndarray, step: float, part: floa
     """V [functions, weights], orthonormal: weights are V^T V times themselves, nearly.
 
     Args:
-        values: of the weights, [n, weights] at equal intervals.
+        values: of the weights, [n, kinds, weights] at equal intervals.
         scale: [n], what errors are relative to.
         step: from distance to distance, Å.
         part: errors of values, and of slopes in units of 1 / 0.2 Å.
     """
     left = values.copy()
-    v = np.linalg.svd(values / scale[:, None], full_matrices=False)[2]
-    for count, row in enumerate(v, start=1):
-        left -= np.outer(values @ row, row)
+    relative = (values / scale[:, None, None]).reshape(-1, values.shape[2])
+    sizes, v = np.linalg.svd(relative, full_matrices=False)[1:]
+    v = v[sizes > ROUNDING * sizes[0]]
+    for count in range(CHECKED, len(v), CHECKED):
+        few = v[count - CHECKED : count]
+        left -= (values @ few.T) @ few
         slopes = 0.2 * np.gradient(left, step, axis=0)
-        if (np.abs([left, slopes]).max(axis=(0, 2)) / scale).max() < part:
+        if (np.abs([left, slopes]).max(axis=(0, 2, 3)) / scale).max() < part:
             return v[:count]
     return v
 
@@ -87,7 +95,7 @@ def condense(
 
     Args:
         plan: changed.
-        of: its radial weights.
+        of: its radial weights, [n] -> [n, kinds, weights].
         r: [n] Å, equidistant.
         scale: of r and the weights there, what errors are relative to.
         tolerance: of the tables.

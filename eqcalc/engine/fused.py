@@ -25,10 +25,10 @@ from eqcalc.engine.arrays import address, converted
 from eqcalc.engine.build import compile_library, load_library
 from eqcalc.engine.description import DESCRIPTION_VERSION, encode
 from eqcalc.engine.kernels import compiler_flags, library_source
-from eqcalc.engine.plan import LayerPlan, Plan
+from eqcalc.engine.plan import PADDING, Plan, RadialTable
 from eqcalc.engine.readers import read
 from eqcalc.engine.rows import Lives
-from eqcalc.engine.tables import tabulate
+from eqcalc.engine.tables import tabulate, too_many
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
 from eqcalc.reuse import Reused
@@ -40,11 +40,25 @@ SCALARS = {torch.float32: "float", torch.float64: "double"}
 TABLES = {"float": (5, 2e-7), "double": (7, 1e-11)}
 
 
-def _radial(layer: LayerPlan, radial: str) -> dict[str, Any]:
+def _radial(matrices: list[np.ndarray], table: RadialTable | None, radial: str) -> dict[str, Any]:
+    """Radial functions, by the matrices of a network or a table."""
     if radial == "network":
-        return {"matrices": [{"matrix": matrix} for matrix in layer.radial_network]}
-    segments = [{"start": start, "intervals": n} for start, n in layer.table.segments]
-    return {"segments": segments, "coefficients": layer.table.coefficients}
+        return {"matrices": [{"matrix": matrix} for matrix in matrices]}
+    segments = [{"start": start, "intervals": n} for start, n in table.segments]
+    return {"segments": segments, "coefficients": table.coefficients}
+
+
+def _counts(plan: Plan, radial: str) -> dict[str, Any] | None:
+    """Numbers of neighbours that messages are divided by."""
+    if plan.counts is None:
+        return None
+    rows, columns = plan.counts.matrix.shape
+    padded = np.zeros(
+        [-(-n // PADDING[plan.scalar]) * PADDING[plan.scalar] for n in (rows, columns)]
+    )
+    padded[:rows, :columns] = plan.counts.matrix
+    width = padded.shape[1]
+    return {"width": width, "radial": _radial([padded], plan.counts.table, radial)}
 
 
 def network_bytes(plan: Plan, kernels: list[int | None], radial: str) -> bytes:
@@ -60,7 +74,8 @@ def network_bytes(plan: Plan, kernels: list[int | None], radial: str) -> bytes:
             "gradient_starts": lives.gradient_starts(k),
             "num_weights": layer.num_weights,
             "functions": layer.density and layer.density.width,
-            "radial": _radial(layer, radial),
+            "count": layer.count,
+            "radial": _radial(layer.radial_network, layer.table, radial),
         }
         for k, layer in enumerate(plan.layers)
     ]
@@ -78,6 +93,8 @@ def network_bytes(plan: Plan, kernels: list[int | None], radial: str) -> bytes:
             "inner_limits": plan.inner_limits,
             "stretch": plan.stretch,
             "crowding": plan.crowding,
+            "agnesi": plan.agnesi,
+            "counts": _counts(plan, radial),
         }
     )
 
@@ -341,6 +358,8 @@ def prepare(
     scalar = SCALARS[dtype]
     plan = read(potential, scalar)
     degree, tolerance = TABLES[scalar]
+    if too_many(plan):
+        radial = "network"
     if radial == "table":
         tabulate(potential.module, plan, degree=degree, tolerance=tolerance)
     source, kernels = library_source(plan, radial, degree)

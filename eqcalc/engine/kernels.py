@@ -171,7 +171,9 @@ def _unit(c: float) -> str:
     return {1.0: "1", -1.0: "-1"}.get(round(c, 14), _number(c))
 
 
-def _backward_path(path: Path, couplings: _Couplings, *, features: bool) -> list[str]:
+def _backward_path(
+    path: Path, couplings: _Couplings, *, features: bool, product: bool
+) -> list[str]:
     pairs = {key: couplings.scalar(terms) for key, terms in _pairs(path).items()}
     lines = [f"{{ V w, dw; radial.value_and_slope({_weight(path)}, w, dw);"]
     lines += [f"const V g{m} = load(g + {path.out + m * path.stride} + c);" for m in range(path.d3)]
@@ -184,6 +186,8 @@ def _backward_path(path: Path, couplings: _Couplings, *, features: bool) -> list
             at = f"dxj + {path.x + m1 * path.mul} + c"
             lines.append(f"store({at}, load({at}) + w * u{m1});")
     lines.append("sr += dw * q;")
+    if product:
+        lines.append("product += w * q;")
     directions = _direction_terms(path)
     if directions:
         lines += [f"const V z{m} = w * x{m};" for m in used]
@@ -227,10 +231,11 @@ void forward_{name}(const Radial &radials, const Centre &centre, const int *rows
 """
 
 _BACKWARD = """
-void backward_{name}(const Radial &radials, const Centre &centre, const int *rows, const T *x,
+T backward_{name}(const Radial &radials, const Centre &centre, const int *rows, const T *x,
                      const T *__restrict g, T *dx, const EdgeGradient &gradient)
 {{
   alignas(64) T couplings[{couplings} * L], sums[(NUM_Y + 1) * L * L];
+  [[maybe_unused]] V product = {{}};
   for (int first = 0; first < centre.count; first += L) {{
     const T *y = centre.y + first * NUM_Y;
     {prepare}
@@ -252,17 +257,21 @@ void backward_{name}(const Radial &radials, const Centre &centre, const int *row
       store(dy + m * L, load(dy + m * L) + row_sums(sums + m * L * L));
     store(gradient.r + slot, load(gradient.r + slot) + row_sums(sums + NUM_Y * L * L));
   }}
+  return {product};
 }}
 """
 
 
-def _kernels(plan: ConvolutionPlan, name: str, num_y: int, *, features: bool) -> str:
+def _kernels(plan: ConvolutionPlan, name: str, num_y: int, *, features: bool, product: bool) -> str:
+    """features: whether their gradients are wanted; product: that of messages and gradients."""
     forward, backward = _Couplings(), _Couplings()
     forward_loops, backward_loops = [], []
     for block in _blocks(plan):
         forward_loops += [_forward_loop(paths, forward) for paths in _forward_groups(block)]
         body = [
-            line for path in block for line in _backward_path(path, backward, features=features)
+            line
+            for path in block
+            for line in _backward_path(path, backward, features=features, product=product)
         ]
         backward_loops.append(_loop(block, body))
     keep = [f"store(sums + ({m} * L + lane) * L, s{m + 1});" for m in range(num_y)]
@@ -284,6 +293,7 @@ def _kernels(plan: ConvolutionPlan, name: str, num_y: int, *, features: bool) ->
         declare="".join(f", s{m} = {{}}" for m in range(1, num_y + 1)),
         loops="\n".join(backward_loops),
         keep="\n      ".join(keep),
+        product="lane_sum(product)" if product else "T(0)",
     )
 
 
@@ -347,14 +357,18 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         degree: of the table's polynomials.
     """
     num_y = (plan.l_max + 1) ** 2 - 1
-    different: dict[tuple[ConvolutionPlan, bool], int] = {}
+    different: dict[tuple[ConvolutionPlan, bool, bool], int] = {}
     kernels = [
-        None if layer.density else different.setdefault((layer.convolution, k > 0), len(different))
+        None
+        if layer.density
+        else different.setdefault(
+            (layer.convolution, k > 0, layer.count is not None), len(different)
+        )
         for k, layer in enumerate(plan.layers)
     ]
     code = [
-        _kernels(convolution, str(n), num_y, features=features)
-        for (convolution, features), n in different.items()
+        _kernels(convolution, str(n), num_y, features=features, product=product)
+        for (convolution, features, product), n in different.items()
     ]
     table = ", ".join(f"{{forward_{n}, backward_{n}}}" for n in different.values())
     contractions = contraction_kernels(plan)
@@ -374,11 +388,14 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         header(f"radial_{radial}.h"),
         "namespace {\nstruct Kernels {\n"
         "  void (*forward)(const Radial &, const Centre &, const int *, const T *, T *);\n"
-        "  void (*backward)(const Radial &, const Centre &, const int *, const T *, const T *,\n"
-        "                   T *, const EdgeGradient &);\n};\n"
+        "  T (*backward)(const Radial &, const Centre &, const int *, const T *, const T *,\n"
+        "                T *, const EdgeGradient &);\n};\n"
         + "".join(code)
         + f"const Kernels KERNELS[] = {{{table or '{}'}}};\n{contractions}}}\n",
-        *map(header, ("pair_terms.h", "density.h", "steps.h", "contraction.h", "network.h")),
+        *map(
+            header,
+            ("pair_terms.h", "counts.h", "density.h", "steps.h", "contraction.h", "network.h"),
+        ),
         header("engine.h"),
     ]
     return "\n".join(parts), kernels

@@ -309,6 +309,7 @@ class LayerPlan:
     """One message-passing layer; features and messages: the rows that its convolution reads of
     neighbours and adds to. Before the first layer features are a table of species, their row's
     `begin`. Where there is a density, messages are that, and `table` holds its functions.
+    count: column of `Plan.counts`; messages are divided by one plus that number of neighbours.
     """
 
     convolution: ConvolutionPlan
@@ -319,6 +320,7 @@ class LayerPlan:
     steps: list[Step]
     table: RadialTable | None = None
     density: DensityPlan | None = None
+    count: int | None = None
 
     @property
     def num_weights(self) -> int:
@@ -347,6 +349,28 @@ class CoreTables:
     power: int
     amplitudes: np.ndarray
     decays: np.ndarray
+
+
+@dataclass
+class AgnesiConstants:
+    """Distances in units of bonds (eqcalc.nn.transform).
+
+    kinds: [species, species], which bond a pair has. bonds: [kinds] Å. a, q, p: of the transform.
+    """
+
+    kinds: np.ndarray
+    bonds: np.ndarray
+    a: float
+    q: float
+    p: float
+
+
+@dataclass
+class CountPlan:
+    """Numbers of neighbours, sums of tanh(z^2): z = matrix times Bessel functions, by column."""
+
+    matrix: np.ndarray  # [Bessel functions, columns]
+    table: RadialTable | None = None
 
 
 @dataclass
@@ -398,3 +422,5 @@ class Plan:
     inner_limits: np.ndarray | None = None  # [species, species]
     stretch: np.ndarray | None = None  # [species, species], of eqcalc.nn.radial.PairCutoffs
     crowding: CrowdingTables | None = None
+    agnesi: AgnesiConstants | None = None
+    counts: CountPlan | None = None

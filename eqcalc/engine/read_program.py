@@ -8,6 +8,7 @@ that read it. What the species alone decide is worked out here. Operations that 
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -20,6 +21,7 @@ from eqcalc.engine.bricks import NamedLayout
 from eqcalc.engine.plan import (
     PADDING,
     AddStep,
+    CountPlan,
     GateStep,
     LayerPlan,
     Layout,
@@ -53,6 +55,7 @@ class _Reader:
         self.begins: dict[str, np.ndarray] = {}  # [species or 1, width], of rows
         self.rows: list[Row] = []
         self.layers: list[LayerPlan] = []
+        self.counts: dict[str, np.ndarray] = {}  # [num_radial, 1], of densities by name
 
     def joins(self, name: str) -> bool:
         """Whether a value's row is that of its one reader."""
@@ -116,7 +119,7 @@ class _Reader:
                 self.convolution(op)
             case ops.Normalization():
                 readers = self.program.readers[op.name]
-                if op.density or not all(isinstance(r, ops.Linear) for r in readers):
+                if not all(isinstance(r, ops.Linear) for r in readers):
                     raise NotCovered(f"The engine does not know normalisations as {op.name}.")
             case ops.Bias() | ops.Add():
                 self.sum(op)
@@ -174,7 +177,7 @@ class _Reader:
 
     def convolution(self, op: ops.Convolution) -> None:
         k = self.program.depth[op.name] - 1
-        source, radial = self.row(op.source), self.program.by_name[op.radial]
+        source = self.row(op.source)
         if k != len(self.layers) or len(self.program.readers[op.source]) != 1:
             raise NotCovered(
                 "The engine has one convolution of each depth, of features of its own."
@@ -186,8 +189,9 @@ class _Reader:
             raise NotCovered(
                 f"In the engine all messages fade that crowd, also {op.name}, without a norm."
             )
-        if radial.transform:
-            raise NotCovered("The engine's radial functions are of distances in Å.")
+        densities = {getattr(reader, "density", "") for reader in self.program.readers[op.name]}
+        if len(densities) != 1:
+            raise NotCovered(f"In the engine all readers of {op.name} divide it by one density.")
         if self.program.depth[op.source] == 0:
             self.rows.append(source.row(self.tables[op.source]))
         convolution, weights, _ = bricks.convolution(self.modules[op.name], source.layout)
@@ -195,7 +199,12 @@ class _Reader:
             self.modules[op.radial], weights, convolution.num_weights, self.padding
         )
         name = self.row(op.name).name
-        self.layers.append(LayerPlan(convolution, weights, matrices, source.name, name, []))
+        layer = LayerPlan(convolution, weights, matrices, source.name, name, [])
+        if density := densities.pop():
+            weight = as_array(next(self.modules[density].network.weights.parameters()))
+            layer.count = len(self.counts)
+            self.counts[density] = weight / math.sqrt(len(weight))
+        self.layers.append(layer)
 
     def plan(self, scalar: str) -> Plan:
         for op in self.program.operations:
@@ -206,7 +215,7 @@ class _Reader:
                 readouts = {o.name for o in self.program.operations if isinstance(o, ops.Readout)}
                 if op.name != "energy" or readouts != set(op.sources):
                     raise NotCovered("The engine makes energies alone, sums of readouts.")
-            elif op.name not in self.program.on_edges:
+            elif op.name not in self.program.on_edges and not isinstance(op, ops.Density):
                 (self.of_atoms if self.program.depth[op.name] else self.of_species)(op)
         used = {name for layer in self.layers for name in (layer.messages, *_touched(layer.steps))}
         named = {row.name for row in self.rows}
@@ -214,7 +223,10 @@ class _Reader:
             if op.name in used - named:
                 row = self.row(op.name)
                 self.rows.append(row.row(self.begins.get(row.name)))
-        return bricks.network_plan(self.module, scalar, self.rows, self.layers, self.silu)
+        plan = bricks.network_plan(self.module, scalar, self.rows, self.layers, self.silu)
+        if self.counts:
+            plan.counts = CountPlan(np.concatenate(list(self.counts.values()), axis=1))
+        return plan
 
 
 def _touched(steps: list[Step]) -> set[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from scipy.interpolate import make_interp_spline
 
 from eqcalc.engine.arrays import as_array
 from eqcalc.engine.density import Sampler, condense
-from eqcalc.engine.plan import Plan, RadialTable
+from eqcalc.engine.plan import PADDING, Plan, RadialTable
 
 #: length (Å) that makes an error of a slope comparable with one of a value
 RADIAL_SCALE = 0.2
@@ -43,15 +44,56 @@ NEAR = 30.0
 #: errors may be as much smaller at larger distances as weights are, down to this part
 LEAST = 20.0
 
+#: radial functions, of all kinds of bonds together, that are tabulated for distances in bonds
+MOST_FUNCTIONS = 30_000
+
 #: distances at which weights are compared with combinations of few functions
 SAMPLES = 1500
 
 
-def sample(module: torch.jit.ScriptModule, layer: int, distances: np.ndarray) -> np.ndarray:
-    """Radial weights, even functions of the distance; [len(distances), weights]."""
-    positive = np.maximum(np.abs(distances), 1e-6)
+def basis(module: torch.jit.ScriptModule, plan: Plan, distances: np.ndarray) -> list[torch.Tensor]:
+    """Bessel functions of each kind of bonds, even functions of the distance: [len(distances), n].
+
+    One kind, if distances are not in units of bonds.
+    """
+    r = torch.from_numpy(np.maximum(np.abs(distances), 1e-6))
+    if plan.agnesi is None:
+        return [module.radial_basis(r)]
+    a, q, p = plan.agnesi.a, plan.agnesi.q, plan.agnesi.p
+    in_bonds = [r / bond for bond in plan.agnesi.bonds]
+    changed = [1.0 / (1.0 + a * x.pow(q) / (1.0 + x.pow(q - p))) for x in in_bonds]
+    return [module.radial_basis.transformed(x, r) for x in changed]
+
+
+def sample(
+    module: torch.jit.ScriptModule, plan: Plan, layer: int, distances: np.ndarray
+) -> np.ndarray:
+    """Radial weights of each kind of bonds: [len(distances), kinds, weights]."""
     with torch.no_grad():
-        return as_array(module.radial(layer, torch.from_numpy(positive)))
+        if plan.agnesi is None:
+            positive = torch.from_numpy(np.maximum(np.abs(distances), 1e-6))
+            return as_array(module.radial(layer, positive))[:, None]
+        every = np.stack([as_array(b) for b in basis(module, plan, distances)], axis=1)
+    x = np.zeros((*every.shape[:2], len(plan.layers[layer].radial_network[0])))
+    x[..., : every.shape[2]] = every
+    for n, matrix in enumerate(plan.layers[layer].radial_network):
+        x = (plan.basis.silu * x / (1.0 + np.exp(-x)) if n else x) @ matrix
+    weights = plan.layers[layer].weights
+    return x[..., weights.places] / weights.scales
+
+
+def sample_counts(module: torch.jit.ScriptModule, plan: Plan, distances: np.ndarray) -> np.ndarray:
+    """The functions of `Plan.counts`: [len(distances), kinds, columns]."""
+    with torch.no_grad():
+        every = [as_array(b) for b in basis(module, plan, distances)]
+    return np.stack(every, axis=1) @ plan.counts.matrix
+
+
+def too_many(plan: Plan) -> bool:
+    """Whether tables for all kinds of bonds would be too large."""
+    kinds = 1 if plan.agnesi is None else len(plan.agnesi.bonds)
+    weights = sum(layer.convolution.num_weights for layer in plan.layers)
+    return kinds > 1 and kinds * weights > MOST_FUNCTIONS
 
 
 def _borders(start: float, onset: float, cutoff: float) -> list[float]:
@@ -91,33 +133,33 @@ class _Splines:
         return out
 
     def coefficients(self, degree: int) -> np.ndarray:
-        """[intervals, degree + 1, weights] of powers of t = -1/2..1/2."""
+        """[intervals, degree + 1, kinds, functions] of powers of t = -1/2..1/2."""
         powers = range(degree + 1)
         terms = [
-            self(self.left + 0.5 * self.step, d) * self.step[:, None] ** d / math.factorial(d)
+            self(self.left + 0.5 * self.step, d) * self.step[:, None, None] ** d / math.factorial(d)
             for d in powers
         ]
         return np.stack(terms, axis=1)
 
-    def errors(self, of: Sampler, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def errors(self, of: Sampler, combine: Sampler) -> tuple[np.ndarray, np.ndarray]:
         """Largest errors of values and slopes half-way between knots, and values; by interval.
 
-        Of what the functions, times `weights`, are. The slope is that of the error, from points so far apart that rounding is not what is seen.
+        Of what the functions are combined to. The slope is that of the error, from points so far
+        apart that rounding is not what is seen.
         """
         r, h = self.left + 0.5 * self.step, 0.2 * self.step
         far = [r + n * h for n in (-2, -1, 1, 2)]
         error = [self(x) - of(x) for x in far]
-        slope = (error[0] - 8.0 * error[1] + 8.0 * error[2] - error[3]) / (12.0 * h[:, None])
+        slope = (error[0] - 8.0 * error[1] + 8.0 * error[2] - error[3]) / (12.0 * h[:, None, None])
         exact, middle = of(r), self(r) - of(r)
-        if weights is not None:
-            middle, slope, exact = (x @ weights for x in (middle, slope, exact))
+        middle, slope, exact = (combine(x) for x in (middle, slope, exact))
         worst = np.maximum(np.abs(middle), np.abs(slope) * RADIAL_SCALE)
-        return worst.max(axis=1), np.abs(exact).max(axis=1)
+        return worst.max(axis=(1, 2)), np.abs(exact).max(axis=(1, 2))
 
 
 def _fitted(
     of: Sampler,
-    weights: np.ndarray | None,
+    combine: Sampler,
     borders: list[float],
     kink: float,
     degree: int,
@@ -125,7 +167,8 @@ def _fitted(
 ) -> tuple[list[int], np.ndarray, float]:
     """Intervals of each segment, coefficients, error beyond the first segment.
 
-    weights: what functions are multiplied by, if errors of the products are what counts.
+    of: functions of distances, [n] -> [n, kinds, functions]; combine: from them to the numbers
+    whose errors count.
     """
     widths = np.diff(borders) / borders[-1]
     densities = [DENSITIES[0]] * len(widths)
@@ -134,7 +177,7 @@ def _fitted(
         counts = [max(degree + 2, math.ceil(d * w)) for d, w in zip(densities, widths, strict=True)]
         counts[0] = max(2, math.ceil(densities[0] * widths[0] / 4))  # shorter than atoms come near
         splines = _Splines(of, borders, counts, kink, degree)
-        errors, sizes = splines.errors(of, weights)
+        errors, sizes = splines.errors(of, combine)
         ends = np.cumsum(counts)
         size = sizes[ends[0] :].max()
         local = [max(sizes[a:].max(), size / LEAST) for a in ends[:-1]]
@@ -153,13 +196,9 @@ def _fitted(
             densities[n] = finer[0] if finer else DENSEST
 
 
-def _projected(of: Sampler, projection: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    return of(distances) @ projection.T
-
-
 def _scale(start: float, r: np.ndarray, values: np.ndarray) -> np.ndarray:
     """What errors are relative to at equidistant r: the largest weight at no smaller distance."""
-    sizes = np.maximum.accumulate(np.abs(values).max(axis=1)[::-1])[::-1]
+    sizes = np.maximum.accumulate(np.abs(values).max(axis=(1, 2))[::-1])[::-1]
     local = np.maximum(sizes, sizes[r >= start].max() / LEAST)
     return np.where(r < start, NEAR * local, local)
 
@@ -176,20 +215,42 @@ def tabulate(
     start = min(covalent_radii[z] for z in module.atomic_numbers)
     borders = _borders(start, plan.basis.envelope_onset, plan.cutoff)
     r = np.linspace(0.0, plan.cutoff, SAMPLES + 1)[1:]
-    condense(plan, partial(sample, module, 0), r, partial(_scale, start), tolerance)
+    condense(plan, partial(sample, module, plan, 0), r, partial(_scale, start), tolerance)
+
+    def fitted(of: Sampler, combine: Sampler, width: int, places: Any) -> tuple[RadialTable, float]:
+        """Of functions [n] -> [n, kinds, m] that go to places of `width` for each kind."""
+        kink = plan.basis.envelope_onset
+        counts, made, error = _fitted(of, combine, borders, kink, degree, tolerance)
+        padded = np.zeros((*made.shape[:3], width))
+        padded[..., places] = made
+        segments = list(zip(borders[:-1], counts, strict=True))
+        return RadialTable(segments, padded.reshape(*made.shape[:2], -1)), error
+
     errors = []
     for k, layer in enumerate(plan.layers):
-        of, weights = partial(sample, module, k), None
+        weights = partial(sample, module, plan, k)
         if layer.density:
-            weights = layer.density.projection
-            of = partial(_projected, of, weights)
-        kink = plan.basis.envelope_onset
-        counts, made, error = _fitted(of, weights, borders, kink, degree, tolerance)
-        padded = np.zeros((len(made), degree + 1, layer.num_weights))
-        if layer.density:
-            padded[:, :, : made.shape[2]] = made
+            v = layer.density.projection
+            layer.table, error = fitted(
+                lambda r, weights=weights, v=v: weights(r) @ v.T,
+                lambda functions, v=v: functions @ v,
+                layer.num_weights,
+                slice(len(v)),
+            )
         else:
-            padded[:, :, layer.weights.places] = made * layer.weights.scales
-        layer.table = RadialTable(list(zip(borders[:-1], counts, strict=True)), padded)
+            layer.table, error = fitted(weights, _same, layer.num_weights, layer.weights.places)
+            shape = *layer.table.coefficients.shape[:2], -1, layer.num_weights
+            every = layer.table.coefficients.reshape(shape)
+            every[..., layer.weights.places] *= layer.weights.scales
+        errors.append(error)
+    if plan.counts:
+        columns = plan.counts.matrix.shape[1]
+        width = -(-columns // PADDING[plan.scalar]) * PADDING[plan.scalar]
+        of = partial(sample_counts, module, plan)
+        plan.counts.table, error = fitted(of, _same, width, slice(columns))
         errors.append(error)
     return errors
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x

@@ -32,11 +32,13 @@ class Density {
     }
   }
 
-  void backward(const Radial &radials, const Centre &centre, const int *rows, const int *place,
+  // returns the product of the density and its gradient
+  T backward(const Radial &radials, const Centre &centre, const int *rows, const int *place,
                 I present, const T *g, const EdgeGradient &gradient) const
   {
     const I step = present * functions_;
     alignas(64) T sums[(NUM_Y + 1) * L * L];
+    V product = {};
     for (int first = 0; first < centre.count; first += L) {
       const int lanes = std::min(L, centre.count - first);
       const I slot = centre.slot + first;
@@ -56,6 +58,7 @@ class Density {
             along += y[m * L] * gm;
           }
           slope += along * dw;
+          product += along * w;
         }
 #pragma GCC unroll 32
         for (int m = 0; m < NUM_Y; m++) store(sums + (m * L + lane) * L, s[m]);
@@ -68,6 +71,7 @@ class Density {
         store(dy + m * L, load(dy + m * L) + row_sums(sums + m * L * L));
       store(gradient.r + slot, load(gradient.r + slot) + row_sums(sums + NUM_Y * L * L));
     }
+    return lane_sum(product);
   }
 
  private:

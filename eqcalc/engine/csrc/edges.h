@@ -34,6 +34,13 @@ class Edges {
     cutoff_ = cutoff;
   }
 
+  // which kind of bond a pair of species [species, species] has, for radial functions of each
+  void distinguish(I num_species, std::vector<int> kinds)
+  {
+    num_species_ = num_species;
+    kinds_ = std::move(kinds);
+  }
+
   void begin(I num_local, const I *first_edge)
   {
     first_slot_.resize(num_local + 1);
@@ -51,6 +58,7 @@ class Edges {
     r_.get(slots);
     row_.get(slots);
     species_.get(slots);
+    if (!kinds_.empty()) kind_.get(slots);
   }
 
   // geometry of the edges of centre i, the first of which is `edge`
@@ -70,12 +78,14 @@ class Edges {
         r_.data()[slot] = factors_.empty() ? limited : stretched(slot, limited, species[i], other);
         row_.data()[slot] = static_cast<int>(edge_src[edge + n]);
         species_.data()[slot] = other;
+        if (!kinds_.empty()) kind_.data()[slot] = kinds_[species[i] * num_species_ + other];
       } else {
         for (int d = 0; d < 3; d++) u[d * L] = T(0);
         inverse_r_.data()[slot] = T(0);
         told_slope_.data()[slot] = T(0);
         r_.data()[slot] = 0.0;
         row_.data()[slot] = species_.data()[slot] = 0;
+        if (!kinds_.empty()) kind_.data()[slot] = 0;
       }
     }
     for (I slot = first_slot_[i]; slot < first_slot_[i + 1]; slot += L)
@@ -127,13 +137,16 @@ class Edges {
   I num_slots() const { return first_slot_.back(); }
   I first_slot(I i) const { return first_slot_[i]; }
   // those that the network is told
+  // kinds of bonds of slots; none if they are all alike
+  const int *kinds() const { return kinds_.empty() ? nullptr : kind_.get(); }
   const double *distances() const { return r_.get(); }
   const T *directions(I slot) const { return u_.get() + slot / L * L * 3 + slot % L; }
 
   I bytes() const
   {
     return y_.bytes() + dy_.bytes() + u_.bytes() + inverse_r_.bytes() + dr_.bytes() +
-        told_slope_.bytes() + r_.bytes() + row_.bytes() + species_.bytes();
+        told_slope_.bytes() + r_.bytes() + row_.bytes() + species_.bytes() +
+        kind_.bytes();
   }
 
  private:
@@ -167,7 +180,8 @@ class Edges {
   Buffer<T> inverse_r_, dr_;
   Buffer<T> told_slope_;          // of the distance that the network is told
   Buffer<double> r_;
-  Buffer<int> row_, species_;
+  std::vector<int> kinds_;        // empty: one
+  Buffer<int> row_, species_, kind_;
 };
 
 }    // namespace

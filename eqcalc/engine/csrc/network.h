@@ -53,6 +53,7 @@ struct Layer {
   std::unique_ptr<Density> density;
   RadialFunctions radial;
   int features, messages;                     // rows
+  I count = -1;                               // of neighbours, which messages are divided by; -1: none
   std::vector<std::unique_ptr<Step>> steps;
   std::vector<int> starts, gradient_starts;   // rows whose sums begin in this layer
   std::vector<int> rows;                      // all
@@ -82,6 +83,9 @@ class Network {
     if (from.has("pair")) pair_.read(from.record("pair"), num_species_);
     if (from.has("inner_limits")) edges_.limit(num_species_, from.numbers("inner_limits"));
     if (from.has("stretch")) edges_.stretch(num_species_, from.numbers("stretch"), cutoff_);
+    if (from.has("agnesi"))
+      edges_.distinguish(num_species_, from.record("agnesi").indices("kinds"));
+    if (from.has("counts")) counts_.read(from.record("counts"), basis_);
     if (from.has("crowding")) crowding_.read(from.record("crowding"), num_species_, cutoff_);
   }
 
@@ -90,7 +94,7 @@ class Network {
 
   I bytes() const
   {
-    I sum = edges_.bytes() + dx_.bytes() + dx_next_.bytes() + basis_.bytes();
+    I sum = edges_.bytes() + counts_.bytes() + dx_.bytes() + dx_next_.bytes() + basis_.bytes();
     for (const Row &row : rows_) sum += row.bytes();
     for (const Layer &layer : layers_) sum += layer.radial.bytes();
     for (const Share &s : shares_) sum += s.memory.bytes() + s.dx.bytes();
@@ -104,6 +108,7 @@ class Network {
     if (static_cast<int>(shares_.size()) < threads_) shares_.resize(threads_);
     place_edges(graph);
     basis_.begin(edges_, threads_);
+    counts_.begin(edges_, basis_, graph.num_local, threads_);
     add_references(graph, energies, gradient);
     for (I k = 0; k < num_layers(); k++) {
       if (k > 0 && exchange)
@@ -119,6 +124,7 @@ class Network {
       if (k > 0 && exchange)
         exchange->reverse(exchange->context, dx_.data(), static_cast<int>(width(k)));
     }
+    counts_.add_gradient(edges_, basis_, graph.num_local, threads_);
     add_edge_gradients(graph, gradient);
   }
 
@@ -140,6 +146,7 @@ class Network {
   CoreRepulsion core_;
   PairEnergy pair_;
   Crowding crowding_;
+  Counts counts_;
   int threads_ = 1;                // asked for, and shares
   Edges edges_;
   std::vector<I> first_edge_;      // [own + 1]
@@ -230,6 +237,7 @@ class Network {
     else
       layer.kernels = &KERNELS[from.integer("kernels")];
     layer.radial.read(from.record("radial"), from.integer("num_weights"), basis_);
+    if (from.has("count")) layer.count = from.integer("count");
     layer.features = number(from.text("features"));
     layer.messages = number(from.text("messages"));
     layer.rows = {layer.messages};
@@ -322,14 +330,34 @@ class Network {
                          : rows_[layer.messages].width;
   }
 
-  void make_messages(const Layer &layer, const Radial &radial, const Centre &centre,
-                     const int *neighbours, const T *x, T *to) const
+  static void multiply(T *row, I width, T factor)
   {
+    for (I c = 0; c < width; c += L) store(row + c, factor * load(row + c));
+  }
+
+  // to own atom i
+  void make_messages(I i, const Layer &layer, const Radial &radial, const int *neighbours,
+                     const T *x, T *to) const
+  {
+    const Centre centre = edges_.of(i);
     if (layer.density)
       layer.density->forward(radial, centre, neighbours, place_.data(),
                              static_cast<I>(present_.size()), to);
     else
       layer.kernels->forward(radial, centre, neighbours, x, to);
+    if (layer.count >= 0) multiply(to, message_width(layer), counts_.scale(i, layer.count));
+  }
+
+  void pull_messages(I i, const Layer &layer, const Radial &radial, const int *neighbours,
+                     const T *x, T *gradient, T *dx)
+  {
+    const Centre centre = edges_.of(i);
+    if (layer.count >= 0) multiply(gradient, message_width(layer), counts_.scale(i, layer.count));
+    const T product = layer.density
+        ? layer.density->backward(radial, centre, neighbours, place_.data(),
+                                  static_cast<I>(present_.size()), gradient, edges_.gradient())
+        : layer.kernels->backward(radial, centre, neighbours, x, gradient, dx, edges_.gradient());
+    if (layer.count >= 0) counts_.pull(i, layer.count, product);
   }
 
   // of the features that the convolution of layer k reads: before the first by species
@@ -353,7 +381,7 @@ class Network {
           rows_[r].start(block.values[r], block.count, block.species);
         const Span messages = block.values[layer.messages];
         for (int b = 0; b < block.count; b++) {
-          make_messages(layer, radial, edges_.of(first + b), neighbours, features(k), messages[b]);
+          make_messages(first + b, layer, radial, neighbours, features(k), messages[b]);
           if (crowding_.acts(first + b)) crowding_.calm(first + b, messages[b], width);
         }
         for (const auto &step : layer.steps) step->forward(block);
@@ -388,19 +416,13 @@ class Network {
           (*step)->backward(block);
         const Span dm = block.gradients[layer.messages];
         for (int b = 0; b < block.count; b++) {
-          const Centre centre = edges_.of(first + b);
           if (crowding_.acts(first + b)) {
             T *message = block.scratch + layer.scratch;     // it was not kept
-            make_messages(layer, radial, centre, neighbours, features(k), message);
+            make_messages(first + b, layer, radial, neighbours, features(k), message);
             crowding_.pull(first + b, dm[b], message, used);
             crowding_.calm(first + b, dm[b], used);
           }
-          if (layer.density)
-            layer.density->backward(radial, centre, neighbours, place_.data(),
-                                    static_cast<I>(present_.size()), dm[b], edges_.gradient());
-          else
-            layer.kernels->backward(radial, centre, neighbours, features(k), dm[b], to,
-                                  edges_.gradient());
+          pull_messages(first + b, layer, radial, neighbours, features(k), dm[b], to);
         }
       }
     });

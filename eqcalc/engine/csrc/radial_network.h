@@ -2,7 +2,8 @@
 //
 //     b_n(r) = prefactor sin(q_n r) / r u(r / cutoff),   w = W_k silu(... silu(W_0 b))
 //
-// u: the polynomial envelope, or XPLOR's from an onset on (eqcalc.nn.radial).
+// u: the polynomial envelope, or XPLOR's from an onset on (eqcalc.nn.radial). The sine and what it is
+// divided by may be of the distance in units of the pair's bond (eqcalc.nn.transform).
 
 namespace {
 
@@ -35,6 +36,13 @@ class RadialBasis {
     power_ = from.number("envelope_power");
     onset_ = from.number("envelope_onset");
     silu_ = static_cast<T>(from.number("silu"));
+    if (network.has("agnesi")) {
+      const Record &agnesi = network.record("agnesi");
+      bonds_ = agnesi.numbers("bonds");
+      a_ = agnesi.number("a");
+      q_ = agnesi.number("q");
+      p_ = agnesi.number("p");
+    }
     orders_ = from.numbers("orders");
     width_ = (static_cast<I>(orders_.size()) + PADDING - 1) / PADDING * PADDING;
   }
@@ -46,13 +54,16 @@ class RadialBasis {
     in_ranges(num_pairs(), threads, [&](I begin, I end) {
       for (I p = begin; p < end; p++) {
         const double r = distance_[p];
+        double x = r, dx = 1.0;
+        if (!bonds_.empty()) transform(r / bonds_[kind_of_[p]], x, dx);
+        if (!bonds_.empty()) dx /= bonds_[kind_of_[p]];
         double u = 0.0, du = 0.0;
         envelope(r, u, du);
         std::fill_n(values + p * width_, width_, T(0));
         std::fill_n(slopes + p * width_, width_, T(0));
         for (std::size_t k = 0; k < orders_.size(); k++) {
-          const double s = prefactor_ * std::sin(orders_[k] * r) / r;
-          const double ds = prefactor_ * orders_[k] * std::cos(orders_[k] * r) / r - s / r;
+          const double s = prefactor_ * std::sin(orders_[k] * x) / x;
+          const double ds = (prefactor_ * orders_[k] * std::cos(orders_[k] * x) / x - s / x) * dx;
           values[p * width_ + k] = static_cast<T>(s * u);
           slopes[p * width_ + k] = static_cast<T>(ds * u + s * du);
         }
@@ -78,12 +89,24 @@ class RadialBasis {
 
  private:
   double cutoff_ = 0.0, prefactor_ = 0.0, power_ = 0.0, onset_ = 0.0;     // no onset: polynomial
+  double a_ = 0.0, q_ = 0.0, p_ = 0.0;
+  std::vector<double> bonds_;        // Å, of kinds; empty: distances are not transformed
   T silu_ = 0;
   std::vector<double> orders_;
   I width_ = 0;
   std::vector<double> distance_;     // of pairs
+  std::vector<int> kind_of_;         // of bond, likewise
   Buffer<int> pair_;                 // of slots
   Buffer<T> values_, slopes_;        // [pairs, width]
+
+  // 1 / (1 + a y^q / (1 + y^(q - p))) and its slope
+  void transform(double y, double &x, double &dx) const
+  {
+    const double top = a_ * std::pow(y, q_), inner = std::pow(y, q_ - p_), bottom = 1.0 + inner;
+    const double ratio = top / bottom;
+    x = 1.0 / (1.0 + ratio);
+    dx = -x * x * ratio / y * (q_ - (q_ - p_) * inner / bottom);
+  }
 
   // stays zero from the cutoff on
   void envelope(double r, double &u, double &du) const
@@ -108,6 +131,7 @@ class RadialBasis {
     int *pair = pair_.get(edges.num_slots() + 1);
     std::fill_n(pair, edges.num_slots(), -1);
     distance_.clear();
+    kind_of_.clear();
     const int *row = edges.rows(false);
     const double *r = edges.distances();
     for (I i = 0; i < edges.num_centres(); i++) {
@@ -116,6 +140,7 @@ class RadialBasis {
         if (pair[e] >= 0) continue;
         pair[e] = static_cast<int>(distance_.size());
         distance_.push_back(r[e]);
+        if (edges.kinds()) kind_of_.push_back(edges.kinds()[e]);
         const I j = row[e];
         if (j >= edges.num_centres()) continue;
         const Centre other = edges.of(j);

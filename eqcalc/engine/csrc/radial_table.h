@@ -1,6 +1,7 @@
 // Radial weights from splines. A table holds, for each interval and vector of weights, the
 // coefficients of powers of t = -1/2..1/2 within the interval one after the other. Intervals have one
-// length within a segment of distances, and each layer has segments of its own.
+// length within a segment of distances, and each layer has segments of its own. Kinds of bonds have
+// functions of their own, one after the other.
 
 namespace {
 
@@ -11,7 +12,8 @@ struct Segment {
 
 struct Radial {
   const T *table;
-  I stride;              // of an interval
+  I stride, kind_stride; // of an interval, of a kind of bonds in it
+  const int *kinds;      // of slots; none: one
   const double *r;       // of slots
   const Segment *segments, *last;
 
@@ -47,7 +49,8 @@ struct Radial {
     const double x = (r[slot] - s->start) * s->per_length;
     // in this order a distance that is not a number gets an interval that exists, and a t of NaN
     const I interval = static_cast<I>(std::min<double>(static_cast<double>(s->count - 1), x));
-    return {table + (s->first + interval) * stride, static_cast<T>(x - static_cast<double>(interval) - 0.5),
+    const I kind = kinds ? kinds[slot] * kind_stride : 0;
+    return {table + (s->first + interval) * stride + kind, static_cast<T>(x - static_cast<double>(interval) - 0.5),
             static_cast<T>(s->per_length)};
   }
 };
@@ -67,7 +70,7 @@ class RadialFunctions {
  public:
   void read(const Record &from, I num_weights, const RadialBasis &basis)
   {
-    stride_ = num_weights * (DEGREE + 1);
+    kind_stride_ = num_weights * (DEGREE + 1);
     I intervals = 0;
     for (const Record &segment : from.records("segments")) {
       const I count = segment.integer("intervals");
@@ -80,24 +83,27 @@ class RadialFunctions {
       segments_[n].per_length = static_cast<double>(segments_[n].count) / (end - segments_[n].start);
     }
     const Array &coefficients = from.array("coefficients");
+    const I every = coefficients.length(2);     // of all kinds
+    stride_ = every * (DEGREE + 1);
     T *table = table_.get(intervals * stride_);
     I next = 0;
     for (I k = 0; k < intervals; k++)
       for (I d = 0; d <= DEGREE; d++)
-        for (I w = 0; w < num_weights; w++)
+        for (I w = 0; w < every; w++)
           table[k * stride_ + (w / L * (DEGREE + 1) + d) * L + w % L] =
               static_cast<T>(coefficients[next++]);
   }
 
   Radial weights(RadialBasis &, const Edges &edges, int, bool) const
   {
-    return {table_.get(), stride_, edges.distances(), segments_.data(), &segments_.back()};
+    return {table_.get(), stride_, kind_stride_, edges.kinds(), edges.distances(),
+            segments_.data(), &segments_.back()};
   }
 
   I bytes() const { return table_.bytes(); }
 
  private:
-  I stride_ = 0;
+  I stride_ = 0, kind_stride_ = 0;
   std::vector<Segment> segments_;
   Buffer<T> table_;
 };

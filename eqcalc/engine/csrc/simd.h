@@ -61,6 +61,13 @@ inline V row_sums(const T *rows)
   return sums[0];
 }
 
+inline T lane_sum(V v)
+{
+  T sum = 0;
+  for (int lane = 0; lane < L; lane++) sum += v[lane];
+  return sum;
+}
+
 // memory that grows, never shrinks, and begins at a cache line
 template <class U> class Buffer {
  public:
