@@ -47,6 +47,16 @@ def test_tour_of_ase(tmp_path, capsys):
     assert float(re.search(r"LAMMPS\) +(\S+) eV", said)[1]) > 0.1
 
 
+def test_mace_of_silicon(tmp_path):
+    out = ["--out", str(tmp_path), "--run", str(tmp_path / "run")]
+    found = example("mace_silicon").main([*out, "--frames", "12", "--epochs", "8"])
+    assert found["force_rmse"] < 0.8 * found["forces"]  # a few seconds of training
+    assert found["fused"] < 1e-7
+    assert found["exact"] < 1e-10
+    assert found["a of teacher"] == pytest.approx(5.475, abs=0.03)
+    assert (tmp_path / "mace_silicon.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.pth")), ids=lambda p: p.stem)
 def test_trained_files_run_on_the_fused_engine(path, dtype):

@@ -6,13 +6,26 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
+from e3nn import o3
+from torch import nn
 
 from eqcalc import derivatives
 from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import Frame
-from eqcalc.engine.training import FusedConvolution, FusedProduct, fuse, islands_of, pairs_of
+from eqcalc.engine.training import (
+    FusedContraction,
+    FusedConvolution,
+    FusedProduct,
+    fuse,
+    islands_of,
+    pairs_of,
+)
+from eqcalc.errors import InputError
+from eqcalc.models.mace import MACEConfig
 from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.registry import build
+from eqcalc.nn.contraction import Contraction
 
 CASES = [
     # channels per l, parity, layers, channels and l_max of products: odd numbers are not multiples
@@ -78,6 +91,52 @@ def test_equal_to_plain_network(channels, parity, layers, products, product_l_ma
             assert all(
                 isinstance(layer.product.channel_product, FusedProduct) for layer in fused.layers
             )
+        assert list(fused.state_dict()) == list(plain.state_dict())
+        for a, b in zip(expected, derivatives_of(fused, graph), strict=True):
+            assert (a - b).abs().max() <= tolerance * a.abs().max()
+
+
+class Contracted(nn.Module):
+    """A contraction of three channels, of two species."""
+
+    def __init__(self, correlation):
+        super().__init__()
+        irreps = o3.Irreps("3x0e+3x1o+3x2e"), o3.Irreps("3x0e+3x1o")
+        self.contraction = Contraction(*irreps, correlation, 2)
+
+
+@pytest.mark.parametrize("correlation", [1, 3])
+def test_contractions_are_twice_differentiable(correlation):
+    torch.manual_seed(0)
+    model = Contracted(correlation).double()
+    x = torch.randn(3, 27, dtype=torch.float64, requires_grad=True)
+    species = torch.tensor([1, 0, 1])
+    expected = model.contraction(x, species)
+    fused = fuse(copy.deepcopy(model)).contraction
+    assert isinstance(fused, FusedContraction)
+    assert (fused(x, species) - expected).abs().max() < 1e-12 * expected.abs().max()
+
+    def of(x, weight):
+        fused._parameters["weight"] = weight
+        return fused(x, species)
+
+    weight = fused.weight.detach().clone().requires_grad_()
+    few = {"raise_exception": True, "fast_mode": True}
+    assert torch.autograd.gradcheck(of, (x, weight), **few)
+    assert torch.autograd.gradgradcheck(of, (x, weight), **few)
+    with pytest.raises(InputError, match="species"):
+        fused(x, species + 1)
+
+
+def test_networks_of_contractions_equal_plain_ones():
+    torch.manual_seed(3)
+    config = MACEConfig(cutoff=4.0, num_channels=5, l_max=1, correlation=3, radial_mlp=[8])
+    plain = build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0], None)
+    graph = mixed_batch()
+    expected = derivatives_of(set_precision(plain, torch.float64), graph)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
+        fused = fuse(set_precision(copy.deepcopy(plain), dtype))
+        assert any(isinstance(part, FusedContraction) for part in fused.modules())
         assert list(fused.state_dict()) == list(plain.state_dict())
         for a, b in zip(expected, derivatives_of(fused, graph), strict=True):
             assert (a - b).abs().max() <= tolerance * a.abs().max()

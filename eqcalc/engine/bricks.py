@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, combinations_with_replacement
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 
 from eqcalc.engine.arrays import as_array
-from eqcalc.engine.contraction import contraction
+from eqcalc.engine.contraction import contraction, terms_of
 from eqcalc.engine.plan import (
     AgnesiConstants,
     BesselConstants,
@@ -186,24 +186,9 @@ def product_step(module: Any, factors: NamedLayout, products: NamedLayout) -> Co
 
 def contraction_step(module: Any, source: NamedLayout, target: NamedLayout) -> ContractionStep:
     """A `Contraction`, the weights of its paths multiplied into coefficients of monomials."""
-    buffers = dict(module.named_buffers())
-    degrees = range(1, 2 + sum(name.startswith("before_") for name in buffers))
-    rows = range(int(module.num_rows))
-    monomials = [m for n in degrees for m in combinations_with_replacement(rows, n)]
+    terms, matrix = terms_of(module)
     weight = as_array(module.weight)  # [species, paths, channels]
-    terms: list[tuple[int, tuple[int, ...]]] = []
-    parts: list[np.ndarray] = []
-    out = 0
-    for k, (dim, first, count) in enumerate(module._blocks):
-        coupling = as_array(buffers[f"coupling_{k}"])  # [paths, 2l + 1, monomials]
-        used = buffers[f"used_{k}"].tolist()
-        for m in range(dim):
-            here = np.flatnonzero(np.abs(coupling[:, m]).max(axis=0) > 1e-12)
-            terms += [(out + m, monomials[used[n]]) for n in here]
-            mine = weight[:, first : first + count] / math.sqrt(count)
-            parts.append(np.einsum("spc,pt->sct", mine, coupling[:, m, here]))
-        out += dim
-    coefficients = np.concatenate(parts, axis=2)
+    coefficients = np.einsum("spc,pt->sct", weight, matrix, optimize=True)
     padded = np.zeros((len(weight), source.layout.stride(0), len(terms)))
     padded[:, source.layout.channels(0)] = coefficients
     return contraction(

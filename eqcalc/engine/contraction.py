@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
+from typing import Any
 
 import numpy as np
 
+from eqcalc.engine.arrays import as_array
 from eqcalc.engine.plan import ContractionStep
+
+Terms = list[tuple[int, tuple[int, ...]]]
+
+
+def terms_of(module: Any) -> tuple[Terms, np.ndarray]:
+    """Of a `Contraction` (eqcalc.nn.contraction): terms as `contraction` takes them, and the matrix
+    [paths, terms] that makes their coefficients of weights.
+    """
+    buffers = dict(module.named_buffers())
+    degrees = range(1, 2 + sum(name.startswith("before_") for name in buffers))
+    rows = range(int(module.num_rows))
+    monomials = [m for n in degrees for m in combinations_with_replacement(rows, n)]
+    terms: Terms = []
+    parts: list[np.ndarray] = []
+    paths = sum(count for _, _, count in module._blocks)
+    out = 0
+    for k, (dim, first, count) in enumerate(module._blocks):
+        coupling = as_array(buffers[f"coupling_{k}"]) / math.sqrt(count)
+        used = buffers[f"used_{k}"].tolist()
+        for m in range(dim):
+            here = np.flatnonzero(np.abs(coupling[:, m]).max(axis=0) > 1e-12)
+            terms += [(out + m, monomials[used[n]]) for n in here]
+            part = np.zeros((paths, len(here)))
+            part[first : first + count] = coupling[:, m, here]
+            parts.append(part)
+        out += dim
+    return terms, np.concatenate(parts, axis=1)
 
 
 def contraction(

@@ -40,8 +40,10 @@ def contraction_kernels(plan: Plan) -> str:
         known = len(different)
         step.kernels = different.setdefault(_key(step), known)
         if step.kernels == known:
-            polynomial = _Polynomial(step)
-            code += [polynomial.forward(known), polynomial.backward(known)]
+            polynomial = Polynomial(step)
+            forward, backward = polynomial.forward(), polynomial.backward()
+            code.append(_FORWARD.format(name=known, lines="\n  ".join(forward)))
+            code.append(_BACKWARD.format(name=known, lines="\n  ".join(backward)))
     table = [f"{{contract_{n}, contract_back_{n}}}" for n in different.values()]
     return _LIBRARY.format(code="".join(code), table=", ".join(table) or "{}")
 
@@ -71,64 +73,138 @@ void contract_back_{name}(const T *__restrict c, const T *__restrict x, const T 
 """
 
 
-class _Polynomial:
-    """The terms of a step by their factors u: its rows, products of two, and 1 (None)."""
+class Polynomial:
+    """The terms of a step by their factors u: its rows, products of two, and 1.
 
-    def __init__(self, step: ContractionStep) -> None:
+    Args:
+        step: its terms and columns.
+        coefficient_step: from term to term in memory, as C++.
+        read, write: functions of C++ that read and write the channels of a row.
+    """
+
+    def __init__(
+        self,
+        step: ContractionStep,
+        coefficient_step: str = "L",
+        read: str = "load",
+        write: str = "store",
+    ) -> None:
         self.rows_in, self.rows_out = list(map(int, step.rows_in)), list(map(int, step.rows_out))
         self.products = list(zip(map(int, step.first), map(int, step.second), strict=True))
         self.groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for t, (out, left, right) in enumerate(zip(step.out, step.left, step.right, strict=True)):
             self.groups[int(out), int(left)].append((t, int(right)))
+        self.coefficient_step, self.read, self.write = coefficient_step, read, write
 
     def is_one(self, factor: int) -> bool:
         return factor == len(self.rows_in) + len(self.products)
 
+    def place(self, array: str, term: int) -> str:
+        return f"{array} + {term} * {self.coefficient_step}"
+
+    def coefficient(self, term: int) -> str:
+        return f"load({self.place('c', term)})"
+
     def factors(self) -> list[str]:
         """Values of all u but 1."""
-        rows = [f"const V u{n} = load(x + {at});" for n, at in enumerate(self.rows_in)]
-        first = len(rows)
+        rows = [f"const V u{n} = {self.read}(x + {at});" for n, at in enumerate(self.rows_in)]
         products = [
-            f"const V u{first + n} = u{i} * u{j};" for n, (i, j) in enumerate(self.products)
+            f"const V u{n} = u{i} * u{j};" for n, (i, j) in enumerate(self.products, len(rows))
         ]
         return rows + products
 
-    def inner(self) -> list[str]:
-        """The S."""
-        return [
-            f"const V s{out}_{left} = "
-            + " + ".join(
-                f"load(c + {t} * L)" + ("" if self.is_one(right) else f" * u{right}")
+    def inner(self, name: str = "s", factor: str = "u") -> list[str]:
+        """The S, or the same of other factors."""
+        lines = []
+        for (out, left), terms in self.groups.items():
+            parts = [
+                self.coefficient(t) + ("" if self.is_one(right) else f" * {factor}{right}")
                 for t, right in terms
-            )
-            + ";"
-            for (out, left), terms in self.groups.items()
-        ]
+                if factor == "u" or not self.is_one(right)
+            ]
+            lines.append(f"const V {name}{out}_{left} = {' + '.join(parts) or 'V{}'};")
+        return lines
 
-    def forward(self, name: int) -> str:
+    def gradients(self) -> list[str]:
+        return [f"const V g{o} = {self.read}(g + {at});" for o, at in enumerate(self.rows_out)]
+
+    def forward(self) -> list[str]:
         lines = [*self.factors(), *self.inner()]
         for out, at in enumerate(self.rows_out):
             terms = [f"s{o}_{left} * u{left}" for o, left in self.groups if o == out]
-            lines.append(f"store(y + {at}, {' + '.join(terms) or 'V{}'});")
-        return _FORWARD.format(name=name, lines="\n  ".join(lines))
+            lines.append(f"{self.write}(y + {at}, {' + '.join(terms) or 'V{}'});")
+        return lines
 
-    def backward(self, name: int) -> str:
-        """Gradients of products go on to those of their rows, which come last."""
+    def backward(self, *, add: bool = True) -> list[str]:
+        """Gradients of products go on to those of their rows, which come last.
+
+        add: to what is in dx.
+        """
         slopes: dict[int, list[str]] = defaultdict(list)
-        lines = [*self.factors(), *self.inner()]
-        lines += [f"const V g{out} = load(g + {at});" for out, at in enumerate(self.rows_out)]
+        lines = [*self.factors(), *self.inner(), *self.gradients()]
         for (out, left), terms in self.groups.items():
             lines.append(f"const V q{out}_{left} = g{out} * u{left};")
             slopes[left].append(f"g{out} * s{out}_{left}")
             for t, right in terms:
-                if not self.is_one(right):
-                    slopes[right].append(f"load(c + {t} * L) * q{out}_{left}")
-        first = len(self.rows_in)
-        for n, (i, j) in enumerate(self.products, start=first):
+                slopes[right].append(f"{self.coefficient(t)} * q{out}_{left}")
+        for n, (i, j) in enumerate(self.products, start=len(self.rows_in)):
             lines.append(f"const V d{n} = {' + '.join(slopes[n])};")
             slopes[i].append(f"d{n} * u{j}")
             slopes[j].append(f"d{n} * u{i}")
         for n, at in enumerate(self.rows_in):
-            if slopes[n]:
-                lines.append(f"store(dx + {at}, load(dx + {at}) + {' + '.join(slopes[n])});")
-        return _BACKWARD.format(name=name, lines="\n  ".join(lines))
+            before = [f"{self.read}(dx + {at})"] if add else []
+            value = " + ".join([*before, *slopes[n]]) or "V{}"
+            lines.append(f"{self.write}(dx + {at}, {value});")
+        return lines
+
+    def weights(self) -> list[str]:
+        """dE/dc_t += Q_ol u_r."""
+        lines = [*self.factors(), *self.gradients()]
+        for (out, left), terms in self.groups.items():
+            lines.append(f"const V q{out}_{left} = g{out} * u{left};")
+            for t, right in terms:
+                at = self.place("dc", t)
+                value = f"q{out}_{left}" + ("" if self.is_one(right) else f" * u{right}")
+                lines.append(f"store({at}, load({at}) + {value});")
+        return lines
+
+    def second(self) -> list[str]:
+        """The derivative of forward, backward and weights as x moves along t: dg, dx, dc."""
+        first = len(self.rows_in)
+        lines = [*self.factors(), *self.inner(), *self.gradients()]
+        lines += [f"const V t{n} = {self.read}(t + {at});" for n, at in enumerate(self.rows_in)]
+        lines += [
+            f"const V t{n} = t{i} * u{j} + u{i} * t{j};"
+            for n, (i, j) in enumerate(self.products, start=first)
+        ]
+        lines += self.inner("z", "t")
+        for out, at in enumerate(self.rows_out):
+            terms = [
+                f"s{o}_{left} * t{left} + z{o}_{left} * u{left}"
+                for o, left in self.groups
+                if o == out
+            ]
+            lines.append(f"{self.write}(dg + {at}, {' + '.join(terms) or 'V{}'});")
+        slopes: dict[int, list[str]] = defaultdict(list)
+        moved: dict[int, list[str]] = defaultdict(list)
+        for (out, left), terms in self.groups.items():
+            lines.append(f"const V q{out}_{left} = g{out} * u{left};")
+            lines.append(f"const V k{out}_{left} = g{out} * t{left};")
+            slopes[left].append(f"g{out} * s{out}_{left}")
+            moved[left].append(f"g{out} * z{out}_{left}")
+            for t, right in terms:
+                slopes[right].append(f"{self.coefficient(t)} * q{out}_{left}")
+                moved[right].append(f"{self.coefficient(t)} * k{out}_{left}")
+                value = f"k{out}_{left}"
+                if not self.is_one(right):
+                    value += f" * u{right} + q{out}_{left} * t{right}"
+                at = self.place("dc", t)
+                lines.append(f"store({at}, load({at}) + {value});")
+        for n, (i, j) in enumerate(self.products, start=first):
+            lines.append(f"const V d{n} = {' + '.join(slopes[n])};")
+            lines.append(f"const V e{n} = {' + '.join(moved[n])};")
+            for one, other in ((i, j), (j, i)):
+                moved[one].append(f"e{n} * u{other} + d{n} * t{other}")
+        for n, at in enumerate(self.rows_in):
+            lines.append(f"{self.write}(dx + {at}, {' + '.join(moved[n]) or 'V{}'});")
+        return lines

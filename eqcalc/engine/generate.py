@@ -26,7 +26,9 @@ import torch
 from e3nn import o3
 
 from eqcalc.engine.build import header
+from eqcalc.engine.generate_contraction import SHARED, contraction_source
 from eqcalc.engine.generate_product import product_source
+from eqcalc.nn.contraction import Contraction
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import block_offsets
 from eqcalc.nn.product import ChannelProduct
@@ -254,10 +256,18 @@ def source(convolution: Convolution, tag: str) -> str:
 
 
 def library_source(
-    convolutions: list[Convolution], products: list[ChannelProduct], scalar: str
+    convolutions: list[Convolution],
+    products: list[ChannelProduct],
+    contractions: list[Contraction],
+    scalar: str,
 ) -> str:
-    """One translation unit for a whole model: kernels `forward_0`, ..., `product_forward_0`, ..."""
+    """One translation unit for a whole model: kernels `forward_0`, ..., `product_forward_0`, ...,
+    `contraction_forward_0`, ...
+    """
     parts = [f"using T = {scalar};\n", header("threads.h")]
+    if contractions:
+        parts += [header("simd.h"), SHARED]
     parts += [source(c, str(k)) for k, c in enumerate(convolutions)]
     parts += [product_source(p, str(k)) for k, p in enumerate(products)]
+    parts += [contraction_source(c, str(k)) for k, c in enumerate(contractions)]
     return "".join(parts)

@@ -1,8 +1,9 @@
 """The generated kernels as convolutions and products that can be trained: twice differentiable.
 
 A `FusedConvolution` takes the place of a `Convolution` in an eager model, a `FusedProduct` that of
-a `ChannelProduct`, a `PairedRadial` that of a radial network, which then runs once per pair of
-atoms instead of once per edge, and linear maps and gates are those of `eqcalc.engine.dense`.
+a `ChannelProduct`, a `FusedContraction` that of a `Contraction`, a `PairedRadial` that of a radial
+network, which then runs once per pair of atoms instead of once per edge, and linear maps and gates
+are those of `eqcalc.engine.dense`.
 Parameters, buffers and results (to rounding) are the same. Exports are always made of the plain
 ones.
 """
@@ -23,7 +24,10 @@ from eqcalc.engine.arrays import require_shape
 from eqcalc.engine.build import compile_library
 from eqcalc.engine.dense import FusedRadial, Library, Passes, fuse_dense, open_library
 from eqcalc.engine.generate import library_source
+from eqcalc.engine.generate_contraction import is_moderate, ordered_terms, padded_channels
+from eqcalc.errors import InputError
 from eqcalc.graph import Graph
+from eqcalc.nn.contraction import Contraction
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.product import ChannelProduct
 from eqcalc.nn.radial import EdgeRadialNetwork, RadialNetwork
@@ -41,11 +45,11 @@ class _Edges(NamedTuple):
 
 
 class _Kernels:
-    """The three kernels of one convolution or, with the prefix "product_", of one product."""
+    """The kernels of one convolution or, with a prefix, of one product or contraction."""
 
     def __init__(self, library: Library, number: int, prefix: str = "") -> None:
         self._library = library
-        names = ("forward", "backward", "second")
+        names = ("forward", "backward", "weights", "second")
         self._functions = {name: f"{prefix}{name}_{number}" for name in names}
 
     def run(self, name: str, count: int, *arrays: Tensor) -> None:
@@ -125,6 +129,54 @@ class _ProductBackward(torch.autograd.Function):
         dg, da = torch.empty_like(g), torch.zeros_like(a)
         ctx.kernels.run("second", len(a), a, u.contiguous(), g, dg, da)
         return dg, da, None
+
+
+class _Contraction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, c: Tensor, species: Tensor, kernels: _Kernels, passes, width):
+        x, c = x.contiguous(), c.contiguous()
+        out = x.new_empty(len(x), width)
+        kernels.run("forward", len(x), species, x, c, out)
+        ctx.save_for_backward(x, c, species)
+        ctx.rest = kernels, passes
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor):
+        kernels, passes = ctx.rest
+        wanted = passes.weights and ctx.needs_input_grad[1]
+        dx, dc = _ContractionBackward.apply(g, *ctx.saved_tensors, kernels, wanted)
+        return dx, dc, None, None, None, None
+
+
+class _ContractionBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, c: Tensor, species: Tensor, kernels, wanted):
+        g = g.contiguous()
+        dx, dc = torch.empty_like(x), None
+        kernels.run("backward", len(x), species, x, c, g, dx)
+        if wanted:
+            dc = torch.zeros_like(c)
+            kernels.run("weights", len(x), species, x, g, dc)
+        ctx.save_for_backward(g, x, c, species)
+        ctx.set_materialize_grads(False)
+        ctx.kernels = kernels
+        return dx, dc
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ux: Tensor | None, uc: Tensor | None):
+        g, x, c, species = ctx.saved_tensors
+        dg, dx, dc = torch.zeros_like(g), torch.zeros_like(x), torch.zeros_like(c)
+        if ux is not None:
+            ctx.kernels.run("second", len(x), species, x, c, g, ux.contiguous(), dg, dx, dc)
+        if uc is not None:  # y and its gradient are linear in c
+            uc = uc.contiguous()
+            of_g, of_x = torch.empty_like(g), torch.empty_like(x)
+            ctx.kernels.run("forward", len(x), species, x, uc, of_g)
+            ctx.kernels.run("backward", len(x), species, x, uc, g, of_x)
+            dg, dx = dg + of_g, dx + of_x
+        return dg, dx, dc, None, None, None
 
 
 def islands_of(edge_src: Tensor, edge_dst: Tensor) -> Tensor:
@@ -214,6 +266,30 @@ class FusedProduct(ChannelProduct):
         return _Product.apply(a, self._kernels, self.irreps_out.dim)
 
 
+class FusedContraction(Contraction):
+    """`Contraction` on the generated kernels."""
+
+    def __init__(self, plain: Contraction, library: Library, number: int, passes: Passes) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(
+            {k: v for k, v in plain.__dict__.items() if k not in ("_buffers", "_parameters")}
+        )
+        self._buffers, self._parameters = plain._buffers, plain._parameters
+        self._kernels, self._passes = _Kernels(library, number, "contraction_"), passes
+        matrix = torch.from_numpy(ordered_terms(plain)[1].T.copy())
+        self._of_weights = matrix.to(plain.weight.dtype)  # [terms, paths]
+        self._spare = padded_channels(plain) - plain.num_channels
+
+    def forward(self, x: Tensor, species: Tensor) -> Tensor:
+        require_shape(x, None, self.irreps_in.dim)
+        require_shape(species, len(x))
+        if len(species) and not 0 <= int(species.min()) <= int(species.max()) < self.num_species:
+            raise InputError("A species is not one of the model's.")
+        coefficients = nn.functional.pad(self._of_weights @ self.weight, (0, self._spare))
+        rest = species.contiguous(), self._kernels, self._passes, self.irreps_out.dim
+        return _Contraction.apply(x, coefficients, *rest)
+
+
 class PairedRadial(FusedRadial):
     """A radial network that runs once per pair of atoms: [E, in] -> [P, out].
 
@@ -267,13 +343,13 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         InputError: there is no C++ compiler, or it fails.
     """
-    convolutions, products, radials = (
-        _places(model, kind) for kind in (Convolution, ChannelProduct, RadialNetwork)
+    convolutions, products, contractions, radials = (
+        _places(model, kind) for kind in (Convolution, ChannelProduct, Contraction, RadialNetwork)
     )
+    contractions = [place for place in contractions if is_moderate(getattr(*place))]
     scalar = SCALARS[network_tensors(model)[0].dtype]
-    source = library_source(
-        [getattr(*place) for place in convolutions], [getattr(*place) for place in products], scalar
-    )
+    parts = ([getattr(*place) for place in some] for some in (convolutions, products, contractions))
+    source = library_source(*parts, scalar)
     kernels = Library(compile_library(source), scalar)
     pairing, passes, library = Pairing(), Passes(), open_library(scalar)
     for layer, place in enumerate(convolutions):
@@ -284,6 +360,8 @@ def fuse(model: nn.Module) -> nn.Module:
         setattr(*place, PairedEdgeRadial(getattr(*place), library, passes, pairing))
     for number, place in enumerate(products):
         setattr(*place, FusedProduct(getattr(*place), kernels, number))
+    for number, place in enumerate(contractions):
+        setattr(*place, FusedContraction(getattr(*place), kernels, number, passes))
     fuse_dense(model, library, passes)
     model.fused = Fused(library, pairing, passes)
     return model
