@@ -12,13 +12,16 @@ from ase import Atoms
 from ase.build import bulk
 
 from eqcalc import export
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.mace import MACEConfig
+from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.registry import build
 from eqcalc.neighbors import neighbor_list
 
 CUTOFF = 5.0  # Å
 NEIGHBOURS = 28  # of every atom of the crystal
 CLOSEST = 2.1  # Å, in the melt
 DEFAULTS = NequIPConfig()
+MACE_MLP = [64, 64, 64]  # mace-torch's
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Case:
         channels: of the features of degree 0, 1, 2, natural parity.
         dtype: of the network.
         symbols: elements, in the order of the species.
+        kind: "nequip", of that many layers and channels, or "mace", of l_max 3 and correlation 3
+            with features up to the degree that channels are given for.
     """
 
     name: str
@@ -38,25 +43,28 @@ class Case:
     dtype: Literal["float32", "float64"] = "float32"
     symbols: tuple[str, ...] = ("Si",)
     structure: Literal["crystal", "melt"] = "crystal"
+    kind: Literal["nequip", "mace"] = "nequip"
 
     @property
     def network(self) -> dict[str, Any]:
         """Size of the network, for every package."""
         return {
+            "kind": self.kind,
             "channels": list(self.channels),
             "layers": self.layers,
             "dtype": self.dtype,
             "symbols": list(self.symbols),
             "cutoff": CUTOFF,
             "num_radial": DEFAULTS.num_radial,
-            "radial_mlp": list(DEFAULTS.radial_mlp),
+            "radial_mlp": MACE_MLP if self.kind == "mace" else list(DEFAULTS.radial_mlp),
             "avg_num_neighbors": float(NEIGHBOURS),
         }
 
     def describe(self) -> str:
+        mace = "MACE of correlation 3, " if self.kind == "mace" else ""
         wide = "/".join(map(str, self.channels)) if len(set(self.channels)) > 1 else ""
         return (
-            f"{wide or self.channels[0]} channels, {self.layers} layers, {self.dtype}, "
+            f"{mace}{wide or self.channels[0]} channels, {self.layers} layers, {self.dtype}, "
             f"{self.structure}, {self.atoms} atoms, {'+'.join(self.symbols)}"
         )
 
@@ -71,6 +79,7 @@ CASES = {
         Case("64ch", 216, channels=(64, 64, 64)),
         Case("three-elements", 216, symbols=("Si", "Ge", "C")),
         Case("melt", 216, structure="melt"),
+        Case("mace", 216, channels=(128, 128), layers=2, kind="mace"),
         Case("default", 216, channels=tuple(DEFAULTS.num_channels), layers=DEFAULTS.num_layers),
     )
 }
@@ -144,18 +153,26 @@ def write_export(case: Case, path: Path) -> Path:
     """Our network of that size with random weights, as a potential file."""
     torch.manual_seed(0)
     size = case.network
-    config = NequIPConfig(
-        cutoff=size["cutoff"],
-        num_layers=size["layers"],
-        l_max=len(size["channels"]) - 1,
-        num_channels=size["channels"],
-        parity=False,
-        num_radial=size["num_radial"],
-        radial_mlp=size["radial_mlp"],
-    )
+    shared = {key: size[key] for key in ("cutoff", "num_radial", "radial_mlp")}
+    if case.kind == "mace":
+        config = MACEConfig(
+            **shared,
+            num_layers=size["layers"],
+            num_channels=size["channels"][0],
+            l_max=3,
+            feature_l_max=len(size["channels"]) - 1,
+        )
+    else:
+        config = NequIPConfig(
+            **shared,
+            num_layers=size["layers"],
+            l_max=len(size["channels"]) - 1,
+            num_channels=size["channels"],
+            parity=False,
+        )
     numbers = sorted({int(Atoms(s).numbers[0]) for s in case.symbols})
     count = len(numbers)
-    model = NequIP(config, numbers, size["avg_num_neighbors"], [1.0] * count, [0.0] * count)
+    model = build(config, numbers, size["avg_num_neighbors"], [1.0] * count, [0.0] * count, None)
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)
     pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF)
@@ -166,4 +183,6 @@ def write_export(case: Case, path: Path) -> Path:
         torch.from_numpy(pairs.edge_src),
         torch.from_numpy(pairs.edge_dst),
     )
-    return export.save(model, path, {"architecture": "NequIP", "config": asdict(config)})
+    return export.save(
+        model, path, {"architecture": config.architecture_name, "config": asdict(config)}
+    )

@@ -18,17 +18,29 @@ class Peer:
         label: in tables.
         script: of its worker, beside this file.
         package, version: what pip installs; None runs in our own environment.
+        also: what pip installs beside it.
+        networks: the kinds that it runs (see cases.py).
     """
 
     label: str
     script: str
     package: str | None = None
     version: str | None = None
+    also: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ("nequip",)
 
 
 PEERS = {
     "nequip": Peer("NequIP 0.19.1 AOTInductor", "row_nequip.py", "nequip", "0.19.1"),
-    "mace": Peer("MACE 0.3.16", "row_mace.py", "mace-torch", "0.3.16"),
+    "mace": Peer("MACE 0.3.16", "row_mace.py", "mace-torch", "0.3.16", networks=("nequip", "mace")),
+    "symmetrix": Peer(
+        "Symmetrix-XL 0.1.1",
+        "row_symmetrix.py",
+        "symmetrix-xl",
+        "0.1.1",
+        also=("symmetrix-xl-cpu-avx512==0.1.1", "mace-torch==0.3.16"),
+        networks=("mace",),
+    ),
     "sevenn": Peer("SevenNet 0.13.0", "row_sevenn.py", "sevenn", "0.13.0"),
     "e3nn": Peer("e3nn by hand, TorchScript", "scripted_e3nn.py"),
 }
@@ -74,7 +86,7 @@ def python_of(name: str, folder: Path) -> Path:
     for command in (  # torch first and by version: a CPU wheel is taken where there is one
         [sys.executable, "-m", "venv", home],
         [*pip, TORCH],
-        [*pip, f"{peer.package}=={peer.version}", TORCH],
+        [*pip, f"{peer.package}=={peer.version}", *peer.also, TORCH],
     ):
         try:
             subprocess.run(

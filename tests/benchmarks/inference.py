@@ -4,7 +4,9 @@
         [--peers nequip mace sevenn e3nn] [--environments FOLDER] [--out results.json]
 
 Fixed graphs without the neighbour list, one thread, networks of one size with random weights (see
-cases.py and the row_*.py). Every repetition visits every process once; medians over repetitions.
+cases.py and the row_*.py); a MACE network, too, with Symmetrix-XL, which compiles for ten
+minutes at its first call (and gives up after ten: raise its DEFAULT_COMPILE_TIMEOUT on a slow
+machine). Every repetition visits every process once; medians over repetitions.
 Ratios are of CPU time, which on an idle machine is the clock's, and on a busy one still means
 something.
 Peers get an environment each below --environments (default: build/peers), kept for the next run.
@@ -90,7 +92,7 @@ def started(
 
 
 def wanted_rows(
-    pythons: dict[str, Path], folder: Path, model: Path
+    kind: str, pythons: dict[str, Path], folder: Path, model: Path
 ) -> list[tuple[str, Path, str, dict[str, str], bool]]:
     """Label, interpreter, script, options, ours or not."""
     own = Path(sys.executable)
@@ -100,7 +102,8 @@ def wanted_rows(
     ]
     options = {"folder": str(folder.resolve() / "models")}
     for name, python in pythons.items():
-        rows.append((PEERS[name].label, python, PEERS[name].script, options, python == own))
+        if kind in PEERS[name].networks:
+            rows.append((PEERS[name].label, python, PEERS[name].script, options, python == own))
     return rows
 
 
@@ -131,7 +134,7 @@ def run_case(
         facts: dict[str, dict[str, Any]] = {}
         refused: dict[str, str] = {}
         for number, (label, python, script, extra, ours) in enumerate(
-            wanted_rows(pythons, options.environments, model)
+            wanted_rows(case.kind, pythons, options.environments, model)
         ):
             log = logs / f"{case.name}-{number}.log"
             row = stack.enter_context(started(python, script, case.network, extra, log, ours=ours))

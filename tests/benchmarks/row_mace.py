@@ -16,18 +16,20 @@ def make_model(network: dict) -> torch.nn.Module:
     from e3nn import o3
     from mace.modules import ScaleShiftMACE, interaction_classes
 
-    channels, layers = network["channels"], network["layers"] // 2
-    if len(set(channels)) > 1 or network["layers"] % 2:
+    channels, layers, wide = network["channels"], network["layers"], network["channels"][0]
+    l_max = 3
+    if network["kind"] != "mace":  # a network of about the same size
+        layers, wide, l_max = layers // 2, 2 * wide, len(channels) - 1
+    if len(set(channels)) > 1 or not layers:
         raise ValueError("MACE takes as many channels for every degree, and half the layers here")
     count = len(network["symbols"])
-    wide = 2 * channels[0]
     model = ScaleShiftMACE(
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,
         r_max=network["cutoff"],
         num_bessel=network["num_radial"],
         num_polynomial_cutoff=6,
-        max_ell=len(channels) - 1,
+        max_ell=l_max,
         interaction_cls=interaction_classes["RealAgnosticResidualInteractionBlock"],
         interaction_cls_first=interaction_classes["RealAgnosticResidualInteractionBlock"],
         num_interactions=layers,
