@@ -49,8 +49,9 @@ def test_tour_of_ase(tmp_path, capsys):
 
 def test_mace_of_silicon(tmp_path):
     out = ["--out", str(tmp_path), "--run", str(tmp_path / "run")]
-    found = example("mace_silicon").main([*out, "--frames", "12", "--epochs", "8"])
-    assert found["force_rmse"] < 0.8 * found["forces"]  # a few seconds of training
+    found = example("mace_silicon").main([*out, "--frames", "8", "--epochs", "4"])
+    history = np.genfromtxt(tmp_path / "run/training/history.csv", delimiter=",", names=True)
+    assert history["val_loss"][-1] < history["val_loss"][0]  # a few seconds of training
     assert found["fused"] < 1e-7
     assert found["exact"] < 1e-10
     assert found["a of teacher"] == pytest.approx(5.475, abs=0.03)
