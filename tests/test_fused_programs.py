@@ -10,7 +10,7 @@ from potentials import write
 from test_fused import SYSTEMS, graph
 
 from eqcalc import export
-from eqcalc.engine import fused
+from eqcalc.engine import fused, tables
 from eqcalc.engine.bricks import activation_scale
 from eqcalc.engine.build import EngineUnavailable
 from eqcalc.engine.contraction import contraction
@@ -94,6 +94,17 @@ def test_tables_are_as_good_as_the_network(program):
     expected, got = engine.evaluate(*args), table.evaluate(*args)
     size = max(1.0, float(expected.gradient.abs().max()))
     assert (got.gradient - expected.gradient).abs().max() < 2e-11 * size
+
+
+def test_many_kinds_of_bonds_run_on_the_radial_network(tmp_path, monkeypatch):
+    path = tmp_path / "model.pth"
+    write(path, PROGRAMS["mace, densities"], seed=1)
+    monkeypatch.setattr(tables, "MOST_FUNCTIONS", 0)
+    reference, engine = export.load(path, dtype="float64"), fused.fuse(path, dtype="float64")
+    args = graph(reference, SYSTEMS["skewed cell"]())
+    expected, got = reference.evaluate(*args), engine.evaluate(*args)
+    size = max(1.0, float(expected.gradient.abs().max()))
+    assert (got.gradient - expected.gradient).abs().max() < 1e-12 * size
 
 
 def test_few_functions_of_distance_make_all():
