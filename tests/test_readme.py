@@ -34,7 +34,7 @@ def test_the_first_page_is_short():
 def test_set_up_commands_are_one_line_each():
     setup = [b for b in blocks(README, "bash") if b.startswith("python3 -m venv")]
     assert len(setup) == 2
-    for command, ending in zip(setup, ("examples/relax_and_nve.py", "-m pytest"), strict=True):
+    for command, ending in zip(setup, ("examples/relax_and_nve.py", "-m pytest -n 2"), strict=True):
         assert command.count("\n") == 1
         assert command.strip().endswith(ending)
         assert "pip install torch==" in command
