@@ -36,6 +36,7 @@ def test_three_layers_with_both_parities_on_ranks(engine, parity_path, tmp_path)
 def test_messages_to_crowded_atoms_fade(engine, ranks, crowded, pairs, tmp_path):
     """As in Python, also where a crowded atom and its neighbours are on different ranks."""
     atoms = silica_like()
+    atoms.set_cell(0.92 * atoms.cell, scale_atoms=True)
     options = f"precision double engine {engine}"
     got, _, _ = by_lammps(script(atoms, tmp_path, pair(crowded, options)), ranks)
     assert_equal(got, by_python(crowded, atoms))
