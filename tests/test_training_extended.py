@@ -116,31 +116,26 @@ class TestFromPython:
         """The same data, to the last digit, and a file that ASE opens."""
         structures = read(frames, ":")
         options = {name: value for name, value in MODEL.items() if name != "cutoff"}
-        run = eqcalc.train(
-            *(structures, tmp_path / "r"),
-            epochs=1,
-            cutoff=4.0,
-            val_fraction=0.25,
-            device="cpu",
-            fused=False,
-            model=options,
-            quiet=True,
-        )
+
+        def train():
+            return eqcalc.train(
+                *(structures, tmp_path / "r"),
+                epochs=1,
+                cutoff=4.0,
+                val_fraction=0.25,
+                device="cpu",
+                fused=False,
+                model=options,
+                quiet=True,
+            )
+
+        run = train()
         assert run.model.is_file()
         assert run.summary["errors"]["train"]["all"]["energy"]["count"] == 6
         calc = eqcalc.EquivariantCalculator(run.model, engine="torch", on_domain_exit="ignore")
         assert np.isfinite(calc.get_potential_energy(structures[0]))
         before = (tmp_path / "r" / "last.ckpt").stat().st_mtime_ns
-        again = eqcalc.train(
-            *(structures, tmp_path / "r"),
-            epochs=1,
-            cutoff=4.0,
-            val_fraction=0.25,
-            device="cpu",
-            fused=False,
-            model=options,
-            quiet=True,
-        )
+        again = train()
         assert again.summary["errors"] == run.summary["errors"]
         assert (tmp_path / "r" / "last.ckpt").stat().st_mtime_ns == before
 

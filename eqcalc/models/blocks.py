@@ -131,6 +131,33 @@ class BlocksConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
+class AttentionConfig(BlocksConfig):
+    """Of blocks whose messages have weights from attention.
+
+    Attributes:
+        num_heads: each has weights of its own for an equal share of num_channels.
+        attention_channels: scalars from which a head's weights are made.
+    """
+
+    hidden_channels: int = 16
+    num_heads: int = 4
+    attention_channels: int = 8
+
+    def problems(self) -> Problems:
+        return [
+            *super().problems(),
+            *self.not_positive("num_heads", "attention_channels"),
+            (
+                self.num_heads > 0 and self.num_channels % self.num_heads != 0,
+                (
+                    f"num_heads = {self.num_heads}: num_channels = {self.num_channels} must be a "
+                    "multiple of it."
+                ),
+            ),
+        ]
+
+
+@dataclass(frozen=True)
 class FramesConfig(BlocksConfig):
     """Of blocks whose messages are made in frames of edges.
 
@@ -141,10 +168,7 @@ class FramesConfig(BlocksConfig):
     m_max: int = 2
 
     def problems(self) -> Problems:
-        return [
-            *super().problems(),
-            *self.negative("m_max"),
-        ]
+        return [*super().problems(), *self.negative("m_max")]
 
     def order(self, before: o3.Irreps, after: o3.Irreps) -> int:
         """Highest |m| of messages: scalars have 0 alone, before and after."""

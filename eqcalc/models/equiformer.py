@@ -19,9 +19,7 @@ from dataclasses import dataclass
 
 from e3nn import o3
 
-from eqcalc.models.blocks import BlocksConfig, natural
-from eqcalc.models.config import Problems
-from eqcalc.models.equiformer_v2 import heads_problems
+from eqcalc.models.blocks import AttentionConfig, natural
 from eqcalc.nn.convolution import reached_irreps
 from eqcalc.nn.gate import gate_input
 from eqcalc.program import (
@@ -38,33 +36,15 @@ from eqcalc.program import (
 
 
 @dataclass(frozen=True)
-class EquiformerConfig(BlocksConfig):
+class EquiformerConfig(AttentionConfig):
     """Equiformer, as in arXiv:2206.11990. Lengths in Å.
 
     Attributes:
-        num_layers: the receptive field is num_layers * cutoff.
         l_max: highest degree of features and harmonics.
-        num_channels: of every degree.
-        hidden_channels: of every degree of a message, between its two products.
-        num_heads: each has weights of its own for an equal share of num_channels.
-        attention_channels: scalars from which a head's weights are made.
-        feed_forward_channels: of every degree between the two maps of an atom by itself.
-        nonlinearity: there, of degrees above 0: gates, or the sphere (`eqcalc.nn.sphere`).
-        sphere_points: 0: the nonlinearity on the sphere is SiLU's expansion to second order, which
-            turns with its argument exactly; otherwise SiLU on a grid of so many points along the
-            axis and twice as many around it, which turns with it up to an error: 24 for 1e-6 eV/Å
-            with l_max 3.
-        readout: hidden width of the readout of the last layer's scalars; 0: it is linear.
     """
 
     architecture: str = "equiformer"
     l_max: int = 2
-    hidden_channels: int = 16
-    num_heads: int = 4
-    attention_channels: int = 8
-
-    def problems(self) -> Problems:
-        return [*super().problems(), *heads_problems(self)]
 
     def messages(self, k: int, before: o3.Irreps, after: o3.Irreps) -> list[Operation]:
         n, out, l_max = f"n_{k}", str(after), self.l_max

@@ -17,43 +17,21 @@ from typing import Literal
 
 from e3nn import o3
 
-from eqcalc.models.blocks import FramesConfig, doubled, natural
-from eqcalc.models.config import Problems
+from eqcalc.models.blocks import AttentionConfig, FramesConfig, doubled, natural
 from eqcalc.program import Attention, FrameSum, Linear, Normalization, Operation, SO2Linear
 
 
 @dataclass(frozen=True)
-class EquiformerV2Config(FramesConfig):
+class EquiformerV2Config(FramesConfig, AttentionConfig):
     """EquiformerV2, as in arXiv:2306.12059. Lengths in Å.
 
     Attributes:
-        num_layers: the receptive field is num_layers * cutoff.
-        l_max: highest degree of features.
-        m_max: components of messages with larger |m| about the edge are left out.
-        num_channels: of every degree.
-        hidden_channels: of every degree of a message, between its two convolutions.
-        num_heads: each has weights of its own for an equal share of num_channels.
-        attention_channels: scalars from which a head's weights are made.
-        message_nonlinearity: of messages: the sphere, which turns with an edge up to the error of
-            its grid, or gates, which do so exactly and are faster.
-        feed_forward_channels: of every degree between the two maps of an atom by itself.
-        nonlinearity: there, of degrees above 0: the sphere or gates.
-        sphere_points: 0: the nonlinearity on the sphere is SiLU's expansion to second order, which
-            turns with its argument exactly; otherwise SiLU on a grid of so many points along the
-            axis and twice as many around it, which turns with it up to an error: 24 for 1e-6 eV/Å
-            with l_max 3.
-        readout: hidden width of the readout of the last layer's scalars; 0: it is linear.
+        message_nonlinearity: of messages: the sphere, or gates, which are faster.
     """
 
     architecture: str = "equiformer_v2"
-    hidden_channels: int = 16
-    num_heads: int = 4
-    attention_channels: int = 8
     message_nonlinearity: Literal["sphere", "gate"] = "sphere"
     nonlinearity: Literal["gate", "sphere"] = "sphere"
-
-    def problems(self) -> Problems:
-        return [*super().problems(), *heads_problems(self)]
 
     def messages(self, k: int, before: o3.Irreps, after: o3.Irreps) -> list[Operation]:
         order, out = self.order(before, after), str(after)
@@ -73,17 +51,3 @@ class EquiformerV2Config(FramesConfig):
             Normalization(f"m_{k}", f"sum_{k}", out),
             Linear(f"out_{k}", f"m_{k}", out, out),
         ]
-
-
-def heads_problems(config: EquiformerV2Config) -> Problems:
-    """Rules of the options of attention."""
-    return [
-        *config.not_positive("num_heads", "attention_channels"),
-        (
-            config.num_heads > 0 and config.num_channels % config.num_heads != 0,
-            (
-                f"num_heads = {config.num_heads}: num_channels = {config.num_channels} must be a "
-                "multiple of it."
-            ),
-        ),
-    ]

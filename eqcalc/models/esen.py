@@ -24,22 +24,7 @@ from eqcalc.program import FrameSum, Normalization, Operation, SO2Linear
 
 @dataclass(frozen=True)
 class ESENConfig(FramesConfig):
-    """eSEN, as in arXiv:2502.12147. Lengths in Å.
-
-    Attributes:
-        num_layers: the receptive field is num_layers * cutoff.
-        l_max: highest degree of features.
-        m_max: components of messages with larger |m| about the edge are left out.
-        num_channels: of every degree.
-        hidden_channels: of every degree of a message, between its two convolutions.
-        feed_forward_channels: of every degree between the two maps of an atom by itself.
-        nonlinearity: there, of degrees above 0: gates, or the sphere (`eqcalc.nn.sphere`).
-        sphere_points: 0: the nonlinearity on the sphere is SiLU's expansion to second order, which
-            turns with its argument exactly; otherwise SiLU on a grid of so many points along the
-            axis and twice as many around it, which turns with it up to an error: 24 for 1e-6 eV/Å
-            with l_max 3.
-        readout: hidden width of the readout of the last layer's scalars; 0: it is linear.
-    """
+    """eSEN, as in arXiv:2502.12147. Lengths in Å."""
 
     architecture: str = "esen"
 

@@ -19,10 +19,10 @@ d are the shortest distances of all training frames, b these or the length of a 
 all distances are made 8 % shorter; so s is exactly 1 there. What is left of a crowded structure are
 the repulsion of pairs (`eqcalc.nn.reference`) and constants: reference energies, what the network
 makes of a lone atom, which is arbitrary where no training fixes it, and P = 10 eV, more than matter
-is bound by. What dynamics meets is untouched: bonds of a molecule at 600 K get 4 % shorter than
-at 300 K, at 1000 K 5 % (the shortest C-H of 20 ps 11 %), and p needs 15 %, where a bond has cost
+is bound by. What dynamics meets is untouched: bonds of a molecule at 600 K get 4 % shorter than at
+300 K, in 10 ps at 1000 K once 11 %, and p needs 12 %, to be felt 15 %, where a bond has cost
 1.7 eV; matter may be compressed by a quarter of its volume, and carbon may have a fifth neighbour,
-but no sixth.
+but hardly a sixth.
 
 | symbol | variable       |                                                                    |
 |--------|----------------|--------------------------------------------------------------------|

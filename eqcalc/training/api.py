@@ -76,14 +76,15 @@ def train(
     """
     from eqcalc.training.run import train as run_training
 
-    document = _document(options)
+    config = config_of(**options)  # before anything is written
     folder = user_path(out)
-    # the options, before anything is written
-    from_dict(document)
-    for name, given in (("train", frames), ("val", val)):
-        if given is not None:
-            document["data"][name] = _files(given, folder / f"{name}.db", name)
-    return TrainedRun(folder, run_training(from_dict(document), folder, quiet=quiet))
+    files: dict[str, Any] = {
+        name: _files(given, folder / f"{name}.db", name)
+        for name, given in (("train", frames), ("val", val))
+        if given is not None
+    }
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **files))
+    return TrainedRun(folder, run_training(config, folder, quiet=quiet))
 
 
 def config_of(**options: Any) -> Config:

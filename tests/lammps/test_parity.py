@@ -89,12 +89,18 @@ def test_options(system, ranks, engine, option, request, tmp_path):
     ("architecture", "system", "ranks"),
     [
         ("mace", "triclinic", 4),
+        ("mace with densities", "silica_like", 1),
         ("mace with densities", "slab", 2),
+        ("mace with densities", "triclinic", 4),
         ("tfn", "silica_like", 1),
         ("esen", "silica_like", 1),
-        ("esen", "triclinic", 2),
+        ("esen", "slab", 2),
+        ("esen", "triclinic", 4),
         ("equiformer", "slab", 2),
+        ("equiformer", "triclinic", 4),
+        ("equiformer_v2", "molecule", 1),
         ("equiformer_v2", "slab", 2),
+        ("equiformer_v2", "triclinic", 4),
     ],
 )
 def test_architectures(architecture, system, ranks, of_architecture, tmp_path):

@@ -34,7 +34,7 @@ class Density {
 
   // returns the product of the density and its gradient
   T backward(const Radial &radials, const Centre &centre, const int *rows, const int *place,
-                I present, const T *g, const EdgeGradient &gradient) const
+             I present, const T *g, const EdgeGradient &gradient) const
   {
     const I step = present * functions_;
     alignas(64) T sums[(NUM_Y + 1) * L * L];

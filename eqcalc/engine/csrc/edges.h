@@ -136,9 +136,9 @@ class Edges {
   I num_centres() const { return static_cast<I>(first_slot_.size()) - 1; }
   I num_slots() const { return first_slot_.back(); }
   I first_slot(I i) const { return first_slot_[i]; }
-  // those that the network is told
   // kinds of bonds of slots; none if they are all alike
   const int *kinds() const { return kinds_.empty() ? nullptr : kind_.get(); }
+  // those that the network is told
   const double *distances() const { return r_.get(); }
   const T *directions(I slot) const { return u_.get() + slot / L * L * 3 + slot % L; }
 
