@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eqcalc import cli_shared as shared
+from eqcalc.cli_active import label_command
 from eqcalc.cli_checks import check_app
 from eqcalc.cli_data import (
     EnergyKey,
@@ -44,6 +45,7 @@ app.add_typer(check_app, name="check")
 app.add_typer(data_app, name="data")
 app.add_typer(lammps_app, name="lammps")
 app.command("import")(import_command)
+app.command("label")(label_command)
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - a callback of typer
@@ -412,6 +414,13 @@ def sample(
         float,
         typer.Option(help="eV/Å by which a committee may disagree on a force: trajectories end."),
     ] = 0.5,
+    candidates: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the frames go at which trajectories ended so, for 'eqcalc select' and "
+            "'eqcalc label'. [default: candidates.xyz beside OUTPUT]"
+        ),
+    ] = None,
     strain: Annotated[
         float, typer.Option(help="Largest strain of a trajectory's cell, drawn anew for each.")
     ] = 0.0,
@@ -448,13 +457,16 @@ def sample(
     pairs = [text.partition("=") for text in teacher_option or ()]
     if unclear := [name for name, equals, _ in pairs if not equals]:
         raise InputError(f"--teacher-option {unclear[0]}: write name=value.")
-    will_write(output, endings=(".xyz", ".extxyz"))
+    candidates = candidates or output.with_name("candidates.xyz")
+    will_write(output, candidates, endings=(".xyz", ".extxyz"))
     source = open_teacher(teacher, {name: parse_value(value) for name, _, value in pairs})
     images = [atoms for atoms, _ in iter_images(start)]
     starts = [atoms for atoms in images if not is_isolated_atom(config_type(atoms))]
     with Progress(frames, "frames") as bar:
-        tally = write_sample(source, starts, output, sampling, bar.update)
+        tally = write_sample(source, starts, output, sampling, bar.update, candidates=candidates)
     typer.echo(f"{output}: {tally}.")
+    if tally.candidates:
+        typer.echo(f"{candidates}: {len(tally.candidates)} frames at which they ended so.")
 
 
 @lammps_app.command("build")

@@ -363,3 +363,44 @@ def test_command(paths, starts, tmp_path):
     assert result.exit_code == 0, result.output
     assert "3 frames of" in result.output
     assert {f.info["config_type"] for f in read(out, ":")} == {"committee_200K"}
+
+
+def test_frames_at_which_trajectories_ended_are_kept(paths, starts, tmp_path):
+    """Beyond the limit, one for each trajectory, without the labels that are worth nothing."""
+    from eqcalc.cli import app
+
+    teacher = Networks(paths)
+    free = [f.info["forces_deviation"] for f in sample(teacher, starts, some(frames=20), Tally())]
+    limit = float(np.median(free))
+    write(tmp_path / "starts.xyz", starts)
+    arguments = ["sample", *map(str, paths), "--start", str(tmp_path / "starts.xyz")]
+    arguments += ["-o", str(tmp_path / "frames.xyz"), "--frames", "20", "--interval", "4"]
+    arguments += ["--length", "2", "--limit", str(limit)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    kept = read(tmp_path / "candidates.xyz", ":")
+    assert f"candidates.xyz: {len(kept)} frames at which they ended so" in result.output
+    assert f"{len(kept)} trajectories ended where they disagree" in result.output
+    assert all(f.calc is None for f in kept)
+    assert {f.info["config_type"] for f in kept} <= {"candidate_300K", "candidate_600K"}
+    committee = EquivariantCalculator(paths)
+    for frame in kept:
+        frame.calc = committee
+        deviation = forces_deviation(committee, frame).max()
+        assert deviation > limit
+        assert deviation == pytest.approx(frame.info["forces_deviation"], abs=1e-5)
+    result = CliRunner().invoke(app, [*arguments, "--candidates", str(tmp_path / "frames.xyz")])
+    assert "cannot have labelled frames and candidates" in str(result.exception)
+
+
+def test_candidates_are_kept_where_nothing_else_is(paths, starts, tmp_path):
+    with pytest.raises(InputError, match=r"They are in .*stopped.xyz"):
+        write_sample(
+            Networks(paths),
+            starts,
+            tmp_path / "frames.xyz",
+            some(limit=1e-6),
+            candidates=tmp_path / "stopped.xyz",
+        )
+    assert len(read(tmp_path / "stopped.xyz", ":")) == 50
+    assert not (tmp_path / "frames.xyz").exists()

@@ -3,16 +3,18 @@
 Trajectories start from given structures with velocities of a Maxwell-Boltzmann distribution and go
 on at that temperature (Langevin, cell fixed, strained if wanted); every so often a frame is
 labelled. Where members of a committee disagree on the force of an atom by more than a limit, labels
-would be worth nothing: the trajectory ends, as it does where the teacher fails.
+would be worth nothing: the trajectory ends, as it does where the teacher fails. The frame at which
+they disagree is a candidate for DFT: it is kept, without labels.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms, units
@@ -21,7 +23,7 @@ from ase.io import write
 from ase.md.langevin import Langevin
 
 from eqcalc.errors import InputError, Interrupted
-from eqcalc.files import replacing, user_path
+from eqcalc.files import replacing, user_path, write_bytes
 from eqcalc.sampling.teachers import FAILURES, Teacher
 
 #: fs, with and without hydrogen: sampling needs no conserved energy
@@ -71,13 +73,19 @@ class Sampling:
 
 @dataclass
 class Tally:
-    """What has become of the trajectories; `worst` is in eV/Å, over the frames taken."""
+    """What has become of the trajectories.
+
+    Attributes:
+        worst: eV/Å by which the members disagree at most, over the frames taken.
+        candidates: the frames at which trajectories were stopped, one each, without labels.
+    """
 
     frames: int = 0
     trajectories: int = 0
     failed: int = 0
     stopped: int = 0
     worst: float = 0.0
+    candidates: list[Atoms] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = f"{self.frames} frames of {self.trajectories} trajectories"
@@ -88,6 +96,18 @@ class Tally:
         if self.failed:
             text += f"; {self.failed} ended where the teacher failed"
         return text
+
+
+def as_text(frame: Atoms) -> str:
+    """A frame in extended XYZ."""
+    text = io.StringIO()
+    write(text, frame, format="extxyz")
+    return text.getvalue()
+
+
+def write_frames(path: str | os.PathLike, frames: Iterable[Atoms]) -> Path:
+    """A whole file in extended XYZ."""
+    return write_bytes(path, "".join(map(as_text, frames)).encode())
 
 
 def _bare(atoms: Atoms) -> Atoms:
@@ -105,6 +125,13 @@ def _labelled(teacher: Teacher, atoms: Atoms, temperature: float) -> Atoms:
     labels = {name: results[name] for name in ("energy", "forces", "stress") if name in results}
     frame.calc = SinglePointCalculator(frame, **labels)
     return frame
+
+
+def _candidate(frame: Atoms, temperature: float) -> Atoms:
+    """A frame at which the members disagree: their mean is no label for it."""
+    atoms = _bare(frame)
+    atoms.info = {**frame.info, "config_type": f"candidate_{temperature:g}K"}
+    return atoms
 
 
 def _trajectory(
@@ -183,6 +210,7 @@ def sample(
                 deviation = frame.info.get("forces_deviation", 0.0)
                 if not deviation <= sampling.limit:
                     tally.stopped += 1
+                    tally.candidates.append(_candidate(frame, temperature))
                     break
                 tally.frames += 1
                 tally.worst = max(tally.worst, deviation)
@@ -198,7 +226,7 @@ def sample(
                 f"{tally.frames} frames came of {tally.trajectories} trajectories: "
                 f"{tally.stopped} ended where the members disagree by more than "
                 f"{sampling.limit:g} eV/Å, {tally.failed} where the teacher failed{trouble}. Lower "
-                "the temperatures, or take a better teacher."
+                "the temperatures, take a better teacher, or label the frames at which it stopped."
             )
 
 
@@ -208,28 +236,59 @@ def write_sample(
     output: str | os.PathLike,
     sampling: Sampling,
     progress: Callable[[], object] = lambda: None,
+    *,
+    candidates: str | os.PathLike | None = None,
 ) -> Tally:
     """Writes labelled frames as extended XYZ; `progress` is called after each.
 
     The file appears when it is complete or, after an error or a ctrl-c, with the frames so far.
 
+    Args:
+        candidates: extended XYZ to write the frames to at which trajectories were stopped, also
+            after an error; written only if there are some.
+
     Raises:
-        InputError: as in `sample`; another name than *.xyz.
+        InputError: as in `sample`; another name than *.xyz; one name for both files.
         Interrupted: ctrl-c.
     """
     output = user_path(output)
-    if output.suffix not in (".xyz", ".extxyz"):
-        raise InputError(f"'{output}': frames are written as extended XYZ; name the file NAME.xyz.")
+    for path in (output, candidates and user_path(candidates)):
+        if path and path.suffix not in (".xyz", ".extxyz"):
+            raise InputError(
+                f"'{path}': frames are written as extended XYZ; name the file NAME.xyz."
+            )
+    if candidates and user_path(candidates).resolve() == output.resolve():
+        raise InputError(
+            f"'{output}' cannot have labelled frames and candidates: choose two names."
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
-    tally, written = Tally(), 0
+    tally = Tally()
+    try:
+        _write_labelled(teacher, starts, output, sampling, tally, progress)
+    except InputError as error:
+        told = f" They are in {candidates}." if candidates and tally.candidates else ""
+        raise InputError(f"{error}{told}") from None
+    finally:
+        if candidates and tally.candidates:
+            write_frames(candidates, tally.candidates)
+    return tally
+
+
+def _write_labelled(
+    teacher: Teacher,
+    starts: Sequence[Atoms],
+    output: Path,
+    sampling: Sampling,
+    tally: Tally,
+    progress: Callable[[], object],
+) -> None:
+    written = 0
     end: BaseException | None = None
     try:
         with replacing(output) as partial, partial.open("w", encoding="utf-8") as file:
             try:
                 for frame in sample(teacher, starts, sampling, tally):
-                    text = io.StringIO()
-                    write(text, frame, format="extxyz")
-                    file.write(text.getvalue())  # whole frames, whatever interrupts
+                    file.write(as_text(frame))  # whole frames, whatever interrupts
                     written += 1
                     progress()
             except BaseException as error:
@@ -241,4 +300,3 @@ def write_sample(
     except KeyboardInterrupt:
         kept = f"{written} of {sampling.frames} frames are in {output}" if written else "no frame"
         raise Interrupted(f"Interrupted: {kept}.") from None
-    return tally
