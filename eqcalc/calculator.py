@@ -26,7 +26,7 @@ from ase.outputs import Properties, all_outputs
 from eqcalc import export, names, network
 from eqcalc.derivatives import stress_volume
 from eqcalc.domain import ACTIONS, Domain, Exit, OutsideDomainError
-from eqcalc.engine.backends import Outcome, open_backend, refuse_overlap
+from eqcalc.engine.backends import Outcome, Wanted, open_backend, refuse_overlap
 from eqcalc.errors import InputError
 from eqcalc.neighbors import Pairs, VerletList, neighbor_list
 from eqcalc.outputs import OutputConfig, cartesian, described, has_energy, same
@@ -365,7 +365,7 @@ class EquivariantCalculator(Calculator):
             outcome = Outcome(None)
             if self._gradient:
                 species = member.potential.species_of(numbers)
-                outcome = member.compute(species, positions, pairs, gradient=gradient)
+                outcome = member.compute(species, positions, pairs, Wanted(gradient))
             if outputs or not self._gradient:
                 outcome = self._with_outputs(k, outcome, numbers, positions, pairs)
             found.append(outcome)

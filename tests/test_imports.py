@@ -43,9 +43,10 @@ ALLOWED = {
         *("contract", "derivatives", "domain", "errors", "origin", "outputs", "reuse", "runtime"),
         "structure",
     },
+    "uncertainty": {"errors", "export", "program", "runtime"},
     "engine": {
         *("contract", "derivatives", "errors", "export", "graph", "neighbors", "nn", "runtime"),
-        *("cache", "files", "outputs", "program", "reuse", "toolchain"),
+        *("cache", "files", "outputs", "program", "reuse", "toolchain", "uncertainty"),
     },
     "results": {"engine", "outputs"},
     "data": {"derivatives", "errors", "graph", "neighbors", "outputs"},

@@ -30,6 +30,7 @@ NEEDS = {
         *("test_importers", "test_importers_mace", "test_importers_nequip"),
         *("test_importers_peers", "test_kernels", "test_properties", "test_sanitizers"),
         *("test_smoothness", "test_threads", "test_runtime", "test_readme", "test_domain"),
+        "test_uncertainty",
     ),
 }
 

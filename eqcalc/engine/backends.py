@@ -16,6 +16,7 @@ from eqcalc.engine.fused import FusedPotential, fuse
 from eqcalc.errors import InputError
 from eqcalc.neighbors import Pairs
 from eqcalc.runtime import choose_device, memory_errors, own_torch, threads_here
+from eqcalc.uncertainty import MISSING, Atomic, evaluate_with_features, read
 
 #: atoms nearer than this (Å) are taken for one atom given twice
 OVERLAP = 0.01
@@ -33,12 +34,32 @@ class Outcome(NamedTuple):
 
     Forces and virials are None where only energies were asked for. rows [N, columns] of outputs
     beside the energy (`eqcalc.outputs`), and no energies, come from whoever asks for these.
+    features [N, H] eV, energies_std [N] eV and grades [N] (`eqcalc.uncertainty`) are there where
+    they were asked for.
     """
 
     energies: np.ndarray | None
     forces: np.ndarray | None = None
     virials: np.ndarray | None = None
     rows: np.ndarray | None = None
+    features: np.ndarray | None = None
+    energies_std: np.ndarray | None = None
+    grades: np.ndarray | None = None
+
+
+class Wanted(NamedTuple):
+    """What is to be computed beside energies, in the same pass.
+
+    gradient: forces and virials; without them an evaluation costs less than half. features: of
+    atoms; uncertainty: standard deviations and grades, which the file must have.
+    """
+
+    gradient: bool = True
+    features: bool = False
+    uncertainty: bool = False
+
+
+ALL = Wanted()
 
 
 class Backend(Protocol):
@@ -48,11 +69,12 @@ class Backend(Protocol):
     potential: export.PotentialFile | FusedPotential
 
     def compute(
-        self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, *, gradient: bool = True
+        self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, wanted: Wanted = ALL
     ) -> Outcome:
         """species [N]; positions [N, 3] Å; pairs: all within the cutoff, or more.
 
-        Without `gradient` there are energies only, at less than half the cost.
+        Raises:
+            InputError: overlapping atoms, too little memory, an uncertainty that the file lacks.
         """
 
 
@@ -91,9 +113,10 @@ class TorchBackend:
     def __init__(self, potential: export.PotentialFile, threads: int | None) -> None:
         self.potential = potential
         self._threads = threads
+        self._uncertainty = read(potential.path)
 
     def compute(
-        self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, *, gradient: bool = True
+        self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, wanted: Wanted = ALL
     ) -> Outcome:
         vectors = pairs.vectors(positions)
         near = np.einsum("ij,ij->i", vectors, vectors) < self.potential.cutoff**2
@@ -102,14 +125,30 @@ class TorchBackend:
         device = self.potential.device
         with own_torch(self._threads), _enough_memory(device, len(species), len(dst)):
             graph = [torch.from_numpy(a).to(device) for a in (species, vectors, src, dst)]
-            species_, edge_vec, edge_src, edge_dst = graph
-            if not gradient:
+            atomic = Atomic()
+            if wanted.features or wanted.uncertainty:
+                got, rows = evaluate_with_features(self.potential, *graph, gradient=wanted.gradient)
+                atomic = self._atomic(species, rows.cpu().numpy(), wanted)
+            elif wanted.gradient:
+                got = self.potential.evaluate(*graph)
+            else:
                 return Outcome(self.potential.energies(*graph).cpu().numpy())
-            got = self.potential.evaluate(*graph)
+            outcome = Outcome(got.energies.cpu().numpy(), **atomic._asdict())
+            if not wanted.gradient:
+                return outcome
+            species_, edge_vec, edge_src, edge_dst = graph
             n = len(species_)
             forces = derivatives.forces(got.gradient, edge_src, edge_dst, n)
             virials = derivatives.atomic_virials(got.gradient, edge_vec, edge_src, n)
-            return Outcome(*(t.cpu().numpy() for t in (got.energies, forces, virials)))
+            return outcome._replace(forces=forces.cpu().numpy(), virials=virials.cpu().numpy())
+
+    def _atomic(self, species: np.ndarray, features: np.ndarray, wanted: Wanted) -> Atomic:
+        atomic = Atomic()
+        if wanted.uncertainty:
+            if self._uncertainty is None:
+                raise InputError(f"{self.potential.path.name} {MISSING}.")
+            atomic = self._uncertainty.of_atoms(species, features)
+        return atomic._replace(features=features if wanted.features else None)
 
 
 class FusedBackend:
@@ -121,7 +160,7 @@ class FusedBackend:
         self._threads = threads
 
     def compute(
-        self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, *, gradient: bool = True
+        self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, wanted: Wanted = ALL
     ) -> Outcome:
         with _enough_memory(self.potential.device, len(species), len(pairs.edge_dst)):
             edges, nearest = self.potential.select(
@@ -129,10 +168,20 @@ class FusedBackend:
             )
             refuse_overlap(edges.dst, edges.src, edges.vec, nearest)
             threads = threads_here(self._threads) or torch.get_num_threads()
-            energies, slopes = self.potential.run(species, edges, threads, gradient=gradient)
+            atomic = Atomic()
+            if wanted.features or wanted.uncertainty:
+                energies, slopes, atomic = self.potential.run_with(
+                    species, edges, threads, **wanted._asdict()
+                )
+            else:
+                energies, slopes = self.potential.run(
+                    species, edges, threads, gradient=wanted.gradient
+                )
+            outcome = Outcome(energies, **atomic._asdict())
             if slopes is None:
-                return Outcome(energies)
-            return Outcome(energies, *self.potential.forces(len(species), edges, slopes))
+                return outcome
+            forces, virials = self.potential.forces(len(species), edges, slopes)
+            return outcome._replace(forces=forces, virials=virials)
 
 
 def open_backend(

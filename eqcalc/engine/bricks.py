@@ -309,6 +309,7 @@ def readout_steps(
     scale: np.ndarray,
     silu: float,
     name: str,
+    feature: int = 0,
 ) -> tuple[list[Row], list[Step]]:
     """From even scalars, a row's first block, to the energy: new rows, steps.
 
@@ -317,17 +318,19 @@ def readout_steps(
         outer: [hidden], or [scalars].
         silu: what it is multiplied by.
         name: of the row of hidden features.
+        feature: how many features of an atom other readouts have made.
     """
     width = source.layout.padded([len(outer)])[0]
     weights = np.zeros(width)
     weights[: len(outer)] = outer / math.sqrt(len(outer))
     if not len(inner):
-        return [], [ReadoutStep(source.name, weights, scale)]
+        return [], [ReadoutStep(source.name, weights, scale, feature, len(outer))]
     scalars = source.layout.stride(0)
     matrices = np.zeros((1, scalars, width))
     matrices[0, : inner.shape[0], : inner.shape[1]] = inner / math.sqrt(inner.shape[0])
     into = LinearStep(source.name, name, 0, scalars, 1, 0, width, matrices)
-    return [Row(name, width)], [into, ReadoutStep(name, weights, scale, "silu", silu)]
+    out = ReadoutStep(name, weights, scale, feature, len(outer), "silu", silu)
+    return [Row(name, width)], [into, out]
 
 
 def _core(reference: Any) -> CoreTables | None:

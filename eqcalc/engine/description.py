@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 #: changes with what the names mean
-DESCRIPTION_VERSION = 8
+DESCRIPTION_VERSION = 9
 
 INTEGER, NUMBER, TEXT, ARRAY, LIST, RECORD = range(1, 7)
 

@@ -11,7 +11,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor
 
-from eqcalc import export
+from eqcalc import export, uncertainty
 from eqcalc.engine.arrays import address, converted
 from eqcalc.engine.build import compile_library, load_library
 from eqcalc.engine.description import DESCRIPTION_VERSION, encode
@@ -33,6 +33,7 @@ from eqcalc.errors import InputError
 from eqcalc.files import user_path
 from eqcalc.reuse import Reused
 from eqcalc.runtime import TurnLock, own_torch
+from eqcalc.uncertainty import MISSING, Atomic, Uncertainty
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 
@@ -61,7 +62,21 @@ def _counts(plan: Plan, radial: str) -> dict[str, Any] | None:
     return {"width": width, "radial": _radial([padded], plan.counts.table, radial)}
 
 
-def network_bytes(plan: Plan, kernels: list[int | None], radial: str) -> bytes:
+def _uncertainty(known: Uncertainty | None) -> dict[str, Any] | None:
+    """As csrc/uncertainty.h reads it."""
+    if known is None:
+        return None
+    return {
+        "species": known.species.astype(np.float64),
+        "width": known.width,
+        "energy": known.energy,
+        "grade": known.grade,
+    }
+
+
+def network_bytes(
+    plan: Plan, kernels: list[int | None], radial: str, uncertainty: Uncertainty | None = None
+) -> bytes:
     """The network's description for `eqcalc_open`; kernels: of each layer, in the library."""
     lives = Lives(plan)
     layers = [
@@ -95,6 +110,8 @@ def network_bytes(plan: Plan, kernels: list[int | None], radial: str) -> bytes:
             "crowding": plan.crowding,
             "agnesi": plan.agnesi,
             "counts": _counts(plan, radial),
+            "num_features": plan.num_features,
+            "uncertainty": _uncertainty(uncertainty),
         }
     )
 
@@ -104,6 +121,10 @@ class _Graph(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("num_local", "num_nodes", "num_rows", "num_edges")),
         *((name, ctypes.c_void_p) for name in ("species", "edge_src", "edge_dst", "edge_vec")),
     )
+
+
+class _Wanted(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("features", "variances", "grades"))
 
 
 class EdgeArrays(NamedTuple):
@@ -118,6 +139,10 @@ class EdgeArrays(NamedTuple):
         dst = converted(self.dst, np.int64, None)
         src = converted(self.src, np.int64, len(dst))
         return EdgeArrays(src, dst, converted(self.vec, np.float64, len(dst), 3))
+
+
+def _place(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
 
 
 class Library:
@@ -221,9 +246,18 @@ class FusedPotential:
         return self._networks.memory
 
     def run(
-        self, species: np.ndarray, edges: EdgeArrays, threads: int, *, gradient: bool = True
+        self,
+        species: np.ndarray,
+        edges: EdgeArrays,
+        threads: int,
+        *,
+        gradient: bool = True,
+        atomic: Atomic | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Energies [N] eV, and the gradient [E, 3] eV/Å if it is wanted. Threads take turns."""
+        """Energies [N] eV, and the gradient [E, 3] eV/Å if it is wanted. Threads take turns.
+
+        atomic: what else is wanted, to be filled, with variances for standard deviations.
+        """
         species, edges = converted(species, np.int64, None), edges.converted()
         graph = _Graph(len(species), len(species), len(species), len(edges.src))
         graph.species, graph.edge_src = species.ctypes.data, edges.src.ctypes.data
@@ -232,15 +266,60 @@ class FusedPotential:
         slopes = np.empty((len(edges.src), 3)) if gradient else None
         with self._one_at_a_time, self._networks.one() as handle:
             self.library.checked(
-                "eqcalc_evaluate",
+                "eqcalc_evaluate_uncertainty",
                 handle,
                 ctypes.byref(graph),
                 None,
                 ctypes.c_int(threads),
                 address(energies),
                 address(slopes) if gradient else None,
+                None if atomic is None else ctypes.byref(_Wanted(*map(_place, atomic))),
             )
         return energies, slopes
+
+    @cached_property
+    def num_features(self) -> int:
+        """Of an atom (eqcalc.uncertainty)."""
+        with self._one_at_a_time, self._networks.one() as handle:
+            return int(self.library.eqcalc_num_features(handle))
+
+    @cached_property
+    def has_uncertainty(self) -> bool:
+        """Whether the file has one."""
+        with self._one_at_a_time, self._networks.one() as handle:
+            return bool(self.library.eqcalc_has_uncertainty(handle))
+
+    def run_with(
+        self,
+        species: np.ndarray,
+        edges: EdgeArrays,
+        threads: int,
+        *,
+        gradient: bool = True,
+        features: bool = False,
+        uncertainty: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray | None, Atomic]:
+        """As `run`, and what `eqcalc.uncertainty` has of atoms, in the same pass.
+
+        Args:
+            species, edges, threads, gradient: as of `run`.
+            features: whether they are wanted.
+            uncertainty: whether standard deviations and grades are.
+
+        Raises:
+            InputError: the file has no uncertainty.
+        """
+        if uncertainty and not self.has_uncertainty:
+            raise InputError(f"{self.path.name} {MISSING}.")
+        count = len(species)
+        atomic = Atomic(
+            np.empty((count, self.num_features)) if features else None,
+            *(np.empty(count) if uncertainty else None for _ in range(2)),
+        )
+        energies, slopes = self.run(species, edges, threads, gradient=gradient, atomic=atomic)
+        if atomic.energies_std is not None:
+            np.sqrt(atomic.energies_std, out=atomic.energies_std)
+        return energies, slopes, atomic
 
     def select(
         self, pairs: Sequence[np.ndarray], shifts: np.ndarray, positions: np.ndarray
@@ -364,4 +443,4 @@ def prepare(
         tabulate(potential.module, plan, degree=degree, tolerance=tolerance)
     source, kernels = library_source(plan, radial, degree)
     library = Library(compile_library(source, *compiler_flags(plan)))
-    return library, network_bytes(plan, kernels, radial)
+    return library, network_bytes(plan, kernels, radial, uncertainty.read(potential.path))

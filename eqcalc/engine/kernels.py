@@ -392,10 +392,7 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         "                T *, const EdgeGradient &);\n};\n"
         + "".join(code)
         + f"const Kernels KERNELS[] = {{{table or '{}'}}};\n{contractions}}}\n",
-        *map(
-            header,
-            ("pair_terms.h", "counts.h", "density.h", "steps.h", "contraction.h", "network.h"),
-        ),
-        header("engine.h"),
+        *map(header, ("pair_terms.h", "counts.h", "density.h", "steps.h", "contraction.h")),
+        *map(header, ("uncertainty.h", "network.h", "engine.h")),
     ]
     return "\n".join(parts), kernels

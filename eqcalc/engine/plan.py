@@ -255,11 +255,14 @@ class NormGateStep(TransformStep):
 class ReadoutStep(Step):
     """Adds scale[species] weights . activation(source) to the energy (eV).
 
-    activation: as of gates, or identity; times `activation_scale`.
+    activation: as of gates, or identity; times `activation_scale`. feature, num_features: the
+    first of an atom's features (eqcalc.uncertainty) that it makes, and how many.
     """
 
     weights: np.ndarray  # [first columns of the source]
     scale: np.ndarray  # [species]
+    feature: int
+    num_features: int
     activation: str = "identity"
     activation_scale: float = 1.0
 
@@ -424,3 +427,9 @@ class Plan:
     crowding: CrowdingTables | None = None
     agnesi: AgnesiConstants | None = None
     counts: CountPlan | None = None
+
+    @property
+    def num_features(self) -> int:
+        """Of an atom, from all readouts (eqcalc.uncertainty)."""
+        steps = (step for layer in self.layers for step in layer.steps)
+        return sum(step.num_features for step in steps if isinstance(step, ReadoutStep))

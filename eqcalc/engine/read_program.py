@@ -55,6 +55,7 @@ class _Reader:
         self.begins: dict[str, np.ndarray] = {}  # [species or 1, width], of rows
         self.rows: list[Row] = []
         self.layers: list[LayerPlan] = []
+        self.num_features = 0  # of an atom, made by readouts so far
         self.counts: dict[str, np.ndarray] = {}  # [num_radial, 1], of densities by name
 
     def joins(self, name: str) -> bool:
@@ -154,8 +155,15 @@ class _Reader:
         module = self.modules[op.name]
         inner, outer = as_array(module.inner), as_array(module.outer)
         rows, steps = bricks.readout_steps(
-            self.row(op.source), inner, outer, self.scale, self.silu, f"{op.name}_inner"
+            self.row(op.source),
+            inner,
+            outer,
+            self.scale,
+            self.silu,
+            f"{op.name}_inner",
+            self.num_features,
         )
+        self.num_features += len(outer)
         self.rows += rows
         self.layers[self.program.depth[op.name] - 1].steps += steps
 

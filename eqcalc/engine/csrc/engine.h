@@ -33,8 +33,19 @@ void eqcalc_close(void *engine) { delete static_cast<Network *>(engine); }
 int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchange *exchange,
                     int threads, double *energies, double *gradient, char *error, I size)
 {
+  return eqcalc_evaluate_uncertainty(engine, graph, exchange, threads, energies, gradient, nullptr,
+                                     error, size);
+}
+
+int eqcalc_evaluate_uncertainty(void *engine, const eqcalc_graph *graph,
+                                const eqcalc_exchange *exchange, int threads, double *energies,
+                                double *gradient, const eqcalc_uncertainty *uncertainty, char *error,
+                                I size)
+{
+  const eqcalc_uncertainty nothing = {nullptr, nullptr, nullptr};
   try {
-    static_cast<Network *>(engine)->evaluate(*graph, exchange, threads, energies, gradient);
+    static_cast<Network *>(engine)->evaluate(*graph, exchange, threads, energies, gradient,
+                                             uncertainty ? *uncertainty : nothing);
     return 0;
   } catch (const std::bad_alloc &) {
     failed(std::runtime_error("out of memory: use fewer atoms per process"), error, size);
@@ -42,6 +53,16 @@ int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchan
   } catch (const std::exception &e) {
     return failed(e, error, size);
   }
+}
+
+int eqcalc_num_features(void *engine)
+{
+  return static_cast<int>(static_cast<Network *>(engine)->num_features());
+}
+
+int eqcalc_has_uncertainty(void *engine)
+{
+  return static_cast<Network *>(engine)->has_uncertainty();
 }
 
 int eqcalc_exchange_widths(void *engine, int *widths, int count)

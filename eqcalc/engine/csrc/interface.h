@@ -37,6 +37,21 @@ void eqcalc_close(void *engine);
    gradient, too, where only energies are wanted */
 int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchange *exchange,
                     int threads, double *energies, double *gradient, char *error, int64_t size);
+/* features of the atoms and what follows from them (eqcalc.uncertainty); each may be null */
+struct eqcalc_uncertainty {
+  double *features;     /* [num_local, eqcalc_num_features] eV */
+  double *variances;    /* [num_local] of the energies, eV^2 */
+  double *grades;       /* [num_local] extrapolation grades: 1 is the edge of the training set */
+};
+/* the same, and of each own atom what `uncertainty` has room for; infinite for species that the
+   training did not have. An error where the file has no uncertainty, unless features alone are
+   wanted. Costs nothing but what is asked for; exchanges are those of eqcalc_evaluate. */
+int eqcalc_evaluate_uncertainty(void *engine, const eqcalc_graph *graph,
+                                const eqcalc_exchange *exchange, int threads, double *energies,
+                                double *gradient, const eqcalc_uncertainty *uncertainty, char *error,
+                                int64_t size);
+int eqcalc_num_features(void *engine);       /* of an atom */
+int eqcalc_has_uncertainty(void *engine);    /* 1 where the file has one, else 0 */
 /* widths [count] of the rows exchanged before layers 1, 2, ...; returns count */
 int eqcalc_exchange_widths(void *engine, int *widths, int count);
 int64_t eqcalc_memory(void *engine);     /* bytes held */

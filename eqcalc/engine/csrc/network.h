@@ -87,10 +87,14 @@ class Network {
       edges_.distinguish(num_species_, from.record("agnesi").indices("kinds"));
     if (from.has("counts")) counts_.read(from.record("counts"), basis_);
     if (from.has("crowding")) crowding_.read(from.record("crowding"), num_species_, cutoff_);
+    num_features_ = from.integer("num_features");
+    if (from.has("uncertainty")) uncertainty_.read(from.record("uncertainty"), num_species_);
   }
 
   I num_layers() const { return static_cast<I>(layers_.size()); }
   I width(I layer) const { return rows_[layers_[layer].features].width; }
+  I num_features() const { return num_features_; }
+  bool has_uncertainty() const { return uncertainty_.known(); }
 
   I bytes() const
   {
@@ -98,17 +102,23 @@ class Network {
     for (const Row &row : rows_) sum += row.bytes();
     for (const Layer &layer : layers_) sum += layer.radial.bytes();
     for (const Share &s : shares_) sum += s.memory.bytes() + s.dx.bytes();
-    return sum;
+    return sum + uncertainty_.bytes() + features_.bytes();
   }
 
   void evaluate(const eqcalc_graph &graph, const eqcalc_exchange *exchange, int threads,
-                double *energies, double *gradient)
+                double *energies, double *gradient, const eqcalc_uncertainty &uncertainty)
   {
+    const bool of_training = uncertainty.variances || uncertainty.grades;
+    if (of_training && !uncertainty_.known())
+      throw std::runtime_error("the file has no uncertainty: run 'eqcalc calibrate MODEL "
+                               "frames.xyz' with its training frames");
     threads_ = std::max(1, threads);
     if (static_cast<int>(shares_.size()) < threads_) shares_.resize(threads_);
     place_edges(graph);
     basis_.begin(edges_, threads_);
     counts_.begin(edges_, basis_, graph.num_local, threads_);
+    wanted_ = uncertainty.features;
+    if (of_training && !wanted_) wanted_ = features_.get(graph.num_local * num_features_);
     add_references(graph, energies, gradient);
     for (I k = 0; k < num_layers(); k++) {
       if (k > 0 && exchange)
@@ -116,6 +126,10 @@ class Network {
                           static_cast<int>(width(k)));
       forward(k, graph, energies);
     }
+    if (of_training)
+      in_ranges(graph.num_local, threads_, [&](I begin, I end) {
+        uncertainty_.of_atoms(begin, end, node_species_.data(), wanted_, uncertainty);
+      });
     // a process without edges has no gradient to give, but the others wait for its exchanges
     if (!gradient && !exchange) return;
     edges_.clear_gradient(threads_);
@@ -147,6 +161,10 @@ class Network {
   PairEnergy pair_;
   Crowding crowding_;
   Counts counts_;
+  Uncertainty uncertainty_;
+  I num_features_ = 0;
+  Buffer<double> features_;        // where they are wanted for the uncertainty alone
+  double *wanted_ = nullptr;       // features [own, num_features_] of this evaluation, or null
   int threads_ = 1;                // asked for, and shares
   Edges edges_;
   std::vector<I> first_edge_;      // [own + 1]
@@ -319,7 +337,9 @@ class Network {
       share.gradients[r] = {gradients, row.width};
     }
     return {static_cast<int>(std::min<I>(BLOCK, end - first)), node_species_.data() + first, &present_,
-            energies ? energies + first : nullptr, share.values.data(), share.gradients.data(),
+            energies ? energies + first : nullptr,
+            wanted_ && energies ? wanted_ + first * num_features_ : nullptr, num_features_,
+            share.values.data(), share.gradients.data(),
             share.memory.data() + layer.scratch_at};
   }
 

@@ -18,6 +18,8 @@ struct Block {
   const int *species;
   const std::vector<int> *present;    // species in the structure
   double *energies;
+  double *features;                   // [count, num_features], or null where nobody wants them
+  I num_features;
   const Span *values, *gradients;     // by number of a row
   T *scratch;
 };
@@ -371,12 +373,15 @@ class NormGateStep final : public Step {
   }
 };
 
-// energies += scale of the species times a weighted sum of activated numbers
+// energies += scale of the species times a weighted sum of activated numbers; the derivatives of
+// an atom's energy in the file's own weights, which are divided by the root of their number, are its
+// features
 class ReadoutStep final : public Step {
  public:
   ReadoutStep(const Record &from, int source) :
       Step(source, source), activation_(from.text("activation"), from.number("activation_scale")),
-      columns_(from.array("weights").size()), scale_(from.numbers("scale"))
+      columns_(from.array("weights").size()), feature_(from.integer("feature")),
+      num_features_(from.integer("num_features")), scale_(from.numbers("scale"))
   {
     from.array("weights").copy(weights_.get(columns_));
   }
@@ -392,6 +397,7 @@ class ReadoutStep final : public Step {
       }
       block.energies[b] += scale_[block.species[b]] * sum;
     }
+    if (block.features) give_features(block);
   }
 
   void backward(const Block &block) const override
@@ -411,9 +417,24 @@ class ReadoutStep final : public Step {
 
  private:
   Activation activation_;
-  I columns_;
+  I columns_, feature_, num_features_;     // the first of its features, and how many it has
   Buffer<T> weights_;
   std::vector<double> scale_;     // of species
+
+  void give_features(const Block &block) const
+  {
+    const double unit = 1.0 / std::sqrt(static_cast<double>(num_features_));
+    for (int b = 0; b < block.count; b++) {
+      const T *x = block.values[source()][b];
+      double *to = block.features + b * block.num_features + feature_;
+      for (I c = 0; c < num_features_; c += L) {
+        const V values = activation_.value(load(x + c));
+        const I lanes = std::min<I>(L, num_features_ - c);
+        for (I lane = 0; lane < lanes; lane++)
+          to[c + lane] = scale_[block.species[b]] * unit * values[lane];
+      }
+    }
+  }
 };
 
 }    // namespace
