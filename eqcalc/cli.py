@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eqcalc import cli_shared as shared
-from eqcalc.cli_active import label_command
+from eqcalc.cli_active import label_command, select_command
 from eqcalc.cli_checks import check_app
 from eqcalc.cli_data import (
     EnergyKey,
@@ -46,6 +46,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(lammps_app, name="lammps")
 app.command("import")(import_command)
 app.command("label")(label_command)
+app.command("select")(select_command)
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - a callback of typer

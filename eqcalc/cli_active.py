@@ -1,4 +1,4 @@
-"""`eqcalc label`: thin layers over eqcalc.active."""
+"""`eqcalc select` and `eqcalc label`: thin layers over eqcalc.active."""
 
 from __future__ import annotations
 
@@ -63,3 +63,74 @@ def label_command(
     with Progress(len(images), "frames") as bar:
         outcome = label_frames(teacher, identity(calculator, options), images, output, bar.update)
     typer.echo(f"{output}: {outcome}")
+
+
+def select_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A potential file, a model's name, or the folder of a committee."
+        ),
+    ],
+    pool: Annotated[list[Path], typer.Argument(help="Structures in any format that ASE reads.")],
+    *,
+    number: Annotated[int, typer.Option("-n", "--number", help="How many frames, at most.")] = 50,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Extended XYZ to write.")],
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Training frames, which the choice adds to; copies of them are left out."
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="d-optimal (most information), farthest (from training and chosen frames) or "
+            "random."
+        ),
+    ] = "d-optimal",
+    low: Annotated[
+        float | None, typer.Option(help="Least uncertainty, a committee's in eV/Å.")
+    ] = None,
+    high: Annotated[float | None, typer.Option(help="Largest uncertainty.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Picture of pool, training and choice. [default: OUTPUT.png]"),
+    ] = None,
+    keep_labels: Annotated[
+        bool, typer.Option("--keep-labels", help="Leave labels of the pool on chosen frames.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the method random.")] = 1,
+) -> None:
+    """Frames of a pool that are worth a label: uncertain, new, and unlike each other.
+
+    The uncertainty of a frame is that of its most uncertain atom: by how much the forces of a
+    committee's members deviate. A single model's frames are chosen by their features alone.
+    """
+    from eqcalc.active.picture import draw
+    from eqcalc.active.select import select, written
+    from eqcalc.calculator import EquivariantCalculator
+    from eqcalc.checks.report import png
+    from eqcalc.committee import member_files
+    from eqcalc.data.frames import iter_images
+    from eqcalc.files import user_path, write_bytes
+    from eqcalc.sampling.dynamics import write_frames
+
+    plot = plot or output.with_suffix(".png")
+    will_write(output, endings=XYZ)
+    will_write(plot, endings=(".png",))
+    members = member_files([user_path(model)]) if user_path(model).is_dir() else [model]
+    calculator = EquivariantCalculator(members, on_domain_exit="ignore")
+    images, known = list(iter_images(pool)), list(iter_images(train or []))
+    selection = select(
+        calculator,
+        images,
+        known,
+        number=number,
+        method=method,
+        window=(low, high),
+        seed=seed,
+    )
+    write_frames(output, written(selection, images, keep_labels=keep_labels))
+    write_bytes(plot, png(draw(selection)))
+    typer.echo(f"{output}: {selection}\n{plot}: pool, training and choice.")

@@ -117,3 +117,42 @@ def data_pack(
         f"{output}: {header['frames']} frames, {header['atoms']} atoms of {symbols}, "
         f"{header['edges']} edges within {header['cutoff']:g} Å, {size / 1e6:.3g} MB"
     )
+
+
+@data_app.command("merge")
+def data_merge(
+    frames: Frames,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Extended XYZ to write.")],
+    *,
+    keep: Annotated[
+        str,
+        typer.Option(help="first or last of two copies whose labels differ. [default: refuse]"),
+    ] = "",
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Do not ask whether units and methods agree.")
+    ] = False,
+    energy_key: EnergyKey = "energy",
+    forces_key: ForcesKey = "forces",
+    stress_key: StressKey = "stress",
+    virial_key: VirialKey = "",
+) -> None:
+    """Several files as one, labels under their usual names, each structure once.
+
+    Copies, turned or reordered or not, are left out and counted. Files whose units or methods
+    differ are refused, as are copies with different labels unless --keep says which one stays.
+    """
+    from eqcalc.data.merge import merge
+    from eqcalc.sampling.dynamics import write_frames
+
+    will_write(output, endings=(".xyz", ".extxyz"))
+    merged = merge(
+        frames,
+        keep=keep,
+        check_units=not unchecked,
+        energy_key=energy_key,
+        forces_key=forces_key,
+        stress_key=stress_key,
+        virial_key=virial_key,
+    )
+    write_frames(output, merged.frames)
+    typer.echo(f"{output}: {merged}")

@@ -44,7 +44,7 @@ def test_version_and_public_names():
 def test_completion_in_a_shell():
     done = subprocess.run(
         [sys.executable, "-m", "eqcalc"],
-        env={**os.environ, "_EQCALC_COMPLETE": "complete_bash", "COMP_WORDS": "eqcalc la"}
+        env={**os.environ, "_EQCALC_COMPLETE": "complete_bash", "COMP_WORDS": "eqcalc lam"}
         | {"COMP_CWORD": "1"},
         capture_output=True,
         text=True,

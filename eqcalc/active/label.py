@@ -25,7 +25,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from eqcalc.committee import member_files
 from eqcalc.data.frames import iter_images
-from eqcalc.data.spellings import label_of
+from eqcalc.data.spellings import drop_labels
 from eqcalc.errors import InputError, Interrupted
 from eqcalc.files import user_path, write_bytes
 from eqcalc.sampling.dynamics import as_text
@@ -99,10 +99,7 @@ def _prepared(atoms: Atoms) -> Atoms:
     """A structure without labels of before; forces of atoms that a constraint holds are labels."""
     copy = atoms.copy()
     copy.set_constraint()
-    copy.calc = None
-    for place in (copy.info, copy.arrays):
-        for name in [name for name in place if label_of(name)]:
-            del place[name]
+    drop_labels(copy)
     for name in ("momenta", "forces_deviation", "energy_std", "forces_std", KEY, REASON):
         copy.info.pop(name, None)
         copy.arrays.pop(name, None)

@@ -56,6 +56,14 @@ def label_of(name: str) -> str | None:
     return "virial" if nouns == {"virial", "stress"} else nouns.pop() if len(nouns) == 1 else None
 
 
+def drop_labels(atoms: Atoms) -> None:
+    """Removes energies, forces and stresses of whatever name, and the calculator."""
+    atoms.calc = None
+    for place in (atoms.info, atoms.arrays):
+        for name in [name for name in place if label_of(name)]:
+            del place[name]
+
+
 def _value(atoms: Atoms, label: str, value: Any, source: str) -> np.ndarray | None:
     """A label as an array in the units of training; None if it has not the label's shape."""
     array = np.asarray(value)
@@ -148,9 +156,10 @@ class LabelSurvey:
 
     def sentences(self) -> list[str]:
         """What is there and is not read, and the options that read it."""
-        return [*self._missing(), *self._two_sets(), *self._without_volume()]
+        return [*self.missing(), *self._two_sets(), *self._without_volume()]
 
-    def _missing(self) -> list[str]:
+    def missing(self) -> list[str]:
+        """Labels that some frames have under another name alone."""
         found = []
         for (label, name), other in sorted(self._others.items()):
             if other.lacking:
