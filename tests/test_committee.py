@@ -83,9 +83,9 @@ def test_one_list_of_neighbours_for_all(committee, crystal, monkeypatch):
     for member in committee.members:
         compute = member.compute
 
-        def noted(species, positions, pairs, *, gradient, compute=compute):
+        def noted(species, positions, pairs, wanted, compute=compute):
             lists.append(pairs)
-            return compute(species, positions, pairs, gradient=gradient)
+            return compute(species, positions, pairs, wanted)
 
         monkeypatch.setattr(member, "compute", noted)
     crystal.calc = committee
