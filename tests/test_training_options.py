@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +14,16 @@ from runs import checkpoint, column, history, tiny, train_in_pieces, weights, wr
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import InputError
-from eqcalc.training.callbacks import Checkpoints, History
+from eqcalc.training.callbacks import Checkpoints, History, share_of_newest
 from eqcalc.training.folder import load_run
 from eqcalc.training.loss import Loss, component_weights, residuals
-from eqcalc.training.optimizers import LearningRate, stalls
-from eqcalc.training.options import SecondStageConfig, TrainingConfig
+from eqcalc.training.optimizers import LearningRate, make_optimizer, stalls, stopping
+from eqcalc.training.options import SecondStageConfig, TrainingConfig, usual_epochs
 from eqcalc.training.prepare import prepare
+from eqcalc.training.report import EpochLines
 from eqcalc.training.run import train
 from eqcalc.training.sampling import BalancedShuffle
-from eqcalc.training.task import predict
+from eqcalc.training.task import Tally, predict
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_best_is_that_of_the_stage(tmp_path):
 
     second = SecondStageConfig(start=3, energy_weight=9.0)
     history, trainer = History(tmp_path / "history.csv"), Trainer()
-    checkpoints = Checkpoints(tmp_path, TrainingConfig(second_stage=second), history)
+    checkpoints = Checkpoints(tmp_path, TrainingConfig(epochs=8, second_stage=second), history)
     best = []
     for epoch, loss in enumerate([3.0, 1.0, 2.0, 50.0, 40.0, 45.0, 39.0, 39.0]):
         trainer.current_epoch = epoch
@@ -116,10 +118,83 @@ def test_schedules():
     assert two[50] == pytest.approx(0.05)
     shared = rates(epochs=6, second_stage=SecondStageConfig(start=4, energy_weight=2.0))
     assert shared == cosine
-    plateau = rates([1.0, 0.9, 0.9, 0.9, 0.8, 0.8], schedule="plateau", plateau_patience=1)
+    stalled = {"schedule": "plateau", "plateau_patience": 1, "epochs": 6}
+    plateau = rates([1.0, 0.9, 0.9, 0.9, 0.8, 0.8], **stalled)
     assert plateau[35] == 1.0
     assert plateau[40] == plateau[59] == 0.5
-    assert rates(schedule="constant")[59] == 1.0
+    assert rates(schedule="constant", epochs=6)[59] == 1.0
+
+
+def test_warm_up_takes_a_tenth_of_a_short_run():
+    options = {"schedule": "constant", "learning_rate": 1.0, "warmup_steps": 100}
+    short = LearningRate(TrainingConfig(epochs=8, **options), 10)
+    assert [short(step, {}) for step in (0, 7, 8)] == pytest.approx([1 / 9, 8 / 9, 1.0])
+    assert LearningRate(TrainingConfig(epochs=800, **options), 10)(50, {}) < 0.6
+    # extended later, it begins as it did
+    extended = LearningRate(TrainingConfig(epochs=800, **options), 10, ends=[8])
+    assert [extended(step, {}) for step in range(30)] == [short(step, {}) for step in range(30)]
+    network = torch.nn.Linear(2, 2)
+    free = TrainingConfig(optimizer="schedule_free", **options)
+    assert make_optimizer(network, free, steps=50).param_groups[0]["warmup_steps"] == 5
+    assert make_optimizer(network, free, steps=5000).param_groups[0]["warmup_steps"] == 100
+
+
+def test_epochs_that_are_not_given_follow_from_the_number_of_frames(frames):
+    assert [usual_epochs(n) for n in (5, 50, 500, 5000, 10**6)] == [300, 300, 100, 32, 10]
+    prepared = prepare(tiny(frames, epochs=0))
+    assert prepared.config.training.epochs == usual_epochs(len(prepared.train)) == 300
+    assert prepare(tiny(frames, epochs=7)).config.training.epochs == 7
+    with pytest.raises(InputError, match=r"second_stage\.start = 400, but the last epoch is 299"):
+        prepare(tiny(frames, epochs=0, second_stage={"start": 400, "energy_weight": 9.0}))
+
+
+def test_averaged_weights_forget_the_beginning_of_a_short_run():
+    def reached(decay, steps):
+        """The average of a weight that is 0 in the first half of a run and 1 in the second."""
+        average = 0.0
+        for step in range(1, steps + 1):
+            average += share_of_newest(decay, step) * ((2 * step > steps) - average)
+        return average
+
+    assert 1.0 - 0.999**40 < 0.05  # the exponential average alone
+    assert reached(0.999, 80) > 0.9
+    assert share_of_newest(0.9, 1000) == pytest.approx(0.1)  # long runs have that alone
+    assert share_of_newest(0.9, 50) > 0.15
+
+
+def test_bar_shows_errors_of_weights_as_they_are_beside_averaged_ones():
+    tally = Tally()
+    tally.absolute["forces"], tally.count["forces"] = 0.5, 10
+
+    class Task:
+        train_tally = tally
+
+    history = History(Path("none.csv"))
+    bar = EpochLines(TrainingConfig(), history)
+    assert bar.compared(Task()) == "F 50 meV/Å"
+    history.rows.append({"epoch": 0, "val_forces_mae": 80.0})
+    assert bar.compared(Task()) == "F 50 (averaged 80) meV/Å"
+
+
+def test_early_stop_is_due_after_epochs_without_a_better_one():
+    def due(losses, **options):
+        config = TrainingConfig(epochs=100, patience=3, **options)
+        return stopping(config, dict(enumerate(losses)))
+
+    falling = [1.0 / (n + 1) for n in range(40)]
+    assert due(falling) is None
+    assert due([*falling, 1.0, 1.0]) is None
+    assert due([*falling, 1.0, 1.0, 1.0]) == (43, 47)
+    assert due([*falling, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]) == (43, 47)  # also if it falls again
+    assert due([*falling, 1.0, 1.0, 1.0], optimizer="schedule_free") == (43, 43)
+    late = SecondStageConfig(start=42, energy_weight=9.0)
+    assert due([*falling, 1.0, 1.0, 1.0], second_stage=late) is None
+    assert due([1.0] * 98)[1] <= 100
+    config = TrainingConfig(epochs=100, patience=3, schedule="constant", warmup_steps=0)
+    rate = LearningRate(config, 10)
+    losses = dict(enumerate([*falling, 1.0, 1.0, 1.0, 0.9]))
+    steps = [rate(step, losses) / config.learning_rate for step in (429, 430, 450, 469)]
+    assert steps == pytest.approx([1.0, 1.0, 0.5, 0.0], abs=2e-3)
 
 
 def test_plateau_agrees_with_torch():
@@ -228,9 +303,12 @@ def test_early_stop_ends_once_and_for_all(frames, tmp_path):
     config = tiny(frames, epochs=60, patience=1, learning_rate=0.3, schedule="constant")
     train(config, tmp_path / "r", quiet=True)
     losses = column(tmp_path / "r", "val_loss")
-    assert len(losses) < 60
-    assert losses[-1] >= min(losses[:-1])
-    assert all(b < a for a, b in pairwise(losses[:-1]))
+    first = next(n for n, (a, b) in enumerate(pairwise(losses), 1) if b >= a)
+    rates = column(tmp_path / "r", "learning_rate")
+    assert rates[: first + 1] == pytest.approx([0.3] * (first + 1), rel=1e-6)
+    assert all(b < a for a, b in pairwise(rates[first:]))
+    assert rates[-1] < 0.1
+    assert len(losses) == first + 1 + max(1, round(0.1 * (first + 1))) < 60
     before = history(tmp_path / "r")
     train(config, tmp_path / "r", quiet=True)
     assert history(tmp_path / "r") == before

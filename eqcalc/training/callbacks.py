@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.fabric.loggers import TensorBoardLogger
 from lightning.pytorch.callbacks import Callback, WeightAveraging
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
 from eqcalc.errors import InputError
 from eqcalc.extras import install
 from eqcalc.files import replacing, write_bytes
-from eqcalc.training.optimizers import LearningRate
+from eqcalc.training.optimizers import LearningRate, stopping
 from eqcalc.training.options import Stage, TrainingConfig
 from eqcalc.training.task import PotentialTask
 
@@ -136,15 +137,15 @@ class Checkpoints(Callback):
 
 
 class EarlyStop(Callback):
-    """Ends training after `patience` epochs of the last stage without a better one."""
+    """Ends training as `eqcalc.training.optimizers.stopping` says."""
 
     def __init__(self, config: TrainingConfig, history: History) -> None:
         self.config, self.history = config, history
 
     def _judge(self, trainer: lightning.Trainer) -> None:
-        losses = self.history.stage_losses(self.config.stages[-1])
-        since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
-        trainer.should_stop |= since_best >= self.config.patience
+        losses = self.history.losses
+        due = stopping(self.config, losses)
+        trainer.should_stop |= due is not None and len(losses) >= due[1]
 
     def on_train_start(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
         del task  # a finished run that is started again
@@ -187,6 +188,20 @@ class TensorBoard(Callback):
         self.logger.finalize("success")
 
 
+#: part of the steps so far that averaged weights reach back at most
+MEMORY = 0.1
+
+
+def share_of_newest(decay: float, steps: int) -> float:
+    """What the weights after so many steps count in the average."""
+    return max(1.0 - decay, 1.0 / (1.0 + MEMORY * steps))
+
+
 def averaging(decay: float) -> WeightAveraging:
-    """Exponential moving average, w += (1 - decay) (new - w), exact where nothing changes."""
-    return WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    """Exponential moving average, w += share (new - w), exact where nothing changes."""
+
+    @torch.no_grad()
+    def update(averaged: Any, newest: Any, count: Tensor | int) -> None:
+        torch._foreach_lerp_([*averaged], [*newest], share_of_newest(decay, int(count)))
+
+    return WeightAveraging(use_buffers=False, multi_avg_fn=update)

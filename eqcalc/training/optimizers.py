@@ -15,9 +15,20 @@ from eqcalc.extras import install
 from eqcalc.training.muon import Muon
 from eqcalc.training.options import TrainingConfig
 
+#: part of a run's steps that its warm-up takes at most
+WARMUP = 0.1
+
+
+def warmup(config: TrainingConfig, steps: int) -> int:
+    """Steps of the warm-up in a run of so many: a short run is not spent on it."""
+    return min(config.warmup_steps, int(WARMUP * steps))
+
 
 def make_optimizer(
-    model: nn.Module, config: TrainingConfig, undecayed: Sequence[str] = ()
+    model: nn.Module,
+    config: TrainingConfig,
+    undecayed: Sequence[str] = (),
+    steps: int | None = None,
 ) -> torch.optim.Optimizer:
     """The optimiser that `config` asks for, of all parameters that are not frozen.
 
@@ -25,6 +36,7 @@ def make_optimizer(
         model: the network.
         config: how it is trained.
         undecayed: names of parameters without weight decay.
+        steps: of the whole run; None: many.
 
     Raises:
         InputError: its package is missing, or everything is frozen.
@@ -52,7 +64,8 @@ def make_optimizer(
                 f"{install('train', 'schedulefree')}."
             ) from None
         # Defazio et al., arXiv:2405.15682
-        return AdamWScheduleFree(groups(trained), warmup_steps=config.warmup_steps, **options)
+        first = config.warmup_steps if steps is None else warmup(config, steps)
+        return AdamWScheduleFree(groups(trained), warmup_steps=first, **options)
     return torch.optim.AdamW(groups(trained), **options)
 
 
@@ -64,6 +77,35 @@ def switch(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
     change = getattr(optimizer, "train" if training else "eval", None)
     if change is not None:
         change()
+
+
+#: part of the epochs so far that the learning rate falls in once early stopping is due
+COOLING = 0.1
+
+
+def stopping(config: TrainingConfig, losses: Mapping[int, float]) -> tuple[int, int] | None:
+    """Early stopping: epochs from which on the learning rate falls to zero, and the end.
+
+    It is due after `patience` epochs of the last stage without a better one. A learning rate that
+    is still high keeps the loss from falling, and weights that are left there are worse than need
+    be, so it falls first. Schedule-free optimisers stop at once, as their average has it already.
+
+    Args:
+        config: how the network is trained.
+        losses: by epoch.
+    """
+    stage = config.stages[-1]
+    best, since = math.inf, 0
+    for epoch in range(stage.start, stage.end):
+        if not config.patience or epoch not in losses:
+            return None
+        better = losses[epoch] < best
+        best, since = min(best, losses[epoch]), 0 if better else since + 1
+        if since >= config.patience:
+            free = config.optimizer == "schedule_free"
+            cooling = 0 if free else max(1, round(COOLING * (epoch + 1)))
+            return epoch + 1, min(epoch + 1 + cooling, stage.end)
+    return None
 
 
 class LearningRate:
@@ -85,6 +127,8 @@ class LearningRate:
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.ends = sorted(ends)
+        # of the run as it was before it was extended, so that no earlier rate changes
+        self.warmup = warmup(config, min([*self.ends, config.epochs]) * steps_per_epoch)
 
     def __call__(self, step: int, losses: Mapping[int, float]) -> float:
         """Step from 0; losses by epoch, those of its own epoch and later ones are not looked at."""
@@ -93,7 +137,7 @@ class LearningRate:
         stage = config.stage(epoch)
         if config.optimizer == "schedule_free":  # warms up by itself
             return stage.learning_rate
-        ramp = min(1.0, (step + 1) / (config.warmup_steps + 1))
+        ramp = min(1.0, (step + 1) / (self.warmup + 1))
         # the epochs of one schedule: both stages', unless the second has a learning rate
         own = config.second_stage.learning_rate is not None
         start, end = (stage.start, stage.end) if own else (0, config.epochs)
@@ -109,6 +153,10 @@ class LearningRate:
                         losses[e] for e in range(part.start, min(part.end, epoch)) if e in losses
                     ]
                     ramp *= config.plateau_factor ** stalls(past, config.plateau_patience)
+        earlier = {e: loss for e, loss in losses.items() if e < epoch} if config.patience else {}
+        if due := stopping(config, earlier):
+            first, last = (e * self.steps_per_epoch for e in due)
+            ramp *= 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - first) / (last - first))))
         return stage.learning_rate * ramp
 
 

@@ -7,6 +7,7 @@ and [training.second_stage].
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -185,12 +186,17 @@ def _wrong_weights(stage: Stage) -> InputError:
     )
 
 
+def usual_epochs(frames: int) -> int:
+    """100 sqrt(500 / frames), from 10 to 300: more frames need fewer epochs, but more steps."""
+    return round(min(300.0, max(10.0, 100.0 * math.sqrt(500.0 / frames))))
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How the weights are found.
 
     Attributes:
-        epochs: upper limit.
+        epochs: upper limit; 0: 100 sqrt(500 / training frames), from 10 to 300.
         batch_size: structures per step, over all processes.
         balance: put frames of all sizes into each batch, so that no batch has all the large ones;
             for data of very different sizes, where the largest batch determines the memory.
@@ -202,7 +208,7 @@ class TrainingConfig:
             "constant"; none of them is used by "schedule_free".
         plateau_factor: by which "plateau" multiplies the learning rate.
         plateau_patience: epochs without improvement that "plateau" waits.
-        warmup_steps: linear warm-up of the learning rate.
+        warmup_steps: linear warm-up of the learning rate; at most a tenth of all steps.
         weight_decay: of the optimizer.
         gradient_clip: largest norm of the gradient; 0 for none.
         loss: "huber", "mae" or "mse", of energy per atom, force and stress components.
@@ -211,10 +217,13 @@ class TrainingConfig:
         config_weights: factors on the loss of all frames of a config_type, e.g. {surface = 2.0}.
         huber_delta: where "huber" turns from quadratic to linear, for the energy per atom in
             eV; ten times that for forces in eV/Å; as it is for stress in eV/Å^3.
-        ema_decay: of the averaged weights that are validated and exported; 0 for none.
+        ema_decay: of the averaged weights that are validated and exported; 0 for none. The average
+            reaches back a tenth of the steps so far at most, so that a short run's is not of its
+            beginning.
         monitor: names of the validation sets whose frames make val_loss, which chooses the best
             epoch; empty for all.
-        patience: epochs without improvement before stopping; 0 for never.
+        patience: epochs without improvement, in the last stage, before the learning rate falls to
+            zero, over a tenth of the epochs so far, and training stops; 0 for never.
         seed: of weights, split and shuffling.
         precision: "float32" or "float64" of the network; sums of energies, reference energies and
             the loss are float64 in both.
@@ -226,7 +235,7 @@ class TrainingConfig:
         second_stage: see there.
     """
 
-    epochs: int = 100
+    epochs: int = 0
     batch_size: int = 4
     balance: bool = False
     optimizer: Literal["muon", "adamw", "schedule_free"] = "muon"
@@ -255,9 +264,11 @@ class TrainingConfig:
     second_stage: SecondStageConfig = field(default_factory=SecondStageConfig)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "huber_delta"):
+        for name in ("batch_size", "learning_rate", "huber_delta"):
             if getattr(self, name) <= 0:
                 raise InputError(f"training.{name} must be positive, not {getattr(self, name)}.")
+        if self.epochs < 0:
+            raise InputError(f"training.epochs must not be negative, not {self.epochs}.")
         if not 0.0 <= self.ema_decay < 1.0:
             raise InputError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}.")
         if not 0.0 < self.plateau_factor < 1.0:
@@ -272,7 +283,7 @@ class TrainingConfig:
                 'training.optimizer = "schedule_free" takes no schedule: remove schedule = '
                 '"plateau" or choose another optimizer.'
             )
-        if self.second_stage.start >= self.epochs:
+        if self.second_stage.start >= self.epochs > 0:
             raise InputError(
                 f"training.second_stage.start = {self.second_stage.start}, but the last epoch is "
                 f"{self.epochs - 1}: start earlier or raise training.epochs."

@@ -47,7 +47,7 @@ from eqcalc.training.finetune import (
     unfixed_elements,
 )
 from eqcalc.training.folder import Constants, build_model
-from eqcalc.training.options import Config, TrainingConfig
+from eqcalc.training.options import Config, TrainingConfig, usual_epochs
 from eqcalc.training.output_statistics import output_constants
 from eqcalc.training.pairs import fit_pairs
 
@@ -439,6 +439,9 @@ def prepare(config: Config) -> Prepared:
     if source:
         config = adopt(config, source)
     train, val, pressure, named = load_frames(config)
+    if not config.training.epochs:
+        training = replace(config.training, epochs=usual_epochs(len(train)))
+        config = replace(config, training=training)
     _check_names(config, train, val)
     if source and config.fine_tune.drop_elements:
         source = reduced(source, train.elements())

@@ -88,7 +88,9 @@ class EpochLines(Callback):
     """A line for each epoch; on a terminal, a bar of the steps of the present one as well.
 
     Epochs are counted from 0, as in history.csv. Errors are mean absolute errors of all validation
-    frames; an asterisk marks the lowest validation loss of the stage so far.
+    frames; an asterisk marks the lowest validation loss of the stage so far. The bar shows the
+    errors of the training frames of its epoch with the weights as they are, beside the last ones
+    of validation, which are of averaged weights: these come behind while much is learned.
     """
 
     def __init__(self, options: TrainingConfig, history: History) -> None:
@@ -130,8 +132,9 @@ class EpochLines(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        del task, outputs, batch
+        del outputs, batch
         if self._bar is not None:
+            self._bar.set_postfix_str(self.compared(task), refresh=False)
             self._bar.update()
         if trainer.current_epoch != self.first or self.steps <= 2 * TIMED:
             return
@@ -144,6 +147,18 @@ class EpochLines(Callback):
                 f"About {duration(epoch)} per epoch, without validation, and {duration(whole)} "
                 "in all."
             )
+
+    def compared(self, task: PotentialTask) -> str:
+        """Mean absolute errors of the steps of this epoch, and of the last validation."""
+        last = self.history.rows[-1] if self.history.rows else {}
+        averaged = "averaged" if self.options.averaged else "validation"
+        parts = []
+        for name, error in task.train_tally.summary().items():
+            head = f"{SHORT.get(name, name)} {error['mae']:.3g}"
+            if f"val_{name}_mae" in last:
+                head += f" ({averaged} {last[f'val_{name}_mae']:.3g})"
+            parts.append(f"{head} {error['unit']}".strip())
+        return ", ".join(parts)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
         if self._bar is not None:

@@ -224,7 +224,8 @@ class PotentialTask(lightning.LightningModule):
         self.units = units_of(outputs, energy=model.has_energy)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimizer(self.model, self.config, self.undecayed)
+        steps = int(self.trainer.estimated_stepping_batches)
+        return make_optimizer(self.model, self.config, self.undecayed, steps)
 
     def transfer_batch_to_device(
         self,
