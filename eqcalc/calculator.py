@@ -97,9 +97,10 @@ class EquivariantCalculator(Calculator):
         dtype: "float32" or "float64"; None takes the file's own. Edge vectors are formed, and
             energies summed, in float64 either way; take "float64" for tight relaxations, phonons
             and long NVE runs.
-        engine: "fused" (generated C++, radial functions from tables that are exact to about 1e-10
-            eV in float64), "exact" (the same without tables), "torch" (the file's own TorchScript,
-            any device); "auto" takes "fused" on the CPU, or "torch" where that cannot be had.
+        engine: "fused" (generated C++, or CUDA on a GPU; radial functions from tables that are
+            exact to about 1e-10 eV in float64), "exact" (the same without tables, on the CPU),
+            "torch" (the file's own TorchScript, any device); "auto" takes "fused" on the CPU, and
+            "torch" on a GPU or where the former cannot be had.
         skin: Å, by which the neighbour list reaches beyond the cutoff so that it can be reused.
         threads: of the engine during a calculation; None takes as many as torch has.
         on_domain_exit: "warn" (once for each quantity), "stop" (OutsideDomainError, an InputError)

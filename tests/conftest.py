@@ -10,8 +10,10 @@ import tiers
 import torch
 from ase import Atoms
 from ase.build import bulk
+from emulated import Emulated
 from potentials import untrained
 
+from eqcalc.engine.cuda import platform
 from eqcalc.engine.fused import NETWORKS
 from eqcalc.export import MODULES
 
@@ -28,6 +30,16 @@ def _nothing_opened():
     """Files are opened anew in every test, as in a new process."""
     MODULES.forget()
     NETWORKS.forget()
+
+
+@pytest.fixture
+def emulated_gpu(monkeypatch):
+    """Two GPUs on the CPU (see emulated.py)."""
+    gpu = Emulated()
+    gpu.limit_memory(2**32)
+    gpu.counts()
+    monkeypatch.setattr(platform, "PLATFORM", gpu)
+    return gpu
 
 
 @pytest.fixture(scope="session")

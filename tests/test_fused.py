@@ -397,7 +397,7 @@ def test_out_of_memory_is_said_and_leaves_the_engine_usable(potential_path, crys
     species, vec, src, dst = (a.numpy() for a in graph(engine, crystal))
     edges = fused.EdgeArrays(src, dst, vec)
     expected = engine.run(species, edges, 2)
-    rows = fused._Graph(8, 8, 2**45, len(src), *(a.ctypes.data for a in (species, *edges)))
+    rows = fused.Graph(8, 8, 2**45, len(src), *(a.ctypes.data for a in (species, *edges)))
     arrays = np.empty(8), np.empty_like(vec)
     with (
         engine._networks.one() as handle,
@@ -415,7 +415,8 @@ def test_out_of_memory_is_said_and_leaves_the_engine_usable(potential_path, crys
     ("options", "sentence"),
     [
         ({"engine": "fast"}, "There is no engine 'fast'; there are 'auto' and 'fused'"),
-        ({"engine": "fused", "device": "cuda"}, "runs on the CPU"),
+        ({"engine": "exact", "device": "cuda"}, "runs on the CPU"),
+        ({"engine": "fused", "device": "cuda:x"}, "runs on the CPU"),
     ],
 )
 def test_engines_that_cannot_be(potential_path, options, sentence):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +19,15 @@ from eqcalc.neighbors import Pairs
 from eqcalc.runtime import choose_device, memory_errors, own_torch, threads_here
 from eqcalc.uncertainty import MISSING, Atomic, evaluate_with_features, read
 
+if TYPE_CHECKING:
+    from eqcalc.engine.cuda.potential import GpuPotential
+
 #: atoms nearer than this (Å) are taken for one atom given twice
 OVERLAP = 0.01
 
 #: what a user may ask for, and what it means
 ENGINES = {
-    "fused": "generated C++ with radial tables",
+    "fused": "generated C++ with radial tables, or generated CUDA",
     "exact": "generated C++ with the radial network itself",
     "torch": "the TorchScript of the file",
 }
@@ -184,6 +188,42 @@ class FusedBackend:
             return outcome._replace(forces=forces, virials=virials)
 
 
+class GpuBackend(FusedBackend):
+    """Generated kernels, on a GPU, to which lists of pairs go when they change."""
+
+    def __init__(self, potential: GpuPotential) -> None:
+        super().__init__("fused", potential, None)
+        self._gpu = potential
+
+    def compute(
+        self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, wanted: Wanted = ALL
+    ) -> Outcome:
+        if wanted.features or wanted.uncertainty:
+            return super().compute(species, positions, pairs, wanted)
+        with _enough_memory(self.potential.device, len(species), len(pairs.edge_dst)):
+            energies, forces, virials, nearest = self._gpu.step(
+                species, positions, pairs, gradient=wanted.gradient
+            )
+        if nearest < OVERLAP:
+            refuse_overlap(pairs.edge_dst, pairs.edge_src, pairs.vectors(positions))
+        return Outcome(energies, forces, virials)
+
+
+def _gpu_backend(
+    model: str | os.PathLike, engine: str, device: str, dtype: str | None
+) -> GpuBackend:
+    from eqcalc.engine.cuda.potential import fuse_on_gpu
+
+    named = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if engine != "fused" or not named:
+        raise InputError(
+            f"engine='{engine}' runs on the CPU: take engine='fused' or leave it out for "
+            f"device='{device}'."
+        )
+    with own_torch():
+        return GpuBackend(fuse_on_gpu(model, dtype=dtype, number=int(named[1] or 0)))
+
+
 def open_backend(
     model: str | os.PathLike,
     *,
@@ -192,7 +232,9 @@ def open_backend(
     dtype: str | None = None,
     threads: int | None = None,
 ) -> Backend:
-    """Opens a potential file on an engine (see ENGINES); "auto" takes the fastest there is.
+    """Opens a potential file on an engine (see ENGINES).
+
+    "auto" is the fused engine on the CPU, and torch on a GPU or where the former cannot be had.
 
     Raises:
         InputError: an unknown engine or device; a bad file; an engine that was named but cannot
@@ -203,7 +245,7 @@ def open_backend(
         raise InputError(f"There is no engine '{engine}'; there are 'auto' and {known}.")
     generated = engine in ("fused", "exact")
     if generated and str(device).startswith("cuda"):
-        raise InputError(f"engine='{engine}' runs on the CPU: leave it out for device='{device}'.")
+        return _gpu_backend(model, engine, str(device), dtype)
     chosen = choose_device("cpu" if generated and device == "auto" else device)
     on_cpu = chosen.type == "cpu"
     with own_torch():

@@ -368,7 +368,7 @@ def _crowding(term: Any) -> CrowdingTables:
 
 
 def network_plan(
-    module: Any, scalar: str, rows: list[Row], layers: list[LayerPlan], silu: float
+    module: Any, scalar: str, padding: int, rows: list[Row], layers: list[LayerPlan], silu: float
 ) -> Plan:
     """The rest of a plan, which all architectures have (eqcalc.models.base).
 
@@ -394,6 +394,7 @@ def network_plan(
         agnesi = AgnesiConstants(kinds, bonds, *map(float, term.constants))
     return Plan(
         scalar=scalar,
+        padding=padding,
         cutoff=float(module.cutoff),
         num_species=len(module.atomic_numbers),
         l_max=int(module.spherical_harmonics.l_max),

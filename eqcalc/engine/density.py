@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eqcalc.engine.plan import PADDING, DensityPlan, DensityStep, LinearStep, Path, Plan
+from eqcalc.engine.plan import DensityPlan, DensityStep, LinearStep, Path, Plan
 
 Sampler = Callable[[np.ndarray], np.ndarray]
 
@@ -105,7 +105,7 @@ def condense(
         return
     values = of(r)
     projection = few_functions(values, scale(r, values), r[1] - r[0], PART * tolerance)
-    padding = PADDING[plan.scalar]
+    padding = plan.padding
     width = -(-len(projection) // padding) * padding
     channels = max(path.mul for path in layer.convolution.paths)
     if width * min(plan.num_species, TOGETHER) > WORTH * channels:

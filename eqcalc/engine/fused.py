@@ -25,7 +25,7 @@ from eqcalc.engine.arrays import address, converted
 from eqcalc.engine.build import compile_library, load_library
 from eqcalc.engine.description import DESCRIPTION_VERSION, encode
 from eqcalc.engine.kernels import compiler_flags, library_source
-from eqcalc.engine.plan import PADDING, Plan, RadialTable
+from eqcalc.engine.plan import Plan, RadialTable
 from eqcalc.engine.readers import read
 from eqcalc.engine.rows import Lives
 from eqcalc.engine.tables import tabulate, too_many
@@ -54,9 +54,7 @@ def _counts(plan: Plan, radial: str) -> dict[str, Any] | None:
     if plan.counts is None:
         return None
     rows, columns = plan.counts.matrix.shape
-    padded = np.zeros(
-        [-(-n // PADDING[plan.scalar]) * PADDING[plan.scalar] for n in (rows, columns)]
-    )
+    padded = np.zeros([-(-n // plan.padding) * plan.padding for n in (rows, columns)])
     padded[:rows, :columns] = plan.counts.matrix
     width = padded.shape[1]
     return {"width": width, "radial": _radial([padded], plan.counts.table, radial)}
@@ -116,7 +114,9 @@ def network_bytes(
     )
 
 
-class _Graph(ctypes.Structure):
+class Graph(ctypes.Structure):
+    """`eqcalc_graph` of csrc/interface.h."""
+
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("num_local", "num_nodes", "num_rows", "num_edges")),
         *((name, ctypes.c_void_p) for name in ("species", "edge_src", "edge_dst", "edge_vec")),
@@ -259,7 +259,7 @@ class FusedPotential:
         atomic: what else is wanted, to be filled, with variances for standard deviations.
         """
         species, edges = converted(species, np.int64, None), edges.converted()
-        graph = _Graph(len(species), len(species), len(species), len(edges.src))
+        graph = Graph(len(species), len(species), len(species), len(edges.src))
         graph.species, graph.edge_src = species.ctypes.data, edges.src.ctypes.data
         graph.edge_dst, graph.edge_vec = edges.dst.ctypes.data, edges.vec.ctypes.data
         energies = np.empty(len(species))
@@ -409,16 +409,39 @@ def fuse(
 
 def _checked(path: Path, content: str, dtype: torch.dtype, radial: str, threads: int) -> Networks:
     """The network of a file of that hash, which reproduces its reference structure."""
+    return checked_networks(
+        path, content, dtype, threads, lambda potential: prepare(potential, dtype, radial)
+    )
+
+
+def checked_networks(
+    path: Path,
+    content: str,
+    dtype: torch.dtype,
+    threads: int,
+    make: Callable[[export.PotentialFile], tuple[Library, bytes]],
+    kind: type[Networks] | None = None,
+) -> Networks:
+    """The network of a file of that hash, which reproduces its reference structure.
+
+    Args:
+        make: its library and description, of the file opened in float64.
+        kind: of the networks.
+
+    Raises:
+        EngineUnavailable: an architecture that the engine does not know; no compiler.
+        InputError: numbers that differ from those in the file.
+    """
     potential = export.load(path, dtype=torch.float64)
     if export.content(path)[1] != content:
         raise InputError(f"{path} was changed while it was read: open it again.")
 
     def again() -> bytes:
         with own_torch():
-            return prepare(potential, dtype, radial)[1]
+            return make(potential)[1]
 
     with own_torch():
-        networks = Networks(*prepare(potential, dtype, radial), again)
+        networks = (kind or Networks)(*make(potential), again)
         fused = FusedPotential(path, potential.metadata, networks, dtype)
         difference = export.deviation(potential.module, partial(fused.evaluate, threads=threads))
     if not max(difference.values()) <= export.TOLERANCE[dtype]:

@@ -15,38 +15,20 @@ A vector holds channels, and m_i stays in the first-level cache. What does not d
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-
-import numpy as np
 
 from eqcalc.engine.build import header, machine
 from eqcalc.engine.contraction_kernels import contraction_kernels
 from eqcalc.engine.description import DESCRIPTION_VERSION
+from eqcalc.engine.harmonics import harmonics_source
 from eqcalc.engine.plan import ConvolutionPlan, DensityStep, LinearStep, Path, Plan
+from eqcalc.engine.terms import Terms, blocks_of, number, pairs_of, times, total, unit
 
 #: products in a convolution from which on it takes long to compile
 LARGE = 300
 
 #: sums over edges that registers hold beside what makes them: of 32 registers, and of the 16 of AVX
 MOST_SUMS, FEW_SUMS = 16, 8
-
-Terms = tuple[tuple[int, float], ...]
-
-
-def _number(x: float) -> str:
-    return f"T({x!r})"
-
-
-def _times(factor: str, x: str) -> str:
-    return {"1": x, "-1": f"-{x}"}.get(factor, f"{factor} * {x}")
-
-
-def _sum(terms: list[str]) -> str:
-    text = terms[0]
-    for term in terms[1:]:
-        text += f" - {term[1:]}" if term.startswith("-") else f" + {term}"
-    return text
 
 
 class _Couplings:
@@ -60,7 +42,7 @@ class _Couplings:
         """What stands for sum_{m2} C Y_{m2} of one edge: a factor, "1" or "-1" left as they are."""
         if terms[0][0] == 0:
             value = terms[0][1]
-            return {1.0: "1", -1.0: "-1"}.get(round(value, 14), _number(value))
+            return {1.0: "1", -1.0: "-1"}.get(round(value, 14), number(value))
         if len(terms) == 1 and abs(abs(terms[0][1]) - 1.0) < 1e-12:
             sign = "-" if terms[0][1] < 0 else ""
             return f"{sign}ye[{terms[0][0] - 1} * L]"
@@ -68,29 +50,13 @@ class _Couplings:
         key = tuple((m2, -c if sign else c) for m2, c in terms)
         if key not in self._known:
             index = self._known[key] = len(self._known)
-            value = _sum([f"{_number(c)} * load(y + {m2 - 1} * L)" for m2, c in key])
+            value = total([f"{number(c)} * load(y + {m2 - 1} * L)" for m2, c in key])
             self.lines.append(f"store(couplings + {index} * L, {value});")
         return f"{sign}ce[{self._known[key]} * L]"
 
     @property
     def count(self) -> int:
         return max(1, len(self._known))
-
-
-def _pairs(path: Path) -> dict[tuple[int, int], Terms]:
-    """{(m1, m3): ((m2, C), ...)}."""
-    pairs = defaultdict(list)
-    for m1, m2, m3, c in path.terms:
-        pairs[m1, m3].append((m2, c))
-    return {key: tuple(sorted(terms)) for key, terms in pairs.items()}
-
-
-def _blocks(plan: ConvolutionPlan) -> list[list[Path]]:
-    """Paths that read the same block of features."""
-    blocks = defaultdict(list)
-    for path in plan.paths:
-        blocks[path.x].append(path)
-    return list(blocks.values())
 
 
 def _weight(path: Path) -> str:
@@ -111,19 +77,19 @@ def _forward_groups(block: list[Path]) -> list[list[Path]]:
 
 def _forward_path(path: Path, number: int, couplings: _Couplings) -> list[str]:
     """What one edge adds to the sums a{number}_{m3} of a vector of channels."""
-    pairs = {key: couplings.scalar(terms) for key, terms in _pairs(path).items()}
+    pairs = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
     lines = [f"{{ const V w = radial.value({_weight(path)});"]
     first = path.d1 <= path.d3  # multiply by the radial weight where there are fewer rows
     if first:
         lines += [f"const V z{m} = w * x{m};" for m in range(path.d1)]
     for m3 in range(path.d3):
         terms = [
-            _times(g, f"{'z' if first else 'x'}{m1}") for (m1, n3), g in pairs.items() if n3 == m3
+            times(g, f"{'z' if first else 'x'}{m1}") for (m1, n3), g in pairs.items() if n3 == m3
         ]
         if first:
             lines += [f"a{number}_{m3} += {term};" for term in terms]
         elif terms:
-            lines.append(f"a{number}_{m3} += w * ({_sum(terms)});")
+            lines.append(f"a{number}_{m3} += w * ({total(terms)});")
     return [*lines, "}"]
 
 
@@ -162,25 +128,21 @@ def _direction_terms(path: Path) -> list[str]:
     outer, name = (by_g, "g") if len(by_g) <= len(by_z) else (by_z, "z")
     lines = []
     for (m2, m), terms in outer.items():
-        inner = _sum([_times(_unit(c), x) for x, c in terms])
+        inner = total([times(unit(c), x) for x, c in terms])
         lines.append(f"s{m2} += ({inner}) * {name}{m};")
     return lines
-
-
-def _unit(c: float) -> str:
-    return {1.0: "1", -1.0: "-1"}.get(round(c, 14), _number(c))
 
 
 def _backward_path(
     path: Path, couplings: _Couplings, *, features: bool, product: bool
 ) -> list[str]:
-    pairs = {key: couplings.scalar(terms) for key, terms in _pairs(path).items()}
+    pairs = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
     lines = [f"{{ V w, dw; radial.value_and_slope({_weight(path)}, w, dw);"]
     lines += [f"const V g{m} = load(g + {path.out + m * path.stride} + c);" for m in range(path.d3)]
     used = sorted({m1 for m1, _ in pairs})
     for m1 in used:
-        terms = [_times(s, f"g{m3}") for (n1, m3), s in pairs.items() if n1 == m1]
-        lines.append(f"const V u{m1} = {_sum(terms)};")
+        terms = [times(s, f"g{m3}") for (n1, m3), s in pairs.items() if n1 == m1]
+        lines.append(f"const V u{m1} = {total(terms)};")
         lines.append(f"V q = x{m1} * u{m1};" if m1 == used[0] else f"q += x{m1} * u{m1};")
         if features:
             at = f"dxj + {path.x + m1 * path.mul} + c"
@@ -266,7 +228,7 @@ def _kernels(plan: ConvolutionPlan, name: str, num_y: int, *, features: bool, pr
     """features: whether their gradients are wanted; product: that of messages and gradients."""
     forward, backward = _Couplings(), _Couplings()
     forward_loops, backward_loops = [], []
-    for block in _blocks(plan):
+    for block in blocks_of(plan):
         forward_loops += [_forward_loop(paths, forward) for paths in _forward_groups(block)]
         body = [
             line
@@ -294,47 +256,6 @@ def _kernels(plan: ConvolutionPlan, name: str, num_y: int, *, features: bool, pr
         loops="\n".join(backward_loops),
         keep="\n      ".join(keep),
         product="lane_sum(product)" if product else "T(0)",
-    )
-
-
-def _harmonics(plan: Plan) -> str:
-    """Y_{l+1} = coupling of Y_1 and Y_l, and the same backwards (see eqcalc.nn.angular)."""
-    if plan.l_max == 0:
-        return (
-            "inline void harmonics(const T *, T *) {}\n"
-            "inline void harmonics_gradient(const T *, const T *, const T *, T *du)\n"
-            "{ std::fill_n(du, 3 * L, T(0)); }\n"
-        )
-    root = _number(math.sqrt(3.0))
-    up = [f"const V y{m} = {root} * load(u + {m - 1} * L);" for m in range(1, 4)]
-    down: list[str] = []
-    for l, coupling in enumerate(plan.harmonics, start=1):  # noqa: E741
-        low, high = l * l, (l + 1) ** 2
-        back = defaultdict(list)
-        for m in range(coupling.shape[2]):
-            terms = []
-            for k, n in np.argwhere(np.abs(coupling[:, :, m]) > 1e-12):
-                c = _number(float(coupling[k, n, m]))
-                terms.append(f"{c} * y{k + 1} * y{low + n}")
-                back[low + n].append(f"{c} * y{k + 1} * d{high + m}")
-                back[int(k) + 1].append(f"{c} * y{low + n} * d{high + m}")
-            up.append(f"const V y{high + m} = {_sum(terms)};")
-        # the highest degree first
-        down = [f"d{m} += {_sum(terms)};" for m, terms in back.items()] + down
-    count = (plan.l_max + 1) ** 2 - 1
-    keep = [f"store(y + {m - 1} * L, y{m});" for m in range(1, count + 1)]
-    # all but the highest degree serve the way back
-    read = [
-        f"[[maybe_unused]] const V y{m} = load(y + {m - 1} * L);"
-        for m in range(1, plan.l_max**2 if plan.l_max > 1 else 4)
-    ]
-    read += [f"V d{m} = load(dy + {m - 1} * L);" for m in range(1, count + 1)]
-    out = [f"store(du + {m - 1} * L, {root} * d{m});" for m in range(1, 4)]
-    return (
-        "inline void harmonics(const T *u, T *y)\n{\n  "
-        + "\n  ".join([*up, *keep])
-        + "\n}\ninline void harmonics_gradient([[maybe_unused]] const T *u, const T *y, "
-        "const T *dy, T *du)\n{\n  " + "\n  ".join([*read, *down, *out]) + "\n}\n"
     )
 
 
@@ -382,7 +303,9 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         header("simd.h"),
         f"namespace {{\nconstexpr int NUM_Y = {num_y}, DEGREE = {degree}, MOST_ROWS = {most};\n"
         "constexpr int EDGES = L > 32 ? L : 32;     // worked on at once, whole vectors\n"
-        f"constexpr I DESCRIPTION_VERSION = {DESCRIPTION_VERSION};\n" + _harmonics(plan) + "}\n",
+        f"constexpr I DESCRIPTION_VERSION = {DESCRIPTION_VERSION};\n"
+        + harmonics_source(plan)
+        + "}\n",
         header("edges.h"),
         header("description.h"),
         header(f"radial_{radial}.h"),
@@ -393,6 +316,6 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         + "".join(code)
         + f"const Kernels KERNELS[] = {{{table or '{}'}}};\n{contractions}}}\n",
         *map(header, ("pair_terms.h", "counts.h", "density.h", "steps.h", "contraction.h")),
-        *map(header, ("uncertainty.h", "network.h", "engine.h")),
+        *map(header, ("uncertainty.h", "network.h", "pairs.h", "engine.h")),
     ]
     return "\n".join(parts), kernels

@@ -412,6 +412,7 @@ class Plan:
     """A whole network; numbers in float64."""
 
     scalar: str
+    padding: int  # numbers to whose multiples runs of channels are filled up
     cutoff: float
     num_species: int
     l_max: int

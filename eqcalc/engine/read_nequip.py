@@ -19,7 +19,7 @@ import torch
 from eqcalc.engine import bricks
 from eqcalc.engine.arrays import as_array
 from eqcalc.engine.bricks import NamedLayout, children
-from eqcalc.engine.plan import PADDING, GateStep, LayerPlan, Layout, Plan, Row, Step
+from eqcalc.engine.plan import GateStep, LayerPlan, Layout, Plan, Row, Step
 
 
 def _begin(module: Any, name: str, layout: Layout) -> np.ndarray:
@@ -53,9 +53,8 @@ def _readout(module: Any, after: NamedLayout, scale: np.ndarray, silu: float) ->
     return bricks.readout_steps(after, inner, outer, scale, silu, "hidden")
 
 
-def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
+def read_nequip(module: torch.jit.ScriptModule, scalar: str, padding: int) -> Plan:
     """The plan of a scripted `eqcalc.models.nequip.NequIP` in float64."""
-    padding = PADDING[scalar]
     reference = module.reference_energy
     modules = children(module.layers)
     silu = next(s[0] for s in (bricks.activation_scales(m.gate) for m in modules) if 0 in s)
@@ -110,4 +109,4 @@ def read_nequip(module: torch.jit.ScriptModule, scalar: str) -> Plan:
                 steps,
             )
         )
-    return bricks.network_plan(module, scalar, rows, layers, silu)
+    return bricks.network_plan(module, scalar, padding, rows, layers, silu)

@@ -19,7 +19,6 @@ from eqcalc.engine import bricks
 from eqcalc.engine.arrays import as_array
 from eqcalc.engine.bricks import NamedLayout
 from eqcalc.engine.plan import (
-    PADDING,
     AddStep,
     CountPlan,
     GateStep,
@@ -42,8 +41,8 @@ UNKNOWN = "The engine does not know the operation {}."
 class _Reader:
     """Makes a plan, an operation at a time."""
 
-    def __init__(self, program: Program, module: Any, scalar: str) -> None:
-        self.program, self.module, self.padding = program, module, PADDING[scalar]
+    def __init__(self, program: Program, module: Any, padding: int) -> None:
+        self.program, self.module, self.padding = program, module, padding
         self.modules = {
             name: child
             for layer in bricks.children(module.layers)
@@ -231,7 +230,9 @@ class _Reader:
             if op.name in used - named:
                 row = self.row(op.name)
                 self.rows.append(row.row(self.begins.get(row.name)))
-        plan = bricks.network_plan(self.module, scalar, self.rows, self.layers, self.silu)
+        plan = bricks.network_plan(
+            self.module, scalar, self.padding, self.rows, self.layers, self.silu
+        )
         if self.counts:
             plan.counts = CountPlan(np.concatenate(list(self.counts.values()), axis=1))
         return plan
@@ -241,10 +242,12 @@ def _touched(steps: list[Step]) -> set[str]:
     return {name for step in steps for name in step.rows}
 
 
-def read_program(program: Program, module: torch.jit.ScriptModule, scalar: str) -> Plan:
+def read_program(
+    program: Program, module: torch.jit.ScriptModule, scalar: str, padding: int
+) -> Plan:
     """The plan of a scripted `eqcalc.models.assembled.Assembled` in float64.
 
     Raises:
         NotCovered: an operation, or a use of one, that the engine does not know.
     """
-    return _Reader(program, module, scalar).plan(scalar)
+    return _Reader(program, module, padding).plan(scalar)

@@ -20,7 +20,7 @@ from scipy.interpolate import make_interp_spline
 
 from eqcalc.engine.arrays import as_array
 from eqcalc.engine.density import Sampler, condense
-from eqcalc.engine.plan import PADDING, Plan, RadialTable
+from eqcalc.engine.plan import Plan, RadialTable
 
 #: length (Å) that makes an error of a slope comparable with one of a value
 RADIAL_SCALE = 0.2
@@ -204,18 +204,25 @@ def _scale(start: float, r: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def tabulate(
-    module: torch.jit.ScriptModule, plan: Plan, *, degree: int, tolerance: float
+    module: torch.jit.ScriptModule,
+    plan: Plan,
+    *,
+    degree: int,
+    tolerance: float,
+    densities: bool = True,
 ) -> list[float]:
     """Makes the table of each layer, the first one a density if it can be; returns their errors.
 
     Value and slope (in units of 1 / 0.2 Å) half-way between knots are right to `tolerance`,
     relative to the largest weight at no smaller distance, from the shortest bond (covalent radii)
-    on; thirty times that from half of it on; nearer they are less exact.
+    on; thirty times that from half of it on; nearer they are less exact. Without `densities` the
+    first layer remains a convolution.
     """
     start = min(covalent_radii[z] for z in module.atomic_numbers)
     borders = _borders(start, plan.basis.envelope_onset, plan.cutoff)
     r = np.linspace(0.0, plan.cutoff, SAMPLES + 1)[1:]
-    condense(plan, partial(sample, module, plan, 0), r, partial(_scale, start), tolerance)
+    if densities:
+        condense(plan, partial(sample, module, plan, 0), r, partial(_scale, start), tolerance)
 
     def fitted(of: Sampler, combine: Sampler, width: int, places: Any) -> tuple[RadialTable, float]:
         """Of functions [n] -> [n, kinds, m] that go to places of `width` for each kind."""
@@ -245,7 +252,7 @@ def tabulate(
         errors.append(error)
     if plan.counts:
         columns = plan.counts.matrix.shape[1]
-        width = -(-columns // PADDING[plan.scalar]) * PADDING[plan.scalar]
+        width = -(-columns // plan.padding) * plan.padding
         of = partial(sample_counts, module, plan)
         plan.counts.table, error = fitted(of, _same, width, slice(columns))
         errors.append(error)

@@ -1,0 +1,384 @@
+r"""CUDA C++ of a convolution: a block of threads for a centre or a neighbour, lanes are channels.
+
+The equations are those of `eqcalc.engine.kernels`. Forward and the gradients in edges go through
+the edges of a centre, 32 at a time; gradients in features through those of a neighbour, by lists
+that are sorted by neighbour: nothing is added atomically, and sums are always made in one order.
+A warp takes 32 channels of the paths that read one block of features, a part. Where there are more
+parts than warps, the block of threads goes through the edges several times.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from eqcalc.engine.plan import ConvolutionPlan, NotCovered, Path
+from eqcalc.engine.terms import Terms, blocks_of, pairs_of, times, total, unit
+
+LANES = 32
+#: warps of a block of threads, at most: a thread may then have 128 registers
+MOST_WARPS = 16
+#: bytes of shared memory that every GPU gives a block of threads
+SHARED = 48 * 1024
+SIZES = {"float": 4, "double": 8}
+
+
+class _Couplings:
+    """The different G of a convolution: once for each edge of a tile, in shared memory."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._known: dict[Terms, int] = {}
+
+    def scalar(self, terms: Terms) -> str:
+        """What stands for sum_{m2} C Y_{m2} of edge e: a factor, "1" or "-1" left as they are."""
+        if terms[0][0] == 0:
+            return unit(terms[0][1])
+        sign = "-" if terms[0][1] < 0 else ""
+        if len(terms) == 1 and abs(abs(terms[0][1]) - 1.0) < 1e-12:
+            return f"{sign}Y[{terms[0][0] - 1}][e]"
+        key = tuple((m2, -c if sign else c) for m2, c in terms)
+        if key not in self._known:
+            self._known[key] = len(self._known)
+            value = total([times(unit(c), f"y[{m2 - 1}]") for m2, c in key])
+            self.lines.append(f"G[{self._known[key]}][n] = {value};")
+        return f"{sign}G[{self._known[key]}][e]"
+
+
+class _Parts:
+    """Which warp takes which channels of which block of features."""
+
+    def __init__(self, plan: ConvolutionPlan, most_warps: int) -> None:
+        self.blocks = blocks_of(plan)
+        counts = [paths[0].mul // LANES for paths in self.blocks]
+        self.first = [sum(counts[:b]) for b in range(len(counts))]
+        self.count = sum(counts)
+        self.warps = min(self.count, most_warps)
+        self.rounds = -(-self.count // self.warps)
+
+    def branches(self, bodies: list[str], otherwise: str = "") -> str:
+        """Code of each block of features, for the warps that have it."""
+        ends = [*self.first[1:], self.count]
+        text = ""
+        for first, end, body in zip(self.first, ends, bodies, strict=True):
+            text += f"if (part < {end}) {{\n      const int chunk = part - {first};\n{body}\n"
+            text += "    } else "
+        return text + f"{{ {otherwise} }}"
+
+
+_HEAD = """
+extern "C" __global__ void __launch_bounds__({threads}) {name}(const Task t)
+{{
+  __shared__ T Y[{num_y}][32], G[{couplings}][32], AT[32], SCALE[32], FACTOR[32];
+  __shared__ int PLACE[32], ROW[32];{shared}
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+"""
+
+#: the edges of a tile, one for each lane of the first warp
+_TILE = """      const int count = min(32, last - edge0);
+      __syncthreads();     // the tile before has been read
+      if (threadIdx.x < count) {{
+        const int n = threadIdx.x, edge = {edge};
+        PLACE[n] = cursor(t, edge, AT[n], SCALE[n]);
+        ROW[n] = {row};
+        {factor}
+        const T *y = t.y + (long long)edge * NUM_Y;
+        for (int m = 0; m < NUM_Y; m++) Y[m][n] = y[m];
+        {couplings}
+      }}
+      __syncthreads();"""
+
+_FORWARD = """
+  const int i = t.begin + blockIdx.x, last = t.first_edge[i + 1];
+  for (int round = 0; round < {rounds}; round++) {{
+    const int part = round * {warps} + warp;
+    T {sums};
+    for (int edge0 = t.first_edge[i]; edge0 < last; edge0 += 32) {{
+{tile}
+      for (int e = 0; e < count; e++) {{
+        if (PLACE[e] < 0) continue;     // beyond the cutoff
+        const T at = AT[e];
+    {body}
+      }}
+    }}
+    T *out = t.messages + (long long)i * {width_out};
+    const T factor = {factor};
+    {keep}
+  }}
+}}
+"""
+
+_GATHER = """
+  const int neighbour = t.begin + blockIdx.x, last = t.row_first[neighbour + 1];
+  for (int round = 0; round < {rounds}; round++) {{
+    const int part = round * {warps} + warp;
+    T {sums};
+    for (int edge0 = t.row_first[neighbour]; edge0 < last; edge0 += 32) {{
+{tile}
+      for (int e = 0; e < count; e++) {{
+        if (PLACE[e] < 0) continue;     // beyond the cutoff
+        const T at = AT[e], factor = FACTOR[e];
+    {body}
+      }}
+    }}
+    T *out = t.dx + (long long)t.rows[neighbour] * {width_in};
+    {keep}
+  }}
+}}
+"""
+
+_EDGES = """
+  const int i = t.begin + blockIdx.x, last = t.first_edge[i + 1];
+  const T factor = {factor};
+  const T *g = t.messages + (long long)i * {width_out};
+  for (int round = 0; round < {rounds}; round++) {{
+    const int part = round * {warps} + warp;
+    for (int edge0 = t.first_edge[i]; edge0 < last; edge0 += 32) {{
+{tile}
+    {body}
+      __syncthreads();
+      if (threadIdx.x < count && PLACE[threadIdx.x] >= 0) {{
+        const int n = threadIdx.x, edge = edge0 + n;
+        for (int m = 0; m <= NUM_Y; m++) {{
+          T sum = 0;
+          for (int w = 0; w < {warps}; w++) sum += S[m][w][n];
+          if (factor == T(0)) sum = 0;     // of what has no limit, too
+          if (m == 0)
+            t.dr[edge] += factor * sum * SCALE[n];
+          else
+            t.dy[(long long)edge * NUM_Y + m - 1] += factor * sum;
+        }}
+      }}{product}
+    }}
+  }}
+}}
+"""
+
+#: of gradients and messages, both as they are before they are multiplied by the factor
+_PRODUCT = """
+      if (threadIdx.x == 0) {{
+        double sum = 0.0;
+        for (int n = 0; n < count; n++)
+          if (PLACE[n] >= 0)
+            for (int w = 0; w < {warps}; w++) sum += double(S[NUM_Y + 1][w][n]);
+        t.calm_pull[i] += sum;
+      }}"""
+
+
+class ConvolutionKernels:
+    """The three kernels of a plan, by name.
+
+    Attributes:
+        forward, edges, gather: their names.
+        threads: of a block, by name.
+        source: of all three.
+    """
+
+    def __init__(
+        self,
+        plan: ConvolutionPlan,
+        number: int,
+        l_max: int,
+        degree: int,
+        scalar: str,
+        *,
+        fades: bool,
+    ) -> None:
+        """fades: whether messages are multiplied by a factor of their atom."""
+        self.plan, self.degree, self.fades = plan, degree, fades
+        self.num_y = (l_max + 1) ** 2 - 1
+        self.size = SIZES[scalar]
+        self.forward, self.edges, self.gather = (
+            f"{name}_{number}" for name in ("forward", "edges", "gather")
+        )
+        self.threads: dict[str, int] = {}
+        self.source = self._forward() + self._edges() + self._gather()
+
+    def _head(self, name: str, couplings: _Couplings, warps: int, shared: str = "") -> str:
+        self.threads[name] = warps * LANES
+        return _HEAD.format(
+            name=name,
+            threads=warps * LANES,
+            num_y=max(1, self.num_y),
+            couplings=max(1, len(couplings.lines)),
+            shared=shared,
+        )
+
+    def _room(self, couplings: _Couplings) -> int:
+        """Bytes of shared memory that are left."""
+        numbers = max(1, self.num_y) + max(1, len(couplings.lines)) + 3
+        room = SHARED - 256 - numbers * LANES * self.size
+        if room < 0:
+            raise NotCovered("The couplings of this network do not fit into a GPU's shared memory.")
+        return room
+
+    def _tile(self, couplings: _Couplings, edge: str, row: str, factor: str = "") -> str:
+        return _TILE.format(
+            edge=edge, row=row, factor=factor, couplings="\n        ".join(couplings.lines)
+        )
+
+    def _place(self, path: Path) -> str:
+        """Of the radial weights of a chunk of channels, in the table."""
+        numbers = (self.degree + 1) * LANES
+        step = path.weight_step // LANES * numbers
+        return f"t.table + PLACE[e] + {path.weight // LANES * numbers} + chunk * {step} + lane"
+
+    def _features(self, paths: list[Path]) -> list[str]:
+        """Reads the block of a neighbour's features that these paths read."""
+        x, d1, mul = paths[0].x, paths[0].d1, paths[0].mul
+        at = f"(long long)ROW[e] * {self.plan.width_in} + {x} + chunk * 32 + lane"
+        rows = [f"const T x{m} = __ldg(x + {m * mul});" for m in range(d1)]
+        return [f"const T *x = t.x + {at};", *rows]
+
+    def _factor(self) -> str:
+        return "t.factor[i]" if self.fades else "T(1)"
+
+    def _forward(self) -> str:
+        parts, couplings = _Parts(self.plan, MOST_WARPS), _Couplings()
+        bodies, keeps, most = [], [], 0
+        for paths in parts.blocks:
+            body = self._features(paths)
+            keep, a = [], 0
+            for path in paths:
+                body.append(f"{{ const T w = spline({self._place(path)}, at);")
+                every = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
+                body += [f"const T z{m} = w * x{m};" for m in sorted({m1 for m1, _ in every})]
+                for m3 in range(path.d3):
+                    body += [
+                        f"a{a + m3} += {times(s, f'z{m1}')};"
+                        for (m1, n3), s in every.items()
+                        if n3 == m3
+                    ]
+                    at = f"out[{path.out + m3 * path.stride} + chunk * 32 + lane]"
+                    value = f"factor * a{a + m3}"
+                    keep.append(
+                        f"{at} = {f'factor > T(0) ? {value} : T(0)' if self.fades else value};"
+                    )
+                body.append("}")
+                a += path.d3
+            most = max(most, a)
+            bodies.append("\n".join(body))
+            keeps.append("\n".join(keep))
+        self._room(couplings)
+        return self._head(self.forward, couplings, parts.warps) + _FORWARD.format(
+            rounds=parts.rounds,
+            warps=parts.warps,
+            sums=", ".join(f"a{k} = 0" for k in range(most)),
+            tile=self._tile(couplings, "edge0 + n", "t.sources[edge]"),
+            body=parts.branches(bodies),
+            width_out=self.plan.width_out,
+            factor=self._factor(),
+            keep=parts.branches(keeps),
+        )
+
+    def _gather(self) -> str:
+        parts, couplings = _Parts(self.plan, MOST_WARPS), _Couplings()
+        bodies, keeps = [], []
+        for paths in parts.blocks:
+            x, d1, mul = paths[0].x, paths[0].d1, paths[0].mul
+            at = f"(long long)ROW[e] * {self.plan.width_out} + chunk * 32 + lane"
+            body = [f"const T *g = t.messages + {at};"]
+            for path in paths:
+                body.append(f"{{ const T w = factor * spline({self._place(path)}, at);")
+                body += [
+                    f"const T g{m} = __ldg(g + {path.out + m * path.stride});"
+                    for m in range(path.d3)
+                ]
+                every = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
+                for m1 in sorted({m1 for m1, _ in every}):
+                    terms = [times(s, f"g{m3}") for (n1, m3), s in every.items() if n1 == m1]
+                    body.append(f"a{m1} += w * ({total(terms)});")
+                body.append("}")
+            bodies.append("\n".join(body))
+            keeps.append(
+                "\n".join(f"out[{x + m * mul} + chunk * 32 + lane] += a{m};" for m in range(d1))
+            )
+        self._room(couplings)
+        most = max(paths[0].d1 for paths in parts.blocks)
+        # what has no limit must not meet a factor that is zero
+        factor = "FACTOR[n] = T(1);"
+        if self.fades:
+            factor = "FACTOR[n] = t.factor[ROW[n]]; if (FACTOR[n] == T(0)) PLACE[n] = -1;"
+        return self._head(self.gather, couplings, parts.warps) + _GATHER.format(
+            rounds=parts.rounds,
+            warps=parts.warps,
+            sums=", ".join(f"a{k} = 0" for k in range(most)),
+            tile=self._tile(couplings, "t.row_edge[edge0 + n]", "t.dst[edge]", factor),
+            body=parts.branches(bodies),
+            width_in=self.plan.width_in,
+            keep=parts.branches(keeps),
+        )
+
+    def _edges_block(self, paths: list[Path], couplings: _Couplings) -> str:
+        """Sums over one warp's channels of what its edges owe, into S."""
+        lines, a = [], 0
+        body = self._features(paths)
+        for path in paths:
+            lines += [
+                f"const T g{a + m} = g[{path.out + m * path.stride} + chunk * 32 + lane];"
+                for m in range(path.d3)
+            ]
+            body.append(f"{{ T dw; const T w = spline({self._place(path)}, at, dw);")
+            every = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
+            used = sorted({m1 for m1, _ in every})
+            for m1 in used:
+                terms = [times(s, f"g{a + m3}") for (n1, m3), s in every.items() if n1 == m1]
+                start = "T q =" if m1 == used[0] else "q +="
+                body.append(f"{start} x{m1} * ({total(terms)});")
+            body.append("s0 += dw * q;")
+            if self.fades:
+                body.append(f"s{self.num_y + 1} += w * q;")
+            directions = _directions(path, a)
+            if directions:
+                body += [f"const T z{m} = w * x{m};" for m in used]
+            body += [*directions, "}"]
+            a += path.d3
+        count = self.num_y + (2 if self.fades else 1)
+        sums = ", ".join(f"s{m} = 0" for m in range(count))
+        add = " ".join(f"s{m} += __shfl_xor_sync(~0u, s{m}, d);" for m in range(count))
+        keep = " ".join(f"S[{m}][warp][e] = s{m};" for m in range(count))
+        return (
+            "\n".join(lines)
+            + "\nfor (int e = 0; e < count; e++) {\nif (PLACE[e] < 0) continue;"
+            + "\nconst T at = AT[e];"
+            + f"\nT {sums};\n"
+            + "\n".join(body)
+            + f"\nfor (int d = 16; d > 0; d /= 2) {{ {add} }}\nif (lane == 0) {{ {keep} }}\n}}"
+        )
+
+    def _edges(self) -> str:
+        couplings = _Couplings()
+        bodies = [self._edges_block(paths, couplings) for paths in blocks_of(self.plan)]
+        count = self.num_y + (2 if self.fades else 1)
+        warps = min(MOST_WARPS, self._room(couplings) // (count * LANES * self.size))
+        if warps < 1:
+            raise NotCovered("The couplings of this network do not fit into a GPU's shared memory.")
+        parts = _Parts(self.plan, warps)
+        idle = f"for (int m = 0; m < {count}; m++) S[m][warp][lane] = T(0);"
+        shared = f"\n  __shared__ T S[{count}][{parts.warps}][32];"
+        return self._head(self.edges, couplings, parts.warps, shared) + _EDGES.format(
+            rounds=parts.rounds,
+            warps=parts.warps,
+            factor=self._factor(),
+            width_out=self.plan.width_out,
+            tile=self._tile(couplings, "edge0 + n", "t.sources[edge]"),
+            body=parts.branches(bodies, idle),
+            product=_PRODUCT.format(warps=parts.warps) if self.fades else "",
+        )
+
+
+def _directions(path: Path, g: int) -> list[str]:
+    """s_{m2} += sum C z_{m1} g_{m3}, with the fewer products of the two orders.
+
+    g: number of the path's first gradient.
+    """
+    by_g, by_z = defaultdict(list), defaultdict(list)
+    for m1, m2, m3, c in path.terms:
+        if m2 > 0:
+            by_g[m2, g + m3].append((f"z{m1}", c))
+            by_z[m2, m1].append((f"g{g + m3}", c))
+    outer, name = (by_g, "g") if len(by_g) <= len(by_z) else (by_z, "z")
+    lines = []
+    for (m2, m), terms in outer.items():
+        inner = total([times(unit(c), x) for x, c in terms])
+        lines.append(f"s{m2} += ({inner}) * {name}{m};")
+    return lines

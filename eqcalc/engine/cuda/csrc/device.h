@@ -1,0 +1,214 @@
+// One GPU: its context, a stream on which everything is queued in order, kernels and memory. What is
+// copied from or to the host must stay where it is until wait().
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <utility>
+#include <vector>
+
+namespace {
+
+class Device {
+ public:
+  // image: a file of compiled kernels
+  Device(const std::string &driver, int number, const std::string &image) : driver_(driver.c_str())
+  {
+    int count = 0;
+    driver_.check(driver_.cuDeviceGetCount(&count), "be counted");
+    if (number >= count)
+      throw std::runtime_error("GPU " + std::to_string(number) + " was asked for, but there " +
+                               (count == 1 ? "is only GPU 0" : "are " + std::to_string(count)));
+    driver_.check(driver_.cuDeviceGet(&device_, number), "be opened");
+    driver_.check(driver_.cuDevicePrimaryCtxRetain(&context_, device_), "be opened");
+    const Use use(*this);
+    std::ifstream file(image, std::ios::binary);
+    const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
+    if (bytes.empty()) throw std::runtime_error("the file of kernels " + image + " cannot be read");
+    driver_.check(driver_.cuModuleLoadData(&module_, bytes.data()), "load its kernels");
+    driver_.check(driver_.cuStreamCreate(&stream_, STREAM_NON_BLOCKING), "make a stream");
+  }
+  Device(const Device &) = delete;
+  Device &operator=(const Device &) = delete;
+
+  ~Device()
+  {
+    {
+      const Use use(*this);
+      driver_.cuStreamDestroy_v2(stream_);
+      driver_.cuModuleUnload(module_);
+    }
+    driver_.cuDevicePrimaryCtxRelease_v2(device_);
+  }
+
+  // the context is this thread's as long as it lives
+  class Use {
+   public:
+    explicit Use(const Device &device) : device_(device)
+    {
+      device.driver_.check(device.driver_.cuCtxPushCurrent_v2(device.context_), "be used");
+    }
+    ~Use()
+    {
+      CUcontext before;
+      device_.driver_.cuCtxPopCurrent_v2(&before);
+    }
+    Use(const Use &) = delete;
+    Use &operator=(const Use &) = delete;
+
+   private:
+    const Device &device_;
+  };
+
+  const Driver &driver() const { return driver_; }
+
+  CUfunction kernel(const std::string &name) const
+  {
+    CUfunction function;
+    driver_.check(driver_.cuModuleGetFunction(&function, module_, name.c_str()), "find a kernel");
+    return function;
+  }
+
+  template <class Argument>
+  void launch(CUfunction kernel, std::int64_t blocks, int threads, Argument &argument) const
+  {
+    if (blocks == 0) return;
+    void *arguments[] = {&argument};
+    driver_.check(driver_.cuLaunchKernel(kernel, static_cast<unsigned>(blocks), 1, 1, threads, 1, 1, 0,
+                                         stream_, arguments, nullptr),
+                  "start a kernel");
+  }
+
+  void up(void *to, const void *from, std::size_t bytes) const
+  {
+    if (bytes)
+      driver_.check(driver_.cuMemcpyHtoDAsync_v2(number(to), from, bytes, stream_), "be written to");
+  }
+  void down(void *to, const void *from, std::size_t bytes) const
+  {
+    if (bytes)
+      driver_.check(driver_.cuMemcpyDtoHAsync_v2(to, number(from), bytes, stream_), "be read");
+  }
+  void clear(void *to, std::size_t bytes) const
+  {
+    if (bytes) driver_.check(driver_.cuMemsetD8Async(number(to), 0, bytes, stream_), "be cleared");
+  }
+  void wait() const { driver_.check(driver_.cuStreamSynchronize(stream_), "finish its work"); }
+
+  std::size_t free_bytes() const
+  {
+    std::size_t free = 0, all = 0;
+    driver_.check(driver_.cuMemGetInfo_v2(&free, &all), "say how much memory it has");
+    return free;
+  }
+
+ private:
+  Driver driver_;
+  CUdevice device_ = 0;
+  CUcontext context_ = nullptr;
+  CUmodule module_ = nullptr;
+  CUstream stream_ = nullptr;
+
+  static CUdeviceptr number(const void *p) { return reinterpret_cast<CUdeviceptr>(p); }
+};
+
+// before what was declared earlier goes away, the device has read it, whatever happens
+class Waits {
+ public:
+  explicit Waits(const Device &device) : device_(device) {}
+  ~Waits()
+  {
+    try {
+      device_.wait();
+    } catch (const std::exception &) {     // somebody else hears of it
+    }
+  }
+  Waits(const Waits &) = delete;
+  Waits &operator=(const Waits &) = delete;
+
+ private:
+  const Device &device_;
+};
+
+// memory of a device that grows, and is then new; with some to spare after the first time
+template <class U> class OnDevice {
+ public:
+  explicit OnDevice(const Device &device) : device_(device) {}
+  OnDevice(const OnDevice &) = delete;
+  OnDevice &operator=(const OnDevice &) = delete;
+  ~OnDevice() { release(); }
+
+  U *get(std::int64_t count)
+  {
+    if (count > count_) {
+      const std::int64_t more = count_ ? count + count / 4 : count;
+      if (data_) device_.wait();     // it may still be in use
+      release();
+      CUdeviceptr p;
+      device_.driver().check(device_.driver().cuMemAlloc_v2(&p, more * sizeof(U)), "give memory");
+      data_ = reinterpret_cast<U *>(p);
+      count_ = more;
+    }
+    return data_;
+  }
+  U *data() const { return data_; }
+  void give(const std::vector<U> &from)
+  {
+    device_.up(get(static_cast<std::int64_t>(from.size())), from.data(), from.size() * sizeof(U));
+  }
+  void wait() const { device_.wait(); }
+  std::int64_t bytes() const { return count_ * static_cast<std::int64_t>(sizeof(U)); }
+
+ private:
+  const Device &device_;
+  U *data_ = nullptr;
+  std::int64_t count_ = 0;
+
+  void release()
+  {
+    const Device::Use use(device_);
+    if (data_) device_.driver().cuMemFree_v2(reinterpret_cast<CUdeviceptr>(data_));
+    data_ = nullptr;
+    count_ = 0;
+  }
+};
+
+// memory of the host that the device reads and writes without a detour
+template <class U> class Pinned {
+ public:
+  explicit Pinned(const Device &device) : device_(device) {}
+  Pinned(const Pinned &) = delete;
+  Pinned &operator=(const Pinned &) = delete;
+  ~Pinned() { release(); }
+
+  U *get(std::int64_t count)
+  {
+    if (count > count_) {
+      const std::int64_t more = count_ ? count + count / 4 : count;
+      if (data_) device_.wait();
+      release();
+      void *p;
+      device_.driver().check(device_.driver().cuMemHostAlloc(&p, more * sizeof(U), 0), "pin memory");
+      data_ = static_cast<U *>(p);
+      count_ = more;
+    }
+    return data_;
+  }
+  U *data() const { return data_; }
+  std::int64_t bytes() const { return count_ * static_cast<std::int64_t>(sizeof(U)); }
+
+ private:
+  const Device &device_;
+  U *data_ = nullptr;
+  std::int64_t count_ = 0;
+
+  void release()
+  {
+    const Device::Use use(device_);
+    if (data_) device_.driver().cuMemFreeHost(data_);
+    data_ = nullptr;
+    count_ = 0;
+  }
+};
+
+}    // namespace

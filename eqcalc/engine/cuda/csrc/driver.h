@@ -1,0 +1,102 @@
+// The part of CUDA's driver interface that the engine needs, declared by hand: no toolkit, no
+// headers. The library is opened at run time. Names and types: CUDA Driver API, 13.0.
+
+#include <cstddef>
+#include <cstdint>
+#include <dlfcn.h>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace {
+
+using CUresult = int;
+using CUdevice = int;
+using CUdeviceptr = unsigned long long;
+using CUcontext = struct CUctx_st *;
+using CUmodule = struct CUmod_st *;
+using CUfunction = struct CUfunc_st *;
+using CUstream = struct CUstream_st *;
+
+constexpr CUresult CUDA_OUT_OF_MEMORY = 2;
+constexpr unsigned STREAM_NON_BLOCKING = 1;
+
+struct Driver {
+  CUresult (*cuInit)(unsigned);
+  CUresult (*cuDeviceGetCount)(int *);
+  CUresult (*cuDeviceGet)(CUdevice *, int);
+  CUresult (*cuDevicePrimaryCtxRetain)(CUcontext *, CUdevice);
+  CUresult (*cuDevicePrimaryCtxRelease_v2)(CUdevice);
+  CUresult (*cuCtxPushCurrent_v2)(CUcontext);
+  CUresult (*cuCtxPopCurrent_v2)(CUcontext *);
+  CUresult (*cuModuleLoadData)(CUmodule *, const void *);
+  CUresult (*cuModuleUnload)(CUmodule);
+  CUresult (*cuModuleGetFunction)(CUfunction *, CUmodule, const char *);
+  CUresult (*cuMemGetInfo_v2)(std::size_t *, std::size_t *);
+  CUresult (*cuMemAlloc_v2)(CUdeviceptr *, std::size_t);
+  CUresult (*cuMemFree_v2)(CUdeviceptr);
+  CUresult (*cuMemHostAlloc)(void **, std::size_t, unsigned);
+  CUresult (*cuMemFreeHost)(void *);
+  CUresult (*cuMemcpyHtoDAsync_v2)(CUdeviceptr, const void *, std::size_t, CUstream);
+  CUresult (*cuMemcpyDtoHAsync_v2)(void *, CUdeviceptr, std::size_t, CUstream);
+  CUresult (*cuMemsetD8Async)(CUdeviceptr, unsigned char, std::size_t, CUstream);
+  CUresult (*cuLaunchKernel)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                             unsigned, CUstream, void **, void **);
+  CUresult (*cuStreamCreate)(CUstream *, unsigned);
+  CUresult (*cuStreamDestroy_v2)(CUstream);
+  CUresult (*cuStreamSynchronize)(CUstream);
+  CUresult (*cuGetErrorName)(CUresult, const char **);
+
+  // the library is never closed: the driver does not survive that
+  explicit Driver(const char *path)
+  {
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+      throw std::runtime_error("there is no NVIDIA driver here (" + std::string(path) +
+                               " cannot be opened)");
+    const auto get = [&](auto &function, const char *name) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+      if (!function)
+        throw std::runtime_error("the NVIDIA driver is too old: it has no " + std::string(name));
+    };
+#define GET(name) get(name, #name)
+    GET(cuInit);
+    GET(cuDeviceGetCount);
+    GET(cuDeviceGet);
+    GET(cuDevicePrimaryCtxRetain);
+    GET(cuDevicePrimaryCtxRelease_v2);
+    GET(cuCtxPushCurrent_v2);
+    GET(cuCtxPopCurrent_v2);
+    GET(cuModuleLoadData);
+    GET(cuModuleUnload);
+    GET(cuModuleGetFunction);
+    GET(cuMemGetInfo_v2);
+    GET(cuMemAlloc_v2);
+    GET(cuMemFree_v2);
+    GET(cuMemHostAlloc);
+    GET(cuMemFreeHost);
+    GET(cuMemcpyHtoDAsync_v2);
+    GET(cuMemcpyDtoHAsync_v2);
+    GET(cuMemsetD8Async);
+    GET(cuLaunchKernel);
+    GET(cuStreamCreate);
+    GET(cuStreamDestroy_v2);
+    GET(cuStreamSynchronize);
+    GET(cuGetErrorName);
+#undef GET
+    check(cuInit(0), "start");
+  }
+
+  // throws std::bad_alloc where memory is short, std::runtime_error for all else
+  void check(CUresult result, const char *what) const
+  {
+    if (result == 0) return;
+    if (result == CUDA_OUT_OF_MEMORY) throw std::bad_alloc();
+    const char *name = nullptr;
+    if (cuGetErrorName(result, &name) || !name) name = "unknown error";
+    throw std::runtime_error("the GPU could not " + std::string(what) + " (" + name + ")");
+  }
+};
+
+}    // namespace

@@ -1,0 +1,116 @@
+// Edges: vectors, distances as the network is told them, directions and their harmonics.
+//
+// Generated before this: constants of the network (eqcalc.engine.cuda.source), harmonics(),
+// harmonics_gradient().
+
+#define EACH(n, from, to)                                                                         \
+  for (int n = (from) + blockIdx.x * blockDim.x + threadIdx.x; n < (to);                          \
+       n += gridDim.x * blockDim.x)
+
+__device__ inline double length(const double *v)
+{
+  return sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+}
+
+// eqcalc.nn.radial.InnerLimit and PairCutoffs: the distance that the network is told
+__device__ inline double told(const Task &t, double r, int a, int b, double &slope)
+{
+  const int ab = a * NUM_SPECIES + b;
+  slope = 1.0;
+  if (LIMITS_AT >= 0) {
+    const double limit = t.constants[LIMITS_AT + ab], width = 0.05 * limit;
+    if (r < limit) {
+      const double s = fmax(0.0, 1.0 - (limit - r) / width), s3 = s * s * s;
+      slope = s3 * (s * (6.0 * s - 15.0) + 10.0);
+      r = limit + width * (s3 * s * (s * (s - 3.0) + 2.5) - 0.5);
+    }
+  }
+  if (STRETCH_AT >= 0) {
+    const double factor = t.constants[STRETCH_AT + ab];
+    const bool seen = r * factor < CUTOFF;
+    slope *= seen ? factor : 0.0;
+    r = seen ? r * factor : CUTOFF;
+  }
+  return r;
+}
+
+extern "C" __global__ void __launch_bounds__(128) geometry(const Task t)
+{
+  EACH(e, 0, t.num_edges)
+  {
+    const int i = t.dst[e], j = t.src[e];
+    double *v = t.vec + 3LL * e;
+    if (t.positions)
+      for (int d = 0; d < 3; d++)
+        v[d] = t.positions[3LL * j + d] - t.positions[3LL * i + d] + t.shifts[3LL * e + d];
+    for (int d = 0; d < 3; d++) t.gradient[3LL * e + d] = 0.0;
+    const double r = length(v);
+    if (!(r < CUTOFF)) {
+      t.r[e] = -1.0;
+      continue;
+    }
+    const int a = t.species[i], b = t.species[j];
+    double slope;
+    t.r[e] = told(t, r, a, b, slope);
+    t.told_slope[e] = T(slope);
+    t.inverse_r[e] = T(1.0 / r);
+    t.edge_species[e] = b;
+    if (KINDS_AT >= 0) t.kind[e] = int(t.constants[KINDS_AT + a * NUM_SPECIES + b]);
+    T *u = t.u + 3LL * e, *dy = t.dy + (long long)e * NUM_Y;
+    for (int d = 0; d < 3; d++) u[d] = T(v[d] / r);
+    harmonics(u, t.y + (long long)e * NUM_Y);
+    for (int m = 0; m < NUM_Y; m++) dy[m] = T(0);
+    t.dr[e] = T(0);
+  }
+}
+
+// dE/dr_ij from the gradients in distances and harmonics, added to that of pair terms
+extern "C" __global__ void __launch_bounds__(128) edge_gradients(const Task t)
+{
+  EACH(e, 0, t.num_edges)
+  {
+    if (t.r[e] < 0.0) continue;
+    const T *u = t.u + 3LL * e;
+    T du[3];
+    harmonics_gradient(u, t.y + (long long)e * NUM_Y, t.dy + (long long)e * NUM_Y, du);
+    const T along = u[0] * du[0] + u[1] * du[1] + u[2] * du[2];
+    const T radial = t.dr[e] * t.told_slope[e];
+    double *g = t.gradient + 3LL * e;
+    for (int d = 0; d < 3; d++)
+      g[d] += double((du[d] - along * u[d]) * t.inverse_r[e]) + double(radial) * double(u[d]);
+  }
+}
+
+// F_i = sum_j g_ij - sum_j g_ji over the edges of centre i and those to neighbour i, in their order;
+// virial of i as a neighbour: - r_ij (x) g_ij
+extern "C" __global__ void __launch_bounds__(128) own_forces(const Task t)
+{
+  EACH(i, 0, t.num_nodes)
+  {
+    double f[3] = {0.0, 0.0, 0.0};
+    if (i < t.num_local)
+      for (int e = t.first_edge[i]; e < t.first_edge[i + 1]; e++)
+        for (int d = 0; d < 3; d++) f[d] += t.gradient[3LL * e + d];
+    for (int d = 0; d < 3; d++) t.forces[3LL * i + d] = f[d];
+    if (t.virials)
+      for (int d = 0; d < 9; d++) t.virials[9LL * i + d] = 0.0;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(128) neighbour_forces(const Task t)
+{
+  EACH(n, t.begin, t.end)
+  {
+    double f[3] = {0.0, 0.0, 0.0}, w[9] = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
+    for (int k = t.row_first[n]; k < t.row_first[n + 1]; k++) {
+      const double *g = t.gradient + 3LL * t.row_edge[k], *v = t.vec + 3LL * t.row_edge[k];
+      for (int a = 0; a < 3; a++) {
+        f[a] -= g[a];
+        for (int b = 0; b < 3; b++) w[3 * a + b] -= v[a] * g[b];
+      }
+    }
+    for (int d = 0; d < 3; d++) t.forces[3LL * t.rows[n] + d] += f[d];
+    if (t.virials)
+      for (int d = 0; d < 9; d++) t.virials[9LL * t.rows[n] + d] += w[d];
+  }
+}

@@ -1,0 +1,80 @@
+"""What a machine's GPUs are reached by: the NVIDIA driver, and NVRTC, which compiles for them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from pathlib import Path
+
+from eqcalc import cache
+from eqcalc.engine.build import EngineUnavailable
+from eqcalc.engine.cuda import nvrtc
+
+#: of the driver's interface: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+MAJOR, MINOR = 75, 76
+
+#: the compiled kernels in an entry of the cache
+IMAGE = "kernels.cubin"
+
+
+class Platform:
+    """NVIDIA's GPUs; tests put an emulation in its place.
+
+    Attributes:
+        driver: the library, as dlopen takes it.
+    """
+
+    driver = "libcuda.so.1"
+
+    def _library(self) -> ctypes.CDLL:
+        try:
+            library = ctypes.CDLL(self.driver)
+        except OSError:
+            raise EngineUnavailable(
+                "There is no NVIDIA driver here (libcuda.so.1): use device='cpu'."
+            ) from None
+        if library.cuInit(0):
+            raise EngineUnavailable(
+                "The NVIDIA driver finds no GPU here: look with nvidia-smi and "
+                "CUDA_VISIBLE_DEVICES why, or use device='cpu'."
+            )
+        return library
+
+    def count(self) -> int:
+        """GPUs that there are.
+
+        Raises:
+            EngineUnavailable: there is no driver, or it finds none.
+        """
+        count = ctypes.c_int()
+        self._library().cuDeviceGetCount(ctypes.byref(count))
+        return count.value
+
+    def architecture(self, number: int) -> str:
+        """Of a GPU, as compilers name it, such as "sm_90"."""
+        library, device = self._library(), ctypes.c_int()
+        library.cuDeviceGet(ctypes.byref(device), number)
+        version = []
+        for attribute in (MAJOR, MINOR):
+            value = ctypes.c_int()
+            library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+            version.append(value.value)
+        return "sm_{}{}".format(*version)
+
+    def image(self, source: str, architecture: str) -> Path:
+        """A file of compiled kernels, from the cache if they were compiled before.
+
+        Raises:
+            EngineUnavailable: there is no compiler, or it fails.
+        """
+        version = nvrtc.version()
+        key = hashlib.sha256("\n".join([source, architecture, version]).encode()).hexdigest()[:24]
+
+        def make(folder: Path) -> None:
+            (folder / IMAGE).write_bytes(nvrtc.compile_source(source, architecture))
+
+        return cache.entry("cubins", key, make, lambda f: (f / IMAGE).is_file()) / IMAGE
+
+
+#: of this process
+PLATFORM = Platform()

@@ -1,0 +1,83 @@
+"""A GPU on the CPU, for tests: see emulation/simt.h and emulation/driver.cpp.
+
+The engine's own C++ host and the text of its own kernels run; the driver and the compiler are
+replaced. Tests take it by the fixture `emulated_gpu`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import subprocess
+from pathlib import Path
+
+from eqcalc import cache
+from eqcalc.engine.cuda.platform import Platform
+
+FOLDER = Path(__file__).parent / "emulation"
+COMPILER = ["g++", "-std=c++17", "-shared", "-fPIC", "-w"]
+
+
+def _compiled(name: str, source: str, *flags: str) -> Path:
+    """A library in the cache."""
+    texts = [source, *flags, *(p.read_text(encoding="utf-8") for p in sorted(FOLDER.iterdir()))]
+    key = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:24]
+
+    def make(folder: Path) -> None:
+        code = folder / f"{name}.cpp"
+        code.write_text(source, encoding="utf-8")
+        target = folder / f"{name}.so"
+        done = subprocess.run(
+            [*COMPILER, *flags, str(code), "-o", str(target), "-ldl"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return (
+        cache.entry("emulation", key, make, lambda f: (f / f"{name}.so").is_file()) / f"{name}.so"
+    )
+
+
+class Emulated(Platform):
+    """Two GPUs that are none.
+
+    change: what is done to the kernels' source before they are compiled, to plant faults.
+    """
+
+    def __init__(self, change=lambda source: source) -> None:
+        source = (FOLDER / "driver.cpp").read_text(encoding="utf-8")
+        self.driver = str(_compiled("driver", source, "-O1"))
+        self.change = change
+
+    def architecture(self, number: int) -> str:  # noqa: ARG002
+        return "sm_90"
+
+    def image(self, source: str, architecture: str) -> Path:  # noqa: ARG002
+        whole = self.change(source) + f'\n#include "{FOLDER / "simt_end.h"}"\n'
+        return _compiled("kernels", whole, "-O1", f'-DEQCALC_EMULATION="{FOLDER / "simt.h"}"')
+
+    @functools.cached_property
+    def _emulation(self) -> ctypes.CDLL:
+        return ctypes.CDLL(self.driver)
+
+    def count(self) -> int:
+        return 2
+
+    def limit_memory(self, size: int) -> None:
+        """Bytes that the GPU has."""
+        self._emulation.emulated_memory(ctypes.c_size_t(size))
+
+    @property
+    def used(self) -> int:
+        """Bytes of the GPU that are taken."""
+        self._emulation.emulated_used.restype = ctypes.c_size_t
+        return self._emulation.emulated_used()
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """Kernels started, bytes up, bytes down and waits since the last call."""
+        numbers = (ctypes.c_longlong * 4)()
+        self._emulation.emulated_counts(numbers)
+        return tuple(numbers)

@@ -1,0 +1,232 @@
+// libcuda on the CPU, for tests. Modules are libraries that g++ has made of the kernels' source
+// (simt.h). Work on a stream is queued, and done when somebody waits for it: without that, numbers
+// are what they were before. Memory of the device begins as NaN, ends at a page that nobody may
+// touch, and is limited.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <elf.h>
+#include <functional>
+#include <map>
+#include <string>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+namespace {
+
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201,
+       NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+
+constexpr std::size_t PAGE = 4096;
+
+struct Module {
+  void *library;
+  int (*start)(void *, const void *, unsigned, unsigned);
+  std::size_t argument_bytes;
+};
+
+struct Function {
+  const Module *module;
+  void *body;
+};
+
+std::vector<std::function<int()>> queued;
+std::map<std::uintptr_t, std::pair<void *, std::size_t>> allocations;     // and whole mappings
+std::vector<void *> contexts;                                             // current ones
+std::size_t limit = std::size_t(1) << 32, used = 0;
+long long counts[4];     // kernels started; bytes up, bytes down; waits
+
+int later(std::function<int()> work)
+{
+  if (contexts.empty()) return INVALID_CONTEXT;
+  queued.push_back(std::move(work));
+  return SUCCESS;
+}
+
+std::size_t whole_pages(std::size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
+
+}    // namespace
+
+#define API extern "C" __attribute__((visibility("default"))) int
+
+API cuInit(unsigned) { return SUCCESS; }
+API cuDeviceGetCount(int *count)
+{
+  *count = 2;
+  return SUCCESS;
+}
+API cuDeviceGet(int *device, int number)
+{
+  *device = number;
+  return SUCCESS;
+}
+API cuDevicePrimaryCtxRetain(void **context, int device)
+{
+  *context = reinterpret_cast<void *>(static_cast<std::uintptr_t>(device + 1));
+  return SUCCESS;
+}
+API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+API cuCtxPushCurrent_v2(void *context)
+{
+  contexts.push_back(context);
+  return SUCCESS;
+}
+API cuCtxPopCurrent_v2(void **context)
+{
+  if (contexts.empty()) return INVALID_CONTEXT;
+  *context = contexts.back();
+  contexts.pop_back();
+  return SUCCESS;
+}
+
+API cuModuleLoadData(void **module, const void *image)
+{
+  // an ELF file ends with the table of its sections
+  const auto *elf = static_cast<const Elf64_Ehdr *>(image);
+  if (std::memcmp(elf->e_ident, ELFMAG, SELFMAG) != 0) return INVALID_IMAGE;
+  const std::size_t bytes = elf->e_shoff + std::size_t(elf->e_shnum) * elf->e_shentsize;
+  const int file = memfd_create("kernels", 0);
+  if (file < 0 || write(file, image, bytes) != static_cast<ssize_t>(bytes)) return INVALID_IMAGE;
+  const std::string path = "/proc/self/fd/" + std::to_string(file);
+  // the file stays open: dlopen takes a name that it has seen for the library that it was
+  void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    std::fprintf(stderr, "emulated GPU: %s\n", dlerror());
+    return INVALID_IMAGE;
+  }
+  auto *made = new Module{library, nullptr, 0};
+  made->start = reinterpret_cast<decltype(made->start)>(dlsym(library, "simt_start"));
+  made->argument_bytes =
+      reinterpret_cast<unsigned long (*)()>(dlsym(library, "simt_argument_bytes"))();
+  *module = made;
+  return SUCCESS;
+}
+API cuModuleUnload(void *module)
+{
+  delete static_cast<Module *>(module);     // functions of it may still be known: not closed
+  return SUCCESS;
+}
+API cuModuleGetFunction(void **function, void *module, const char *name)
+{
+  const auto *from = static_cast<const Module *>(module);
+  void *body = dlsym(from->library, name);
+  if (!body) return NOT_FOUND;
+  *function = new Function{from, body};
+  return SUCCESS;
+}
+
+API cuMemGetInfo_v2(std::size_t *free, std::size_t *all)
+{
+  *free = limit > used ? limit - used : 0;
+  *all = limit;
+  return SUCCESS;
+}
+API cuMemAlloc_v2(unsigned long long *address, std::size_t bytes)
+{
+  if (contexts.empty()) return INVALID_CONTEXT;
+  if (!bytes) return INVALID_VALUE;
+  if (used + bytes > limit) return OUT_OF_MEMORY;
+  const std::size_t size = whole_pages(bytes) + 2 * PAGE;
+  char *base = static_cast<char *>(
+      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  std::memset(base, 0xff, size);     // NaN, and -1 of integers
+  char *start = base + size - PAGE - (bytes + 15) / 16 * 16;
+  mprotect(base, PAGE, PROT_NONE);
+  mprotect(base + size - PAGE, PAGE, PROT_NONE);
+  *address = reinterpret_cast<std::uintptr_t>(start);
+  allocations[*address] = {base, size};
+  used += bytes;
+  return SUCCESS;
+}
+API cuMemFree_v2(unsigned long long address)
+{
+  if (contexts.empty()) return INVALID_CONTEXT;
+  const auto found = allocations.find(address);
+  if (found == allocations.end()) return INVALID_VALUE;
+  const auto [base, size] = found->second;
+  const std::size_t bytes = static_cast<char *>(base) + size - PAGE - reinterpret_cast<char *>(address);
+  used -= std::min(used, bytes);
+  munmap(base, size);
+  allocations.erase(found);
+  return SUCCESS;
+}
+API cuMemHostAlloc(void **address, std::size_t bytes, unsigned)
+{
+  *address = std::malloc(bytes);
+  if (*address) std::memset(*address, 0xff, bytes);
+  return *address ? SUCCESS : OUT_OF_MEMORY;
+}
+API cuMemFreeHost(void *address)
+{
+  std::free(address);
+  return SUCCESS;
+}
+
+API cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, std::size_t bytes, void *)
+{
+  counts[1] += static_cast<long long>(bytes);
+  return later([=] { return std::memcpy(reinterpret_cast<void *>(to), from, bytes), SUCCESS; });
+}
+API cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, std::size_t bytes, void *)
+{
+  counts[2] += static_cast<long long>(bytes);
+  return later([=] { return std::memcpy(to, reinterpret_cast<void *>(from), bytes), SUCCESS; });
+}
+API cuMemsetD8Async(unsigned long long to, unsigned char value, std::size_t bytes, void *)
+{
+  return later([=] { return std::memset(reinterpret_cast<void *>(to), value, bytes), SUCCESS; });
+}
+
+API cuLaunchKernel(void *function, unsigned bx, unsigned by, unsigned bz, unsigned tx, unsigned ty,
+                   unsigned tz, unsigned, void *, void **arguments, void **)
+{
+  const auto *f = static_cast<const Function *>(function);
+  if (!bx || by != 1 || bz != 1 || !tx || tx > 1024 || ty != 1 || tz != 1) return INVALID_VALUE;
+  counts[0]++;
+  const auto *first = static_cast<const char *>(arguments[0]);
+  std::vector<char> copy(first, first + f->module->argument_bytes);
+  const auto start = f->module->start;
+  void *body = f->body;
+  return later([=] { return start(body, copy.data(), bx, tx) ? LAUNCH_FAILED : SUCCESS; });
+}
+
+API cuStreamCreate(void **stream, unsigned)
+{
+  *stream = reinterpret_cast<void *>(1);
+  return SUCCESS;
+}
+API cuStreamDestroy_v2(void *) { return SUCCESS; }
+API cuStreamSynchronize(void *)
+{
+  counts[3]++;
+  const auto work = std::exchange(queued, {});
+  for (const auto &item : work)
+    if (const int failed = item()) return failed;
+  return SUCCESS;
+}
+API cuGetErrorName(int error, const char **name)
+{
+  *name = error == LAUNCH_FAILED ? "CUDA_ERROR_LAUNCH_FAILED"
+      : error == INVALID_IMAGE ? "CUDA_ERROR_INVALID_IMAGE"
+      : error == INVALID_CONTEXT ? "CUDA_ERROR_INVALID_CONTEXT"
+                                 : "CUDA_ERROR";
+  return SUCCESS;
+}
+
+// for tests: how many bytes there are, what was done since the last call
+extern "C" __attribute__((visibility("default"))) void emulated_memory(std::size_t bytes)
+{
+  limit = bytes;
+}
+extern "C" __attribute__((visibility("default"))) std::size_t emulated_used() { return used; }
+extern "C" __attribute__((visibility("default"))) void emulated_counts(long long *to)
+{
+  std::memcpy(to, counts, sizeof(counts));
+  std::memset(counts, 0, sizeof(counts));
+}

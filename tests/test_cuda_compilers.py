@@ -1,0 +1,96 @@
+"""The GPU engine's kernels under NVIDIA's compilers, which need no GPU."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from potentials import write
+
+from eqcalc import export
+from eqcalc.engine.build import EngineUnavailable
+from eqcalc.engine.cuda import nvrtc
+from eqcalc.engine.cuda.potential import PADDING
+from eqcalc.engine.cuda.source import DeviceCode
+from eqcalc.engine.fused import TABLES
+from eqcalc.engine.readers import read
+from eqcalc.models.nequip_config import NequIPConfig
+
+NVCC = shutil.which("nvcc")
+
+#: bytes that a thread of any kernel may keep in memory for want of registers
+MOST_SPILLED = 64
+
+#: registers of a thread, at most, of kernels by the start of their names
+MOST_REGISTERS = {"forward": 128, "edges": 128, "gather": 128, "nodes": 255, "": 255}
+
+NETWORKS = {
+    "default": NequIPConfig(),
+    "l_max 3": NequIPConfig(l_max=3, num_channels=[128, 64, 32, 32], num_layers=2),
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compilers")
+    made = {}
+    for name, config in NETWORKS.items():
+        path = write(folder / "model.pth", config, elements=(14,), crowding=True)
+        potential = export.load(path, dtype="float64")
+        for scalar, (degree, _) in TABLES.items():
+            made[name, scalar] = DeviceCode(read(potential, scalar, PADDING), degree)
+    return made
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.parametrize(
+    ("architecture", "network", "scalar"),
+    [
+        ("sm_80", "default", "float"),
+        ("sm_90", "default", "float"),
+        ("sm_90", "default", "double"),
+        ("sm_100", "default", "float"),
+        ("sm_120", "default", "float"),
+        ("sm_90", "l_max 3", "float"),
+    ],
+)
+def test_kernels_spill_hardly_anything(sources, tmp_path, architecture, network, scalar):
+    code = sources[network, scalar]
+    source = tmp_path / "kernels.cu"
+    source.write_text(code.source, encoding="utf-8")
+    command = [NVCC, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v"]
+    command += [str(source), "-o", str(tmp_path / "kernels.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = re.findall(
+        r"Function properties for (\w+)\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads\n"
+        r".*?Used (\d+) registers",
+        done.stderr,
+    )
+    assert {name for name, *_ in found} == set(code.kernels)
+    for name, stores, loads, registers in found:
+        start = next(s for s in MOST_REGISTERS if name.startswith(s))
+        print(
+            f"{architecture} {network} {scalar} {name}: {registers} registers, {stores} B spilled"
+        )
+        assert int(registers) <= MOST_REGISTERS[start], name
+        assert max(int(stores), int(loads)) <= MOST_SPILLED, name
+
+
+def test_nvrtc_makes_the_same_kernels(sources):
+    try:
+        nvrtc.version()
+    except EngineUnavailable as reason:
+        pytest.skip(str(reason))
+    cubin = nvrtc.compile_source(sources["default", "float"].source, "sm_90")
+    assert cubin.startswith(b"\x7fELF")
+    assert all(name.encode() in cubin for name in sources["default", "float"].kernels)
+
+
+def test_what_does_not_compile_is_said():
+    try:
+        nvrtc.version()
+    except EngineUnavailable as reason:
+        pytest.skip(str(reason))
+    with pytest.raises(EngineUnavailable, match="identifier"):
+        nvrtc.compile_source("__global__ void f() { missing(); }", "sm_90")
