@@ -228,21 +228,21 @@ def test_kept_by_runs_files_and_fine_tuning(molecules, tmp_path):
     out = tmp_path / "run"
     train(tiny(molecules), out, quiet=True)
     train(tiny(molecules), out, quiet=True)  # resumed at its end
-    config, model, setup = load_run(out)
-    constants = setup["crowding"]
+    config, model, setup, _ = load_run(out)
+    constants = setup.constants.crowding
     assert config.model.crowding_limit
-    assert model.crowding.coordination.tolist() == constants["coordination"]
+    assert model.crowding.coordination.tolist() == constants.coordination
     for source in (out / "model.pth", out):
         known = read_source(str(source)).constants.crowding
-        assert known.coordination == constants["coordination"]
-        assert known.distances == constants["distances"]
+        assert known.coordination == constants.coordination
+        assert known.distances == constants.distances
     wide = write_frames(tmp_path / "wide.xyz", 8, symbols="LiBe", seed=3)
     tuned = prepare(tiny(wide, fine_tune={"model": str(out)}))
     largest = tuned.model.crowding.coordination
-    largest = dict(zip(tuned.setup["atomic_numbers"], largest.tolist(), strict=True))
+    largest = dict(zip(tuned.setup.constants.atomic_numbers, largest.tolist(), strict=True))
     # no hydrogen in the new frames
-    assert largest[1] == pytest.approx(constants["coordination"][0])
-    assert largest[3] >= constants["coordination"][1]
+    assert largest[1] == pytest.approx(constants.coordination[0])
+    assert largest[3] >= constants.coordination[1]
     assert largest[4] >= 1.0
 
 

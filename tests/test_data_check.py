@@ -301,7 +301,7 @@ def test_training_begins_with_a_warning(tmp_path, healthy):
         prepared(lambda stress: stress / GPa)
     made, (message,) = prepared(spoilt, pulay_pressure="measured")
     assert re.search(r"over \d+ pairs of strained frames; it is added", message)
-    pressure = made.setup["pulay_pressure"]
+    pressure = made.setup.pulay_pressure
     assert f"{pressure:+g} GPa" in message
     assert pressure == pytest.approx(3.0, abs=0.15)
     for mine, right in zip(

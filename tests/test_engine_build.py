@@ -13,8 +13,8 @@ from eqcalc.engine import build
 from eqcalc.engine.prepare import prepared
 from eqcalc.errors import InputError
 from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.training.network import ready
 from eqcalc.training.options import TrainingConfig
-from eqcalc.training.prepare import ready
 
 #: compilers that say their version and then ...
 HANGS = "sleep 600 & echo $! > {folder}/child; wait"

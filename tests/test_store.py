@@ -205,7 +205,7 @@ def test_stores_that_do_not_fit(tmp_path, store):
 
 def test_a_pressure_that_the_stress_lacks(tmp_path, store):
     from eqcalc.training.config import from_dict
-    from eqcalc.training.prepare import dataset, load_frames
+    from eqcalc.training.frames import dataset, load_frames
 
     def labels(source, pressure):
         data = {"train": [str(source)], "val_fraction": 0.05, "pulay_pressure": pressure}
@@ -235,8 +235,9 @@ def test_a_pressure_that_the_stress_lacks(tmp_path, store):
 
 def test_gradients_of_the_loss_are_those_of_frames(store, frames):
     from eqcalc.training.config import from_dict
-    from eqcalc.training.folder import Constants, build_model
     from eqcalc.training.loss import Loss, residuals
+    from eqcalc.training.network import build_model
+    from eqcalc.training.setup import Constants
     from eqcalc.training.task import predict
 
     config = from_dict(
@@ -284,7 +285,7 @@ def test_command(tmp_path):
 def test_labels_of_a_store_are_those_that_are_asked_for(tmp_path):
     """Other names in a config are refused, or told of where an older store does not say."""
     from eqcalc.training.config import from_dict
-    from eqcalc.training.prepare import load_frames
+    from eqcalc.training.frames import load_frames
 
     images = read(DATA / "lithium_strained.xyz", ":4")
     for atoms in images:

@@ -21,10 +21,12 @@ from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import InputError
 from eqcalc.training.config import from_dict, override, read_config
-from eqcalc.training.folder import Constants, build_model, load_run
+from eqcalc.training.folder import load_run
 from eqcalc.training.loss import Loss, residuals
+from eqcalc.training.network import build_model
 from eqcalc.training.options import Config
 from eqcalc.training.run import train
+from eqcalc.training.setup import Constants
 from eqcalc.training.task import predict
 from eqcalc.training.template import to_toml
 
@@ -257,7 +259,7 @@ def test_learned_strain_along_x_holds_along_y_and_z(tmp_path):
     """Equivariance is exact: cells turned by 90 degrees have the energy of the unturned ones."""
     out = tmp_path / "x"
     train(small(), out, quiet=True)
-    _, model, _ = load_run(out)
+    model = load_run(out).model
     atoms = read(DATA / "lithium_strained.xyz", 0)
     values = []
     for axis in range(3):

@@ -62,8 +62,7 @@ def test_command_takes_several_files_and_names_of_labels(tmp_path):
     assert run.exit_code == 0, run.output
     setup = json.loads((tmp_path / "run" / "setup.json").read_text())
     assert setup["train_frames"] + setup["val_frames"] == 8
-    plainly = prepared(*plain).setup
-    assert setup["train_hash"] == plainly["train_hash"]
+    assert setup["train_hash"] == prepared(*plain).setup.train_hash
     config = tmp_path / "c.toml"
     config.write_text("")
     mixed = CliRunner().invoke(app, ["train", str(config), *files])
@@ -117,9 +116,10 @@ def test_isolated_atoms_are_reference_energies(with_atoms, tmp_path, name, packe
     )
     with pytest.warns(UserWarning, match=sentence):
         made = prepared(path)
+    documents = made.setup.to_dict(), plain.setup.to_dict()
     for key in ("atomic_numbers", "reference_energies", "train_frames", "val_frames"):
-        assert made.setup[key] == plain.setup[key]
-    assert made.setup["reference_energies"] == [-12.25, -0.5]
+        assert documents[0][key] == documents[1][key]
+    assert made.setup.constants.shift == [-12.25, -0.5]
     assert set(made.train.config_types()) == {"molecule"}
     for n in range(len(plain.train)):
         assert torch.equal(made.train[n].energy, plain.train[n].energy)
@@ -129,8 +129,8 @@ def test_isolated_atoms_of_validation_files_count_too(with_atoms, tmp_path):
     val = with_atoms(atom("Li", -0.5), name="v.xyz")
     with pytest.warns(UserWarning, match=r"training frames: Li -0\.5 eV \(v\.xyz, frame 0\)"):
         made = prepared(tmp_path / "m.xyz", val=[str(val)])
-    assert made.setup["val_frames"] == 8
-    assert made.setup["reference_energies"][1] == -0.5
+    assert made.setup.val_frames == 8
+    assert made.setup.constants.shift[1] == -0.5
 
 
 def test_energies_of_one_isolated_atom_have_an_order(with_atoms, tmp_path):
@@ -140,11 +140,11 @@ def test_energies_of_one_isolated_atom_have_an_order(with_atoms, tmp_path):
     isolated = {"isolated_atoms": str(tmp_path / "i.xyz")}
     with pytest.warns(UserWarning, match=r"data\.isolated_atoms has -0\.6 eV and comes first"):
         made = prepared(path, **isolated)
-    assert made.setup["reference_energies"] == [-12.25, -0.6]
+    assert made.setup.constants.shift == [-12.25, -0.6]
     given = {"reference_energies": {"Li": -0.7}}
     with pytest.warns(UserWarning, match=r"data\.reference_energies has -0\.7 eV and comes first"):
         made = prepared(path, **isolated, **given)
-    assert made.setup["reference_energies"] == [-12.25, -0.7]
+    assert made.setup.constants.shift == [-12.25, -0.7]
     twice = with_atoms(atom("Li", -0.5), atom("Li", -0.9))
     with pytest.raises(InputError, match=r"Two energies of an isolated atom of Li: -0\.5 eV in"):
         prepared(twice)
@@ -174,7 +174,7 @@ def test_the_file_of_isolated_atoms_needs_no_forces(tmp_path):
     write(tmp_path / "i.xyz", atoms)
     keys = {f"{label}_key": name for label, name in names.items()}
     made = prepared(path, isolated_atoms=str(tmp_path / "i.xyz"), **keys)
-    assert made.setup["reference_energies"] == [-12.25, -0.5]
+    assert made.setup.constants.shift == [-12.25, -0.5]
 
 
 def slabs(number: int, seed: int) -> list[Atoms]:

@@ -131,8 +131,8 @@ def test_cohesive_energies(tmp_path):
     def references(**options):
         config = tiny(files[0], data={"train": files, **options})
         prepared = prepare(config)
-        numbers = prepared.setup["atomic_numbers"]
-        return dict(zip(numbers, prepared.setup["reference_energies"], strict=True)), prepared
+        numbers = prepared.setup.constants.atomic_numbers
+        return dict(zip(numbers, prepared.setup.constants.shift, strict=True)), prepared
 
     found, prepared = references(cohesive_energies="experimental")
     frames = prepared.train.frames
@@ -251,11 +251,11 @@ def test_energies_of_another_method(data, original, tmp_path):
     write(tmp_path / "moved.xyz", frames, format="extxyz")
     moved = str(tmp_path / "moved.xyz")
     old = read_source(str(original)).constants.shift
-    assert prepare(fine_tuning(moved, original)).setup["reference_energies"] == old
-    new = prepare(fine_tuning(moved, original, refit=True)).setup["reference_energies"]
+    assert prepare(fine_tuning(moved, original)).setup.constants.shift == old
+    new = prepare(fine_tuning(moved, original, refit=True)).setup.constants.shift
     assert np.subtract(new, old) == pytest.approx([5.0, -3.0], abs=1e-4)
     given = {"reference_energies": {"Li": -7.0}}
-    new = prepare(fine_tuning(moved, original, data=given)).setup["reference_energies"]
+    new = prepare(fine_tuning(moved, original, data=given)).setup.constants.shift
     assert new == [-7.0, old[1]]
 
 
@@ -348,4 +348,4 @@ def test_an_imported_model_is_fine_tuned(imported, oxide, tmp_path):
     assert origin["source"] == "so3.pth"
     assert origin["changed"] == "fine-tuned since"
     again = prepare(tiny(oxide, fine_tune={"model": str(tmp_path)}))
-    assert again.setup["origin"]["source"] == "so3.pth"
+    assert again.setup.origin["source"] == "so3.pth"

@@ -289,11 +289,11 @@ def test_optimizers_learn(frames, tmp_path, optimizer):
     losses = column(tmp_path, "train_loss")
     assert losses[-1] < 0.6 * losses[0]
     if optimizer == "schedule_free":  # validated, saved and exported is the average, not y or z
-        _, model, setup = load_run(tmp_path)
+        run = load_run(tmp_path)
         config = tiny(frames)
         batch = Batch.collate(next(iter(prepare(config).val.values())).items)
-        loss = Loss(config.training)(residuals(predict(model, batch), batch))
-        assert float(loss) == pytest.approx(column(tmp_path, "val_loss")[setup["epoch"]], rel=1e-5)
+        loss = Loss(config.training)(residuals(predict(run.model, batch), batch))
+        assert float(loss) == pytest.approx(column(tmp_path, "val_loss")[run.epoch], rel=1e-5)
         saved = checkpoint(tmp_path)
         assert saved["optimizer_states"][0]["param_groups"][0]["train_mode"] is False
         assert "current_model_state" not in saved

@@ -215,10 +215,11 @@ def test_labels_without_forces(molecules):
 def test_training_starts_from_what_is_left(molecules):
     """Forces of the untrained network differ from the labels by its own noise only."""
     plain, paired = prepare(tiny(molecules)), prepare(tiny(molecules, model=PAIRS))
-    for field in ("train_hash", "force_rms", "message_scales"):
-        assert plain.setup[field] == paired.setup[field]
+    documents = plain.setup.to_dict(), paired.setup.to_dict()
+    for key in ("train_hash", "force_rms", "message_scales"):
+        assert documents[0][key] == documents[1][key]
     # of a Morse potential, the repulsion alone
-    assert plain.setup["force_rms"] > 1.2 * paired.setup["scale"][0]
+    assert plain.setup.force_rms > 1.2 * paired.setup.constants.scale[0]
     items = Batch.collate([*paired.train])
     errors = [
         float((predict(p.model, items).forces - items.forces).square().mean().sqrt())
@@ -227,10 +228,11 @@ def test_training_starts_from_what_is_left(molecules):
     assert errors[1] < 0.8 * errors[0]
     report = dry_run(tiny(molecules, model=PAIRS))
     row = next(line for line in report.splitlines() if line.startswith("left by a pair potential"))
-    assert float(row.split()[-2]) == pytest.approx(paired.setup["scale"][0], abs=1e-4)
+    assert float(row.split()[-2]) == pytest.approx(paired.setup.constants.scale[0], abs=1e-4)
     reference = paired.model.reference_energy
-    assert reference.shift.tolist() == paired.setup["reference_energies"]
-    assert reference.pair.coefficients.tolist() == paired.setup["pair_potential"]["coefficients"]
+    assert reference.shift.tolist() == paired.setup.constants.shift
+    pairs = paired.setup.constants.pair_constants
+    assert reference.pair.coefficients.tolist() == pairs.coefficients
 
 
 def test_files_stores_and_interrupted_runs_agree(molecules, tmp_path, monkeypatch):

@@ -77,10 +77,10 @@ def test_frames_are_the_teachers(finished, teacher):
     for frame, found in zip(frames, results, strict=True):
         assert np.abs(frame.get_forces() - found["forces"]).max() < 1e-4
     # trajectories start at training frames, not at those that are held out
-    _, _, setup = load_run(finished)
-    assert setup["train_frames"] == 9
+    setup = load_run(finished).setup
+    assert setup.train_frames == 9
     started = json.loads((finished / "pretrain" / "sampling.json").read_text())
-    assert started["starts"] == setup["train_hash"]
+    assert started["starts"] == setup.train_hash
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -88,12 +88,12 @@ def test_the_second_run_begins_where_the_first_ended(data, teacher, tmp_path, pr
     rest = {"epochs": 1, "learning_rate": 1e-300, "weight_decay": 0.0}
     config = config_of(data, teacher, **rest, precision=precision)
     train(config, tmp_path, quiet=True)
-    _, first, before = load_run(tmp_path / "pretrain")
-    _, second, after = load_run(tmp_path)
+    first, second = load_run(tmp_path / "pretrain"), load_run(tmp_path)
     assert checkpoint(tmp_path / "pretrain")["epoch"] == 2
-    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+    for (name, a), b in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b), name
-    assert np.abs(np.subtract(before["reference_energies"], after["reference_energies"])).min() > 1
+    before, after = (run.setup.constants.shift for run in (first, second))
+    assert np.abs(np.subtract(before, after)).min() > 1
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["pretrain"]["teacher"] == teacher
     assert not written["fine_tune"]["model"]

@@ -16,9 +16,10 @@ from eqcalc.models.base import Potential
 from eqcalc.runtime import choose_device
 from eqcalc.training.distributed import World, loader
 from eqcalc.training.loss import component_weights, residuals
+from eqcalc.training.network import ready
 from eqcalc.training.optimizers import LearningRate, make_optimizer, switch
 from eqcalc.training.options import Config, TrainingConfig
-from eqcalc.training.prepare import Prepared, prepare, ready
+from eqcalc.training.prepare import Prepared, prepare
 from eqcalc.training.pretrain import check_pretraining, estimate
 from eqcalc.training.report import data_rows, lines, mean_neighbors, parameter_row
 from eqcalc.training.run import surroundings

@@ -17,16 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers as number_of
-from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from eqcalc import export, names
 from eqcalc.contract import set_precision
 from eqcalc.data.dataset import GraphDataset
-from eqcalc.data.frames import Frame
 from eqcalc.data.statistics import Statistics
-from eqcalc.data.tables import FrameTable
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
 from eqcalc.models.base import Potential
@@ -36,9 +32,11 @@ from eqcalc.nn.crowding import CrowdingConstants
 from eqcalc.nn.output_constants import OutputConstants
 from eqcalc.nn.reference import PairConstants, no_pairs
 from eqcalc.training.domain import crowding_of
-from eqcalc.training.folder import Constants, build_model, load_run
+from eqcalc.training.folder import load_run
+from eqcalc.training.network import build_model
 from eqcalc.training.options import Config
 from eqcalc.training.pairs import relimited
+from eqcalc.training.setup import Constants
 
 #: names of the buffers that `Potential.calibrate` measures
 NORMS = "message_norm", ".norm"
@@ -67,10 +65,9 @@ def read_source(name: str) -> Source:
     path = user_path(name)
     if path.is_dir() or path.suffix == ".ckpt":
         folder = (path, "best.ckpt") if path.is_dir() else (path.parent, path.name)
-        config, model, setup = load_run(*folder)
-        weights = {k: p.detach() for k, p in model.named_parameters()}
-        constants = Constants.from_setup(setup)
-        return Source(name, config.model, constants, weights, setup.get("origin", {}))
+        run = load_run(*folder)
+        weights = {k: p.detach() for k, p in run.model.named_parameters()}
+        return Source(name, run.config.model, run.setup.constants, weights, run.setup.origin)
     file = export.load(names.find(name), dtype="float64")  # constants as they are in the file
     hyper = dict(file.metadata.get("hyperparameters", {}))
     if "avg_num_neighbors" not in hyper:
@@ -251,13 +248,6 @@ def adopt(config: Config, source: Source) -> Config:
     return dataclasses.replace(config, model=source.model)
 
 
-def known_energies(source: Source, isolated: Iterable[Frame]) -> dict[str, float]:
-    """Reference energies [eV] of the source by symbol, but for elements of `isolated` frames."""
-    measured = {int(frame.atoms.numbers[0]) for frame in isolated}
-    pairs = zip(source.constants.atomic_numbers, source.constants.shift, strict=True)
-    return {chemical_symbols[z]: energy for z, energy in pairs if z not in measured}
-
-
 def extend(source: Source, statistics: Statistics) -> Constants:
     """Constants for the elements of the source and of the new data.
 
@@ -324,17 +314,6 @@ def fitted_shift(model: Potential, frames: GraphDataset, free: Sequence[int]) ->
         round(value, 6) if z in free else value
         for z, value in zip(numbers, shift.tolist(), strict=True)
     ]
-
-
-def unfixed_elements(
-    config: Config, source: Source, train: FrameTable, isolated: Sequence[Frame]
-) -> list[int]:
-    """Z of the elements of the training data whose reference energy is nowhere given."""
-    fixed = {number_of[symbol] for symbol in config.data.reference_energies}
-    fixed |= {int(frame.atoms.numbers[0]) for frame in isolated}
-    if not config.fine_tune.refit_energies:
-        fixed |= set(source.constants.atomic_numbers)
-    return sorted(set(train.elements()) - fixed)
 
 
 def continued(

@@ -141,7 +141,7 @@ def _claim(prepared: Prepared, folder: Path, world: World) -> None:
     record = {
         **dataclasses.asdict(prepared.config.pretrain),
         "seed": prepared.config.training.seed,
-        "starts": prepared.setup["train_hash"],
+        "starts": prepared.setup.train_hash,
     }
     for name in ("epochs", "learning_rate"):  # of the run
         del record[name]
@@ -178,7 +178,7 @@ def first_run(prepared: Prepared, frames: Sequence[Path]) -> Config:
     given = {}
     if config.model.exact_isolated_atoms:
         teacher = _teacher(config.pretrain)
-        given = isolated_energies(teacher, prepared.setup["atomic_numbers"])
+        given = isolated_energies(teacher, prepared.setup.constants.atomic_numbers)
     return dataclasses.replace(
         config,
         data=DataConfig(

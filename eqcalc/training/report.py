@@ -40,20 +40,20 @@ def data_rows(prepared: Prepared) -> Rows:
         atoms = int(frames.atom_counts().sum())
         named = ", ".join(f"{group} {n}" for group, n in groups.most_common())
         yield f"{name} frames", f"{len(frames)} with {atoms} atoms ({named})"
-    setup = prepared.setup
-    symbols = [chemical_symbols[z] for z in setup["atomic_numbers"]]
+    setup, constants = prepared.setup, prepared.setup.constants
+    symbols = [chemical_symbols[z] for z in constants.atomic_numbers]
     if prepared.model.has_energy:
-        pairs = zip(symbols, setup["reference_energies"], strict=True)
+        pairs = zip(symbols, constants.shift, strict=True)
         yield "reference energies", ", ".join(f"{s} {e:.4f} eV" for s, e in pairs)
-        yield "root mean square force", f"{setup['force_rms']:.4f} eV/Å"
-    rms = setup.get("outputs", {}).get("rms", ())
+        yield "root mean square force", f"{setup.force_rms:.4f} eV/Å"
+    rms = constants.outputs.rms if constants.outputs else ()
     for output, size in zip(prepared.model.output_configs, rms, strict=True):
         labels = f"{output.irreps} per {output.per}, root mean square {size:.4g} {output.unit}"
         yield f"output {output.name}", labels.strip()
-    if "pair_potential" in setup and not prepared.config.fine_tune.model:
-        yield "left by a pair potential", f"{setup['scale'][0]:.4f} eV/Å"
-    if "pulay_pressure" in setup:
-        yield "pressure added to stresses", f"{setup['pulay_pressure']:+g} GPa"
+    if constants.pair_constants and not prepared.config.fine_tune.model:
+        yield "left by a pair potential", f"{constants.scale[0]:.4f} eV/Å"
+    if setup.pulay_pressure:
+        yield "pressure added to stresses", f"{setup.pulay_pressure:+g} GPa"
 
 
 def mean_neighbors(prepared: Prepared) -> str:

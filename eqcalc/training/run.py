@@ -37,7 +37,6 @@ from eqcalc.training.callbacks import (
 from eqcalc.training.distributed import World, loader, wait
 from eqcalc.training.evaluate import evaluate, plot_learning_curve, plot_parity
 from eqcalc.training.folder import (
-    build_model,
     check_same_run,
     ends_before,
     is_finished,
@@ -45,9 +44,11 @@ from eqcalc.training.folder import (
     not_a_checkpoint,
     read_json,
 )
+from eqcalc.training.frames import UNNAMED, dataset, load_frames
 from eqcalc.training.loss import units_of
+from eqcalc.training.network import build_model, ready
 from eqcalc.training.options import Config, TrainingConfig
-from eqcalc.training.prepare import UNNAMED, Prepared, dataset, load_frames, prepare, ready
+from eqcalc.training.prepare import Prepared, prepare
 from eqcalc.training.pretrain import (
     PRETRAINING,
     check_pretraining,
@@ -62,6 +63,9 @@ from eqcalc.training.task import DivergenceError, PotentialTask
 #: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes, and what both are by default
 KEEP_MEMORY = {-3: 32 * 1024**2, -1: 2**31 - 1}
 MALLOC_DEFAULT = 128 * 1024
+
+#: of the set-up, what the summary says of the data
+DATA = "train_frames", "val_frames", "train_hash", "val_hash"
 
 __all__ = ["build_model", "export_run", "finish", "load_run", "train", "write_json"]
 
@@ -111,13 +115,13 @@ def learn(
     """Trains what is prepared; see `train`. A run that another one began from is not extended."""
     begun = (out / "last.ckpt").is_file()  # else there is nothing yet that could be lost
     if begun and (ends := ends_before(out, prepared.config)):
-        prepared = replace(prepared, setup=prepared.setup | {"ends": ends})
+        prepared = replace(prepared, setup=replace(prepared.setup, ends=ends))
     if world.rank == 0:
         if begun:
             check_same_run(out, prepared.config, prepared.setup, extend=extend)
         out.mkdir(parents=True, exist_ok=True)
         # in this order: the end of before is in config.json until setup.json has it
-        write_json(out / "setup.json", prepared.setup)
+        write_json(out / "setup.json", prepared.setup.to_dict())
         write_json(out / "config.json", prepared.config.to_dict())
     if not quiet:
         print(announcement(prepared, out), flush=True)
@@ -139,7 +143,7 @@ def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
     trainer = lightning.Trainer(
         accelerator=choose_device(options.device).type,
         max_epochs=options.epochs,
-        callbacks=callbacks(out, options, prepared.setup.get("ends", ()), quiet=quiet),
+        callbacks=callbacks(out, options, prepared.setup.ends, quiet=quiet),
         logger=False,
         gradient_clip_val=options.gradient_clip or None,
         num_sanity_val_steps=0,
@@ -243,15 +247,18 @@ def surroundings(options: TrainingConfig) -> Iterator[None]:
 
 def finish(out: Path, prepared: Prepared) -> dict[str, Any]:
     """Errors of the best model, figures, summary and export of a run."""
-    _, model, setup = load_run(out)
-    model = ready(model, prepared.config.training)
+    run = load_run(out)
+    model = ready(run.model, prepared.config.training)
     results = {"train": evaluate(model, prepared.train)}
     for name, frames in prepared.val.items():
         label = name if name == UNNAMED else f"{UNNAMED} {name}"
         results[label] = evaluate(model, frames)
     summary = {
-        "best_epoch": setup["epoch"],
-        "data": {k: setup[k] for k in ("train_frames", "val_frames", "train_hash", "val_hash")},
+        "best_epoch": run.epoch,
+        "data": {
+            k: getattr(run.setup, k)
+            for k in ("train_frames", "val_frames", "train_hash", "val_hash")
+        },
         "errors": {name: result.summary() for name, result in results.items()},
     }
     write_json(out / "summary.json", summary)
@@ -270,24 +277,26 @@ def export_run(
     The reference structure is the smallest validation frame.
     """
     out = user_path(out)
-    config, model, setup = load_run(out)
+    config, model, setup, epoch = load_run(out)
     if val is None:
-        numbers = setup["atomic_numbers"]
+        numbers = setup.constants.atomic_numbers
         val = [dataset(frames, numbers, config) for frames in load_frames(config).val.values()]
     graph = min((frames.smallest().graph for frames in val), key=lambda g: g.num_edges)
     model.reference_structure = export.reference_structure(
         model, graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst
     )
-    training: dict[str, Any] = {"best_epoch": setup["epoch"]}
+    training: dict[str, Any] = {"best_epoch": epoch}
     if (out / "summary.json").is_file():
         training = read_json(out / "summary.json")
-    if "pulay_pressure" in setup:
-        training["pulay_pressure"] = setup["pulay_pressure"]
+    if setup.pulay_pressure:
+        training["pulay_pressure"] = setup.pulay_pressure
+    neighbors = setup.constants.avg_num_neighbors
     metadata = {
         "architecture": config.model.architecture_name,
-        "hyperparameters": asdict(config.model) | {"avg_num_neighbors": setup["avg_num_neighbors"]},
+        "hyperparameters": asdict(config.model) | {"avg_num_neighbors": neighbors},
         "training": training,
     }
-    metadata |= {name: setup[name] for name in ("domain", "origin") if name in setup}
+    known = {"domain": setup.domain, "origin": setup.origin}
+    metadata |= {name: document for name, document in known.items() if document}
     export.save(model, path, metadata)
     return export.read_metadata(path)

@@ -1,0 +1,67 @@
+"""What a run folder keeps of data and constants: versions, older folders, later ones."""
+
+import json
+
+import pytest
+import torch
+from runs import history, tiny, train_and_kill, weights, write_frames
+
+from eqcalc.errors import InputError
+from eqcalc.training.folder import load_run
+from eqcalc.training.prepare import prepare
+from eqcalc.training.run import train
+from eqcalc.training.setup import VERSION, RunSetup
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory) -> str:
+    return write_frames(tmp_path_factory.mktemp("data") / "train.xyz", 8, charge=0.5)
+
+
+CHARGE = {"name": "q", "irreps": "0e", "per": "structure", "key": "charge"}
+
+
+@pytest.mark.parametrize("model", [{}, {"pair_potential": True}, {"outputs": [CHARGE]}])
+def test_document_says_all(frames, model):
+    setup = prepare(tiny(frames, model=model, data={"pulay_pressure": 0.5})).setup
+    document = json.loads(json.dumps(setup.to_dict()))
+    assert document["version"] == VERSION
+    assert RunSetup.from_dict(document) == setup
+    assert setup.agrees_with(document)
+
+
+def as_of(version: str, document: dict) -> dict:
+    """The set-up as older versions of eqcalc wrote it."""
+    del document["version"], document["scale"]  # it was there with a pair potential alone
+    if version == "without domain":
+        del document["domain"]
+        document["crowding"] = {"distances": document["crowding"]["distances"], "onset": [1.0, 1.0]}
+    return document
+
+
+@pytest.mark.parametrize("version", ["first", "without domain"])
+def test_older_folders_are_resumed(frames, tmp_path, monkeypatch, version):
+    """To the same numbers as without a break, and refused where the data are others."""
+    whole, out = tmp_path / "whole", tmp_path / "older"
+    train(tiny(frames), whole, quiet=True)
+    train_and_kill(tiny(frames), out, monkeypatch)
+    path = out / "setup.json"
+    older = as_of(version, json.loads(path.read_text()))
+    path.write_text(json.dumps(older))
+    assert load_run(out).setup.constants.scale == [older["force_rms"]] * 2
+    other = write_frames(tmp_path / "other.xyz", 8, seed=1)
+    with pytest.raises(InputError, match="another setting of the data"):
+        train(tiny(other), out, quiet=True)
+    train(tiny(frames), out, quiet=True)
+    assert history(out) == history(whole)
+    assert all(torch.equal(t, weights(out)[name]) for name, t in weights(whole).items())
+    assert json.loads(path.read_text()) == json.loads((whole / "setup.json").read_text())
+
+
+def test_later_folders_are_refused(frames, tmp_path):
+    train(tiny(frames, epochs=1), tmp_path, quiet=True)
+    document = json.loads((tmp_path / "setup.json").read_text())
+    (tmp_path / "setup.json").write_text(json.dumps(document | {"version": VERSION + 1}))
+    for action in (lambda: load_run(tmp_path), lambda: train(tiny(frames), tmp_path, quiet=True)):
+        with pytest.raises(InputError, match=r"later eqcalc \(.* version 3.*update eqcalc"):
+            action()
