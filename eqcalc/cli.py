@@ -325,10 +325,10 @@ def evaluate(
     from eqcalc import export, names
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.report import write_json
-    from eqcalc.committee import member_files
     from eqcalc.data.frames import iter_images, read_frames
     from eqcalc.data.labels import DEFAULT_KEYS
     from eqcalc.data.store import is_store
+    from eqcalc.names import member_files
     from eqcalc.training import evaluate as ev
 
     keys = {

@@ -1,45 +1,20 @@
-"""Committees: where their files are, and whether they agree.
+"""Committees: whether their members agree.
 
 Where they no longer do, their potentials are far from what they were trained on.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
 from eqcalc.calculator import EquivariantCalculator
 from eqcalc.errors import InputError
-from eqcalc.files import user_path
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.optimize.optimize import Dynamics
-
-
-def member_files(paths: Sequence[Path]) -> list[Path]:
-    """The potential files of committees' folders, and files as they are.
-
-    Raises:
-        InputError: a folder without committee.json.
-    """
-    files: list[Path] = []
-    for path in map(user_path, paths):
-        if not path.is_dir():
-            files.append(path)
-        elif (path / "committee.json").is_file():
-            document = json.loads((path / "committee.json").read_text(encoding="utf-8"))
-            files += [path / name for name in document["members"]]
-        else:
-            raise InputError(
-                f"'{path}' holds no finished committee: name potential files, or the folder that "
-                "'eqcalc train --committee' wrote committee.json to."
-            )
-    return files
 
 
 def forces_deviation(calc: EquivariantCalculator, atoms: Atoms | None = None) -> np.ndarray:

@@ -6,12 +6,14 @@ of several stands behind its name: "7net-mf-0:PBE".
 
     python -m eqcalc.names NAME SYMBOL ...
 
-prints `ready PATH` or `error SENTENCE` for `pair_style equivariant`. Light until it has to import.
+prints `ready PATH` or `error SENTENCE` for `pair_style equivariant`; NAME may be a committee's folder,
+whose PATHs have tabs in between. Light until it has to import.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import warnings
@@ -62,6 +64,27 @@ def find(model: str | os.PathLike, elements: Sequence[str] | None = None) -> Pat
     )
 
 
+def member_files(paths: Sequence[str | os.PathLike]) -> list[Path]:
+    """The potential files of committees' folders, and files as they are.
+
+    Raises:
+        InputError: a folder without committee.json.
+    """
+    files: list[Path] = []
+    for path in map(user_path, paths):
+        if not path.is_dir():
+            files.append(path)
+        elif (path / "committee.json").is_file():
+            document = json.loads((path / "committee.json").read_text(encoding="utf-8"))
+            files += [path / name for name in document["members"]]
+        else:
+            raise InputError(
+                f"'{path}' holds no finished committee: name potential files, or the folder that "
+                "'eqcalc train --committee' wrote committee.json to."
+            )
+    return files
+
+
 def _key(weights: Path, task: str | None, elements: Sequence[str]) -> str:
     """Changes with all that an import depends on."""
     digest = hashlib.sha256("\n".join([task or "", *elements]).encode())
@@ -99,12 +122,13 @@ def _imported(name: str, elements: Sequence[str] | None) -> Path:
 def main(arguments: list[str]) -> None:
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"eqcalc: {message}\n"
     try:
-        answer = f"ready {find(arguments[0], arguments[1:])}"
+        files = [find(str(file), arguments[1:]) for file in member_files(arguments[:1])]
+        answer = "ready " + "\t".join(map(str, files))
     except InputError as reason:
         answer = f"error {reason}"
     except OSError as reason:
         answer = f"error {reason.filename}: {reason.strerror}"
-    print(" ".join(answer.split()))
+    print(answer.replace("\n", " "))
 
 
 if __name__ == "__main__":

@@ -7,134 +7,36 @@
 #include "pair_equivariant.h"
 
 #include "devices.h"
-#include "engine.h"
-#include "fused.h"
+#include "elements.h"
+#include "pair_exchange.h"
 
 #include "atom.h"
 #include "comm.h"
-#include "domain.h"
 #include "error.h"
 #include "force.h"
-#include "group.h"
 #include "memory.h"
-#include "neigh_list.h"
 #include "neighbor.h"
 #include "platform.h"
-#include "universe.h"
 #include "update.h"
 #include "utils.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 
-#include <dlfcn.h>
-
 using namespace LAMMPS_NS;
-
-// by atomic number
-static constexpr const char *SYMBOLS[] = {
-    "X",  "H",  "He", "Li", "Be", "B",  "C",  "N",  "O",  "F",  "Ne", "Na", "Mg", "Al", "Si",
-    "P",  "S",  "Cl", "Ar", "K",  "Ca", "Sc", "Ti", "V",  "Cr", "Mn", "Fe", "Co", "Ni", "Cu",
-    "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y",  "Zr", "Nb", "Mo", "Tc", "Ru",
-    "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I",  "Xe", "Cs", "Ba", "La", "Ce", "Pr",
-    "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W",
-    "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac",
-    "Th", "Pa", "U",  "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf",
-    "Db", "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
-static constexpr int NUM_SYMBOLS = sizeof(SYMBOLS) / sizeof(SYMBOLS[0]);
-
-// components of a 3x3 tensor in the order of cvatom; the first six name the symmetric ones
-static constexpr int ROW_OF[9] = {0, 1, 2, 0, 0, 1, 1, 2, 2};
-static constexpr int COLUMN_OF[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
-
-static constexpr double GPA = 160.2176634;     // in eV/Å^3
-
-static constexpr const char *WITH_BONDS =
-    "needs 'special_bonds lj/coul 1 1 1': with other factors LAMMPS leaves bonded neighbors out";
 
 // the group that comm_modify restricts ghosts to; LAMMPS tells its own communication only
 struct BorderGroup : Comm {
   static int of(const Comm &comm) { return comm.*(&BorderGroup::bordergroup); }
 };
 
-/* ----------------------------------------------------------------------
-   The library with torch lies beside the plugin. It is opened when a potential needs it, so that
-   LAMMPS starts without torch wherever that is not used.
-------------------------------------------------------------------------- */
-
-// a text of one process, on all
-static std::string from_first(std::string text, int process, MPI_Comm comm)
-{
-  int length = static_cast<int>(text.size());
-  MPI_Bcast(&length, 1, MPI_INT, process, comm);
-  text.resize(length);
-  MPI_Bcast(text.data(), length, MPI_CHAR, process, comm);
-  return text;
-}
-
-template <typename Function> static Function *find_in_engine(const char *name)
-{
-  Dl_info plugin;
-  dladdr(reinterpret_cast<const void *>(&from_first), &plugin);
-  std::string path = plugin.dli_fname;
-  path = path.substr(0, path.rfind('/') + 1) + "equivariantengine.so";
-  void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);     // stays open
-  void *symbol = library ? dlsym(library, name) : nullptr;
-  if (!symbol)
-    throw eqcalc::EngineError(std::string("the engine cannot be loaded (") + dlerror() +
-                              "): run 'eqcalc lammps doctor'");
-  return reinterpret_cast<Function *>(symbol);
-}
-
-static std::unique_ptr<eqcalc::Engine> open_torch(const eqcalc::EngineOptions &options)
-{
-  const auto factory = find_in_engine<eqcalc::EngineFactory>(eqcalc::ENGINE_FACTORY_NAME);
-  return std::unique_ptr<eqcalc::Engine>(factory(options));
-}
-
-/* ---------------------------------------------------------------------- */
-
-struct PairEquivariant::Exchange : eqcalc::RowExchange {
-  PairEquivariant &pair;
-  double seconds = 0.0;
-
-  explicit Exchange(PairEquivariant &pair) : pair(pair) {}
-
-  void forward(const eqcalc::Rows &rows) override
-  {
-    const double start = platform::walltime();
-    pair.forward(payload(rows));
-    seconds += platform::walltime() - start;
-  }
-
-  void reverse(const eqcalc::Rows &rows) override
-  {
-    const double start = platform::walltime();
-    pair.reverse(payload(rows));
-    seconds += platform::walltime() - start;
-  }
-
-  Payload payload(const eqcalc::Rows &rows) const
-  {
-    Payload result;
-    if (rows.single)
-      result.singles = static_cast<float *>(rows.data);
-    else
-      result.values = static_cast<double *>(rows.data);
-    result.width = rows.width;
-    result.row_of_atom = pair.row_of_atom.data();
-    return result;
-  }
-};
-
 /* ---------------------------------------------------------------------- */
 
 PairEquivariant::PairEquivariant(LAMMPS *lmp) :
-    Pair(lmp), device("cpu"), threads(0), timing(false), on_domain_exit(WARN), cutoff(0.0),
-    energy_unit(1.0), num_nodes(0), num_rows(0), graph_build(-1), num_calls(0), num_atom_calls(0.0)
+    Pair(lmp), processes(lmp), timing(false), on_domain_exit(WARN), cutoff(0.0), energy_unit(1.0),
+    have_deviations(false), num_nodes(0), num_rows(0), graph_build(-1), num_calls(0),
+    num_atom_calls(0.0)
 {
   single_enable = 0;
   restartinfo = 0;
@@ -175,10 +77,7 @@ void PairEquivariant::allocate()
 
 void PairEquivariant::settings(int narg, char **arg)
 {
-  precision.clear();
-  engine_name.clear();
-  device = "cpu";
-  threads = 0;
+  keywords = Opening::Keywords();
   timing = false;
   on_domain_exit = WARN;
 
@@ -198,18 +97,19 @@ void PairEquivariant::settings(int narg, char **arg)
       if (value != "single" && value != "double")
         error->all(FLERR, "Pair style equivariant: precision must be single or double, not '{}'",
                    value);
-      precision = value;
+      keywords.precision = value;
     } else if (key == "engine") {
       if (value != "fused" && value != "exact" && value != "torch")
         error->all(FLERR,
                    "Pair style equivariant: engine must be fused, exact or torch, not '{}'", value);
-      engine_name = value;
+      keywords.engine = value;
     } else if (key == "device") {
-      device = value;
+      keywords.device = value;
     } else if (key == "threads") {
-      threads = utils::inumeric(FLERR, value, false, lmp);
-      if (threads < 1)
-        error->all(FLERR, "Pair style equivariant: threads must be at least 1, not {}", threads);
+      keywords.threads = utils::inumeric(FLERR, value, false, lmp);
+      if (keywords.threads < 1)
+        error->all(FLERR, "Pair style equivariant: threads must be at least 1, not {}",
+                   keywords.threads);
     } else if (key == "domain") {
       if (value != "warn" && value != "stop" && value != "ignore")
         error->all(FLERR,
@@ -220,18 +120,23 @@ void PairEquivariant::settings(int narg, char **arg)
     }
   }
 
+  const std::string &device = keywords.device, &engine = keywords.engine;
   const std::string unknown = eqcalc::device_problem(device);
   if (!unknown.empty()) error->all(FLERR, "Pair style equivariant: {}", unknown);
-  if (device.rfind("cuda", 0) == 0 && (engine_name == "fused" || engine_name == "exact"))
-    error->all(FLERR, "Pair style equivariant: engine {} runs on device cpu, not {}", engine_name,
+  if (device.rfind("cuda", 0) == 0 && (engine == "fused" || engine == "exact"))
+    error->all(FLERR, "Pair style equivariant: engine {} runs on device cpu, not {}", engine,
                device);
 
-  // a potential opened with other settings is void
-  engine.reset();
+  // potentials opened with other settings are void
+  potentials.clear();
   if (allocated) allocate();
 }
 
-/* ---------------------------------------------------------------------- */
+/* ----------------------------------------------------------------------
+   LAMMPS knows the number of types, so the last words are their elements and those before them are
+   potentials. Every word that is an element's symbol counts as one: a file of such a name needs a
+   path with a slash.
+------------------------------------------------------------------------- */
 
 void PairEquivariant::coeff(int narg, char **arg)
 {
@@ -240,45 +145,114 @@ void PairEquivariant::coeff(int narg, char **arg)
     error->all(FLERR,
                "Pair style equivariant: expected 'pair_coeff * * model.pth' and one element, or "
                "NULL, for each atom type");
-  if (narg != 3 + ntypes)
+  const auto is_element = [](const std::string &word) {
+    return word == "NULL" || eqcalc::atomic_number(word) > 0;
+  };
+  const std::vector<std::string> words(arg + 2, arg + narg);
+  const int num_words = static_cast<int>(words.size());
+  const int named = static_cast<int>(std::count_if(words.begin(), words.end(), is_element));
+  const int num_potentials = std::max(0, num_words - ntypes);
+  const std::vector<std::string> files(words.begin(), words.begin() + num_potentials);
+  const std::vector<std::string> elements(words.begin() + num_potentials, words.end());
+  if (files.empty() || std::any_of(files.begin(), files.end(), is_element))
     error->all(FLERR,
                "Pair style equivariant: pair_coeff names {} elements, but there are {} atom "
                "types: give one element, or NULL, for each",
-               narg - 3, ntypes);
+               named, ntypes);
+  for (const std::string &word : elements)
+    if (!is_element(word))
+      error->all(FLERR,
+                 "Pair style equivariant: pair_coeff needs the elements of the {} atom types, or "
+                 "NULL, as its last words, but '{}' is the symbol of no element",
+                 ntypes, word);
   allocate();
+  open_potentials(files, elements);
+  cutoff = potentials.cutoff();
+  map_types(elements);
 
-  eqcalc::EngineOptions options;
-  options.path = arg[2];
-  const char *home = getenv("HOME");
-  if (home && options.path.rfind("~/", 0) == 0) options.path.replace(0, 1, home);
-  options.precision = precision;
-  options.device = choose_device();
-  options.threads = threads;
-  options.rank_on_machine = (options.device == "cuda") ? rank_on_machine() : 0;
-  options.with_exchange = comm->nprocs > 1;
-  if (options.path.find('/') == std::string::npos)
-    options.path = find_model(options.path, {arg + 3, arg + narg});
-  open_engine(options);
-  const auto &model = *engine;
-  cutoff = model.cutoff();
+  // sizes of messages: the widest layer, forces of all members, the map of ghosts to owners, virials
 
-  // types of the run -> species of the model
+  comm_forward = 1;
+  comm_reverse = std::max(9, 3 * potentials.size());
+  for (const auto &member : potentials.members()) {
+    Payload widest;
+    float dummy;
+    widest.singles = member.engine->single() ? &dummy : nullptr;
+    for (int width : member.engine->exchange_widths())
+      widest.width = std::max(widest.width, width);
+    comm_forward = std::max(comm_forward, widest.doubles());
+    comm_reverse = std::max(comm_reverse, widest.doubles());
+  }
+  comm_reverse_off = comm_reverse;
+}
 
-  const auto &numbers = model.atomic_numbers();
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::open_potentials(const std::vector<std::string> &files,
+                                      const std::vector<std::string> &elements)
+{
+  std::vector<std::string> needed;
+  for (const std::string &element : elements)
+    if (element != "NULL") needed.push_back(element);
+
+  potentials.clear();
+  trainings.clear();
+  Opening opening(lmp, processes, keywords, comm->nprocs > 1);
+  std::vector<std::string> paths;
+  for (const std::string &file : files)
+    for (const std::string &path : opening.find(file, needed)) paths.push_back(path);
+
+  for (const std::string &path : paths) {
+    potentials.add(path, opening.open(path));
+    const eqcalc::Engine &engine = *potentials.members().back().engine;
+    std::vector<std::string> symbols;
+    for (int z : potentials.atomic_numbers()) symbols.emplace_back(eqcalc::SYMBOLS[z]);
+    trainings.emplace_back(on_domain_exit == IGNORE ? "" : engine.training_domain(), symbols);
+    if (comm->me == 0) {
+      utils::logmesg(lmp, "Pair style equivariant: {} ({}), {}\n", path,
+                     names_of(potentials.size() - 1), engine.describe());
+      if (!engine.origin().empty())
+        utils::logmesg(lmp, "Pair style equivariant: imported from {}\n", engine.origin());
+    }
+  }
+  if (comm->me == 0 && potentials.size() > 1)
+    utils::logmesg(lmp, "Pair style equivariant: the mean of {} potentials\n", potentials.size());
+}
+
+/* ----------------------------------------------------------------------
+   symbols of the elements that a potential knows
+------------------------------------------------------------------------- */
+
+std::string PairEquivariant::names_of(int member) const
+{
   std::string known;
-  for (int z : numbers) known += (known.empty() ? "" : ", ") + std::string(SYMBOLS[z]);
+  for (int z : potentials.members()[member].engine->atomic_numbers())
+    known += (known.empty() ? "" : ", ") + std::string(eqcalc::SYMBOLS[z]);
+  return known;
+}
+
+/* ----------------------------------------------------------------------
+   types of the run -> species of the first potential
+------------------------------------------------------------------------- */
+
+void PairEquivariant::map_types(const std::vector<std::string> &elements)
+{
+  const int ntypes = atom->ntypes;
+  const auto &members = potentials.members();
+  const auto &numbers = potentials.atomic_numbers();
   type2species.assign(ntypes + 1, -1);
   int mapped = 0;
   for (int itype = 1; itype <= ntypes; itype++) {
-    const std::string element = arg[2 + itype];
+    const std::string &element = elements[itype - 1];
     if (element == "NULL") continue;
-    for (std::size_t k = 0; k < numbers.size(); k++)
-      if (numbers[k] > 0 && numbers[k] < NUM_SYMBOLS && element == SYMBOLS[numbers[k]])
-        type2species[itype] = static_cast<int>(k);
-    if (type2species[itype] < 0)
-      error->all(FLERR,
-                 "Pair style equivariant: {} knows {}, but pair_coeff names {} for atom type {}",
-                 options.path, known, element, itype);
+    const auto found =
+        std::find(numbers.begin(), numbers.end(), eqcalc::atomic_number(element));
+    if (found != numbers.end()) type2species[itype] = static_cast<int>(found - numbers.begin());
+    for (int m = 0; m < potentials.size(); m++)
+      if (type2species[itype] < 0 || members[m].species[type2species[itype]] < 0)
+        error->all(FLERR,
+                   "Pair style equivariant: {} knows {}, but pair_coeff names {} for atom type {}",
+                   members[m].path, names_of(m), element, itype);
     mapped++;
   }
   if (!mapped)
@@ -286,192 +260,13 @@ void PairEquivariant::coeff(int narg, char **arg)
   for (int i = 1; i <= ntypes; i++)
     for (int j = 1; j <= ntypes; j++)
       setflag[i][j] = (type2species[i] >= 0 && type2species[j] >= 0) ? 1 : 0;
-
-  std::vector<std::string> symbols;
-  for (int z : numbers) symbols.emplace_back(SYMBOLS[z]);
-  training = on_domain_exit == IGNORE
-      ? eqcalc::TrainingDomain("", symbols)
-      : eqcalc::TrainingDomain(model.training_domain(), symbols);
-
-  // sizes of messages: the widest layer, the map of ghosts to owners, virials
-
-  Payload widest;
-  float dummy;
-  widest.singles = model.single() ? &dummy : nullptr;
-  for (int width : model.exchange_widths()) widest.width = std::max(widest.width, width);
-  comm_forward = std::max(1, widest.doubles());
-  comm_reverse = comm_reverse_off = std::max(9, widest.doubles());
-
-  if (comm->me == 0) {
-    utils::logmesg(lmp, "Pair style equivariant: {} ({}), {}\n", options.path, known,
-                   model.describe());
-    if (!model.origin().empty())
-      utils::logmesg(lmp, "Pair style equivariant: imported from {}\n", model.origin());
-  }
-}
-
-/* ----------------------------------------------------------------------
-   The generated kernels, or torch where they cannot be had or are not wanted: the same engine on
-   all processes.
-------------------------------------------------------------------------- */
-
-void PairEquivariant::open_engine(eqcalc::EngineOptions &options)
-{
-  problem.clear();
-  engine.reset();
-  std::string reason;     // why not the generated kernels
-  if (engine_name != "torch" && options.device == "cpu") {
-    reason = open_fused(options, engine_name == "exact" ? "network" : "table");
-    if (reason.empty()) return;
-    if (!engine_name.empty()) {
-      problem = reason;
-      stop_together();
-    }
-  }
-  try {
-    engine = open_torch(options);
-  } catch (const std::bad_alloc &) {
-    problem = "out of memory while opening " + options.path;
-  } catch (const std::exception &e) {
-    problem = e.what();
-  }
-  stop_together();
-  if (!reason.empty() && comm->me == 0)
-    error->warning(FLERR, "Pair style equivariant runs on torch, which is many times slower: {}",
-                   reason);
-}
-
-/* ----------------------------------------------------------------------
-   What one process of each machine says, on all of that machine.
-------------------------------------------------------------------------- */
-
-std::string PairEquivariant::once_per_machine(const std::function<std::string()> &ask)
-{
-  MPI_Comm machine;
-  int rank;
-  MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, comm->me, MPI_INFO_NULL, &machine);
-  MPI_Comm_rank(machine, &rank);
-  std::string answer;
-  if (rank == 0) answer = ask();
-  answer = from_first(answer, 0, machine);
-  MPI_Comm_free(&machine);
-  return answer;
-}
-
-/* ----------------------------------------------------------------------
-   A file in this folder, or that of a model with a name: bundled, or imported for these elements
-------------------------------------------------------------------------- */
-
-std::string PairEquivariant::find_model(const std::string &name,
-                                        const std::vector<std::string> &elements)
-{
-  std::vector<std::string> needed;
-  for (const std::string &element : elements)
-    if (element != "NULL") needed.push_back(element);
-  const std::string answer = once_per_machine([&] {
-    return platform::file_is_readable(name) ? "ready " + name : eqcalc::find_model(name, needed);
-  });
-  const auto space = answer.find(' ');
-  if (answer.substr(0, space) != "ready") problem = answer.substr(space + 1);
-  stop_together();
-  return answer.substr(space + 1);
-}
-
-/* ----------------------------------------------------------------------
-   One process of each machine has Python prepare the file. Empty, or on all processes the sentence
-   of the first that has not got the kernels. What goes wrong with kernels that there are is an
-   error.
-------------------------------------------------------------------------- */
-
-std::string PairEquivariant::open_fused(eqcalc::EngineOptions options, const std::string &radial)
-{
-  const std::string answer = once_per_machine(
-      [&] { return eqcalc::prepare_fused(options.path, precision, radial); });
-
-  std::string reason;
-  if (options.threads == 0) options.threads = comm->nthreads;
-  const auto space = answer.find(' ');
-  const std::string state = answer.substr(0, space), rest = answer.substr(space + 1);
-  if (state == "fault") {
-    problem = rest;
-  } else if (state != "ready") {
-    reason = rest;
-  } else {
-    try {
-      engine = eqcalc::open_fused(rest, options, radial);
-    } catch (const std::bad_alloc &) {
-      problem = "out of memory while opening " + options.path;
-    } catch (const std::exception &e) {
-      problem = e.what();
-    }
-  }
-  stop_together();
-  int mine = reason.empty() ? comm->nprocs : comm->me, first;
-  MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world);
-  if (first == comm->nprocs) return "";
-  engine.reset();
-  return from_first(reason, first, world);
-}
-
-/* ----------------------------------------------------------------------
-   Stop all processes with the sentence of the first that has one. Where each stopped on its own,
-   the first might end the others before they have printed theirs.
-------------------------------------------------------------------------- */
-
-void PairEquivariant::stop_together()
-{
-  int mine = problem.empty() ? comm->nprocs : comm->me, first;
-  MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world);
-  if (first == comm->nprocs) return;
-  const std::string sentence = from_first(problem, first, world);
-  problem.clear();
-  error->all(FLERR, "Pair style equivariant: {}", sentence);
-}
-
-/* ---------------------------------------------------------------------- */
-
-int PairEquivariant::rank_on_machine() const
-{
-  const int launched = eqcalc::rank_of_launcher();
-  if (launched >= 0) return launched;
-
-  // within this world, after the processes of the worlds before it, which others may wait for
-
-  MPI_Comm machine;
-  int rank;
-  MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, comm->me, MPI_INFO_NULL, &machine);
-  MPI_Comm_rank(machine, &rank);
-  MPI_Comm_free(&machine);
-  return rank + universe->root_proc[universe->iworld];
-}
-
-/* ----------------------------------------------------------------------
-   'auto' is a GPU where every process has one that torch can use, else the CPU, with its kernels
-------------------------------------------------------------------------- */
-
-std::string PairEquivariant::choose_device() const
-{
-  if (device != "auto") return device;
-  const auto everywhere = [this](bool here) {
-    int mine = here, all;
-    MPI_Allreduce(&mine, &all, 1, MPI_INT, MPI_MIN, world);
-    return all != 0;
-  };
-  if (engine_name == "fused" || engine_name == "exact") return "cpu";
-  if (!everywhere(eqcalc::Driver().gpus > 0)) return "cpu";     // before torch is loaded
-  bool usable = false;
-  try {
-    usable = find_in_engine<eqcalc::GpuCount>(eqcalc::GPU_COUNT_NAME)() > 0;
-  } catch (const std::exception &) {     // said where torch is really needed
-  }
-  return everywhere(usable) ? "cuda" : "cpu";
 }
 
 /* ---------------------------------------------------------------------- */
 
 void PairEquivariant::init_style()
 {
-  if (!engine)
+  if (potentials.empty())
     error->all(FLERR, "Pair style equivariant: pair_coeff must follow pair_style");
 
   if (strcmp(update->unit_style, "metal") == 0)
@@ -511,7 +306,12 @@ void PairEquivariant::init_style()
   }
 
   graph_build = -1;
-  training.begin_run();
+  for (auto &training : trainings) training.begin_run();
+  for (int q = 0; q < NUM_QUANTITIES; q++) {
+    const std::string reason = lacking(static_cast<Quantity>(q));
+    if (per_atom[q].lasting && !reason.empty())
+      error->all(FLERR, "Pair style equivariant: {}", reason);
+  }
   seconds.fill(0.0);
   num_calls = 0;
   num_atom_calls = 0.0;
@@ -571,467 +371,20 @@ void PairEquivariant::evaluate()
   seconds[EDGES] += elapsed();
 
   Exchange exchange(*this);
-  engine->evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
-                   gradient.data());
+  have_deviations = wants_deviations();
+  potentials.evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
+                      gradient.data(), have_deviations ? &deviations : nullptr);
   seconds[EXCHANGE] += exchange.seconds;
   seconds[MODEL] += elapsed() - exchange.seconds;
 
   check_finite();
-  stop_together();
+  processes.stop_together();
   tally();
+  if (have_deviations) store_deviations();
   watch_domain();
   seconds[TALLY] += elapsed();
   num_calls++;
   num_atom_calls += static_cast<double>(graph.num_local);
-}
-
-/* ----------------------------------------------------------------------
-   Bits of the groups whose atoms interact with nothing: 'neigh_modify exclude group X all'. Fixes
-   gcmc, widom and charge/regulation make one each, and put an atom or a molecule there to learn the
-   energy of the rest. LAMMPS drops only pairs with atoms of group all, which their atoms have left,
-   so those that are there together would still see each other; all of them are left out of the
-   graph, like atoms of type NULL. Other exclusions take neighbors from atoms that stay: refused.
-------------------------------------------------------------------------- */
-
-int PairEquivariant::absent_groups() const
-{
-  constexpr int ALL = 0;
-  int bits = 0;
-  bool other = neighbor->nex_type || neighbor->nex_mol;
-  for (int k = 0; k < neighbor->nex_group; k++) {
-    const int a = neighbor->ex1_group[k], b = neighbor->ex2_group[k];
-    if (b == ALL)
-      bits |= group->bitmask[a];
-    else if (a == ALL)
-      bits |= group->bitmask[b];
-    else
-      other = true;
-  }
-  if (other)
-    error->all(FLERR,
-               "Pair style equivariant does not support neigh_modify exclude, but for 'exclude "
-               "group X all': the network needs all neighbors of an atom");
-  return bits;
-}
-
-/* ----------------------------------------------------------------------
-   Special neighbors that a list has left out, or that other styles scale. They may come with
-   molecules that are inserted during the run, on some processes only.
-------------------------------------------------------------------------- */
-
-void PairEquivariant::check_bonds()
-{
-  if (atom->molecular != Atom::MOLECULAR) return;
-  for (int k = 0; k < 3; k++) {
-    if (force->special_lj[k + 1] == 1.0) continue;
-    for (int i : atom_of_row)
-      for (int n = k ? atom->nspecial[i][k - 1] : 0; n < atom->nspecial[i][k]; n++) {
-        const int j = atom->map(atom->special[i][n]);
-        if ((j < 0 || type2species[atom->type[j]] >= 0) && problem.empty())
-          problem = fmt::format("atoms {} and {} are bonded: it {}",
-                                std::min(atom->tag[i], atom->special[i][n]),
-                                std::max(atom->tag[i], atom->special[i][n]), WITH_BONDS);
-      }
-  }
-}
-
-/* ----------------------------------------------------------------------
-   Rows of own atoms, after each rebuild of the neighbor list. Who is absent is as old as the list:
-   only then do ghosts have the groups of their owners, and only then do lists follow groups.
-------------------------------------------------------------------------- */
-
-void PairEquivariant::number_rows()
-{
-  const int nlocal = atom->nlocal;
-  const int nall = nlocal + atom->nghost;
-  const int *type = atom->type;
-  const int bits = absent_groups();
-
-  absent.resize(nall);
-  for (int i = 0; i < nall; i++) absent[i] = (atom->mask[i] & bits) != 0;
-  atom_of_row.clear();
-  row_of_atom.assign(nall, -1);
-  for (int ii = 0; ii < list->inum; ii++) {
-    const int i = list->ilist[ii];
-    if (type2species[type[i]] < 0 || absent[i]) continue;
-    row_of_atom[i] = static_cast<int>(atom_of_row.size());
-    atom_of_row.push_back(i);
-  }
-  for (int i = 0; i < nlocal; i++)
-    if (row_of_atom[i] < 0 && type2species[type[i]] >= 0 && !absent[i])
-      error->one(FLERR, "Pair style equivariant: atom {} is not in the neighbor list",
-                 atom->tag[i]);
-
-  check_bonds();
-
-  if (comm->nprocs == 1) {
-    owner_of_ghost.resize(nall);
-    for (int i = 0; i < nlocal; i++) owner_of_ghost[i] = i;
-    std::vector<double> indices(owner_of_ghost.begin(), owner_of_ghost.end());
-    Payload owners;
-    owners.values = indices.data();
-    owners.width = 1;
-    forward(owners);
-    for (int i = nlocal; i < nall; i++) {
-      owner_of_ghost[i] = static_cast<int>(indices[i]);
-      row_of_atom[i] = row_of_atom[owner_of_ghost[i]];
-    }
-  }
-  graph_build = neighbor->ncalls;
-}
-
-/* ----------------------------------------------------------------------
-   edges shorter than the cutoff, at every step: lists reach farther by the skin
-------------------------------------------------------------------------- */
-
-void PairEquivariant::build_edges()
-{
-  const double *const *x = atom->x;
-  const int *type = atom->type;
-  const int nlocal = atom->nlocal;
-  const bool single_process = comm->nprocs == 1;
-  const double cutoff_sq = cutoff * cutoff;
-
-  const std::size_t num_local = atom_of_row.size();
-  species.resize(num_local);
-  for (std::size_t row = 0; row < num_local; row++)
-    species[row] = type2species[type[atom_of_row[row]]];
-  if (!single_process) std::fill(row_of_atom.begin() + nlocal, row_of_atom.end(), -1);
-
-  training.begin_step();
-  edge_src.clear();
-  edge_dst.clear();
-  edge_neighbor.clear();
-  edge_vec.clear();
-  for (std::size_t row = 0; row < num_local; row++) {
-    const int i = atom_of_row[row];
-    const double xi = x[i][0], yi = x[i][1], zi = x[i][2];
-    if (!std::isfinite(xi + yi + zi) && problem.empty())
-      problem = fmt::format("the position of atom {} is not finite ({}, {}, {}): the simulation "
-                            "blew up",
-                            atom->tag[i], xi, yi, zi);
-    const int species_i = static_cast<int>(species[row]);
-    const double *near_sq = training.near_sq(species_i);
-    const std::size_t edges_before = edge_src.size();
-    const int *neighbors = list->firstneigh[i];
-    for (int jj = 0; jj < list->numneigh[i]; jj++) {
-      int j = neighbors[jj] & NEIGHMASK;
-      const double dx = x[j][0] - xi, dy = x[j][1] - yi, dz = x[j][2] - zi;
-      const double distance_sq = dx * dx + dy * dy + dz * dz;
-      if (distance_sq >= cutoff_sq) continue;
-      const int species_j = type2species[type[j]];
-      if (species_j < 0) continue;     // none is absent: lists lack them
-      if (distance_sq < near_sq[species_j])
-        training.note_pair(i, j, species_i, species_j, distance_sq);
-      if (distance_sq == 0.0 && problem.empty())
-        problem =
-            fmt::format("atoms {} and {} are at the same place", atom->tag[i], atom->tag[j]);
-      if (single_process) {
-        j = owner_of_ghost[j];
-      } else if (row_of_atom[j] < 0) {     // a ghost met for the first time
-        row_of_atom[j] = static_cast<int>(species.size());
-        species.push_back(species_j);
-      }
-      edge_src.push_back(row_of_atom[j]);
-      edge_dst.push_back(static_cast<int64_t>(row));
-      edge_neighbor.push_back(j);
-      edge_vec.insert(edge_vec.end(), {dx, dy, dz});
-    }
-    if (training.known())
-      training.note_count(i, species_i, static_cast<int>(edge_src.size() - edges_before));
-  }
-  num_nodes = num_rows = static_cast<bigint>(species.size());
-  if (!single_process) number_ghosts();
-}
-
-/* ----------------------------------------------------------------------
-   Ghosts without edges get the last rows: what other processes need of them may pass through here
-------------------------------------------------------------------------- */
-
-void PairEquivariant::number_ghosts()
-{
-  const int nall = atom->nlocal + atom->nghost;
-  for (int i = atom->nlocal; i < nall; i++)
-    if (row_of_atom[i] < 0 && type2species[atom->type[i]] >= 0 && !absent[i])
-      row_of_atom[i] = static_cast<int>(num_rows++);
-}
-
-/* ---------------------------------------------------------------------- */
-
-void PairEquivariant::check_finite()
-{
-  const auto note = [this](const char *what, int i) {
-    if (problem.empty())
-      problem = fmt::format("the {} of atom {} at ({}, {}, {}) is not finite: the simulation blew "
-                            "up, or left what the potential knows",
-                            what, atom->tag[i], atom->x[i][0], atom->x[i][1], atom->x[i][2]);
-  };
-  for (std::size_t row = 0; row < energies.size(); row++)
-    if (!std::isfinite(energies[row])) note("energy", atom_of_row[row]);
-  for (std::size_t k = 0; k < gradient.size(); k++)
-    if (!std::isfinite(gradient[k])) note("force", atom_of_row[edge_dst[k / 3]]);
-}
-
-/* ----------------------------------------------------------------------
-   F_i = sum_j g_ij - sum_j g_ji,   W_j = - sum_i r_ij (x) g_ij
-   The virial goes to the neighbor j, because an energy current is then - sum_j W_j v_j:
-   Fan et al., Phys. Rev. B 92, 094301 (2015), eqs. 19-23.
-------------------------------------------------------------------------- */
-
-void PairEquivariant::tally()
-{
-  const bool single_process = comm->nprocs == 1;
-  const int nlocal = atom->nlocal;
-  const int nall = nlocal + atom->nghost;
-  const std::size_t num_edges = edge_src.size();
-  double **f = atom->f;
-
-  if (energy_unit != 1.0) {
-    for (double &value : energies) value *= energy_unit;
-    for (double &value : gradient) value *= energy_unit;
-  }
-
-  if (eflag_global)
-    for (double value : energies) eng_vdwl += value;
-  if (eflag_atom)
-    for (std::size_t row = 0; row < energies.size(); row++)
-      eatom[atom_of_row[row]] += energies[row];
-
-  // Without newton's third law across processes LAMMPS does not collect forces on ghosts.
-
-  const bool collect = !single_process && !force->newton_pair;
-  if (collect) ghost_forces.assign(3 * static_cast<std::size_t>(nall), 0.0);
-  for (std::size_t e = 0; e < num_edges; e++) {
-    const double *g = &gradient[3 * e];
-    const int i = atom_of_row[edge_dst[e]], j = edge_neighbor[e];
-    double *fj = (collect && j >= nlocal) ? &ghost_forces[3 * static_cast<std::size_t>(j)] : f[j];
-    for (int a = 0; a < 3; a++) {
-      f[i][a] += g[a];
-      fj[a] -= g[a];
-    }
-  }
-  if (collect) {
-    Payload forces;
-    forces.values = ghost_forces.data();
-    forces.width = 3;
-    reverse(forces);
-    for (int i = 0; i < nlocal; i++)
-      for (int a = 0; a < 3; a++) f[i][a] += ghost_forces[3 * static_cast<std::size_t>(i) + a];
-  }
-
-  if (vflag_global) {
-    double total[9] = {};
-    for (std::size_t e = 0; e < num_edges; e++)
-      for (int c = 0; c < 9; c++)
-        total[c] -= edge_vec[3 * e + ROW_OF[c]] * gradient[3 * e + COLUMN_OF[c]];
-    for (int c = 0; c < 3; c++) {
-      virial[c] += total[c];
-      virial[3 + c] += 0.5 * (total[3 + c] + total[6 + c]);
-    }
-  }
-  if (vflag_atom || cvflag_atom) {
-    atom_virials.assign(9 * static_cast<std::size_t>(nall), 0.0);
-    for (std::size_t e = 0; e < num_edges; e++) {
-      double *w = &atom_virials[9 * static_cast<std::size_t>(edge_neighbor[e])];
-      for (int c = 0; c < 9; c++)
-        w[c] -= edge_vec[3 * e + ROW_OF[c]] * gradient[3 * e + COLUMN_OF[c]];
-    }
-    if (!single_process) {
-      Payload virials;
-      virials.values = atom_virials.data();
-      virials.width = 9;
-      reverse(virials);
-    }
-    for (int i = 0; i < nlocal; i++) {
-      const double *w = &atom_virials[9 * static_cast<std::size_t>(i)];
-      if (vflag_atom)
-        for (int c = 0; c < 3; c++) {
-          vatom[i][c] += w[c];
-          vatom[i][3 + c] += 0.5 * (w[3 + c] + w[6 + c]);
-        }
-      if (cvflag_atom)
-        for (int c = 0; c < 9; c++) cvatom[i][c] += w[c];
-    }
-  }
-}
-
-/* ----------------------------------------------------------------------
-   Say once per run and quantity that the structure is outside of the training: distances and
-   neighbors at every step, what has to be summed over processes where LAMMPS asks for it anyway
-------------------------------------------------------------------------- */
-
-void PairEquivariant::watch_domain()
-{
-  using eqcalc::TrainingDomain;
-  if (!training.known()) return;
-  const auto symbol = [this](int i) { return SYMBOLS[engine->atomic_numbers()[species_of(i)]]; };
-
-  constexpr TrainingDomain::Quantity LOCAL[] = {TrainingDomain::DISTANCE,
-                                                TrainingDomain::NEIGHBORS};
-  struct {
-    double severity;
-    int process;
-  } mine[2], worst[2];
-  for (int k = 0; k < 2; k++) mine[k] = {training.place(LOCAL[k]).severity, comm->me};
-  MPI_Allreduce(mine, worst, 2, MPI_DOUBLE_INT, MPI_MINLOC, world);
-  for (int k = 0; k < 2; k++) {
-    if (worst[k].severity >= 0.0) continue;
-    std::string sentence;
-    if (worst[k].process == comm->me) {
-      const auto &place = training.place(LOCAL[k]);
-      const int i = place.i, j = place.j;
-      if (LOCAL[k] == TrainingDomain::DISTANCE) {
-        const double limit = training.shortest(species_of(i), species_of(j));
-        sentence = fmt::format("atoms {} and {} ({}-{}) are {:.3f} Å apart ({})", atom->tag[i],
-                               atom->tag[j], symbol(i), symbol(j), place.figure,
-                               std::isinf(limit)
-                                   ? "training: they never met"
-                                   : fmt::format("limit of the training: {:.3f} Å", limit));
-      } else {
-        const auto &range = training.neighbors(species_of(i));
-        sentence = fmt::format("atom {} ({}) has {:g} neighbors (limits of the training: {:g} to "
-                               "{:g})",
-                               atom->tag[i], symbol(i), place.figure, range.low, range.high);
-      }
-    }
-    leave_domain(LOCAL[k], from_first(sentence, worst[k].process, world));
-  }
-
-  if (!eflag_global && !vflag_global) return;
-  enum { ATOMS, EXCESS, TRACE, NSUMS };
-  std::array<double, NSUMS> own = {}, sums;
-  own[ATOMS] = static_cast<double>(atom_of_row.size());
-  const auto &references = engine->reference_energies();
-  if (eflag_global) own[EXCESS] = eng_vdwl / energy_unit;
-  for (int i : atom_of_row)
-    own[EXCESS] -= references.empty() ? 0.0 : references[species_of(i)];
-  own[TRACE] = (virial[0] + virial[1] + virial[2]) / energy_unit;
-  MPI_Allreduce(own.data(), sums.data(), NSUMS, MPI_DOUBLE, MPI_SUM, world);
-  if (sums[ATOMS] == 0.0) return;
-  if (eflag_global && !references.empty())
-    watch_range(TrainingDomain::ENERGY, "energy above the reference energies", "eV/atom",
-                sums[EXCESS] / sums[ATOMS]);
-
-  // of the whole box, where all of its atoms are this style's
-
-  if (domain->dimension != 3 || !domain->xperiodic || !domain->yperiodic || !domain->zperiodic ||
-      sums[ATOMS] != static_cast<double>(atom->natoms))
-    return;
-  const double volume = domain->xprd * domain->yprd * domain->zprd;
-  watch_range(TrainingDomain::DENSITY, "density", "atoms/Å^3", sums[ATOMS] / volume);
-  if (vflag_global)
-    watch_range(TrainingDomain::PRESSURE, "pressure", "GPa", GPA * sums[TRACE] / (3.0 * volume));
-}
-
-/* ---------------------------------------------------------------------- */
-
-void PairEquivariant::watch_range(eqcalc::TrainingDomain::Quantity quantity, const char *name,
-                                  const char *unit, double value)
-{
-  const auto &range = training.range(quantity);
-  if (training.watches(quantity) && !range.contains(value))
-    leave_domain(quantity, fmt::format("the {} is {:.4g} {} (limits of the training: {:.4g} to "
-                                       "{:.4g})",
-                                       name, value, unit, range.low, range.high));
-}
-
-/* ---------------------------------------------------------------------- */
-
-void PairEquivariant::leave_domain(eqcalc::TrainingDomain::Quantity quantity,
-                                   const std::string &sentence)
-{
-  training.told(quantity);
-  const std::string text =
-      fmt::format("Pair style equivariant: outside of the potential's training, {}: forces and "
-                  "energies there are extrapolations that nothing vouches for",
-                  sentence);
-  if (on_domain_exit == STOP) error->all(FLERR, "{}", text);
-  if (comm->me == 0) error->warning(FLERR, "{}", text);
-}
-
-/* ----------------------------------------------------------------------
-   communication: every process makes every call, with or without atoms
-------------------------------------------------------------------------- */
-
-void PairEquivariant::forward(const Payload &what)
-{
-  payload = what;
-  comm->forward_comm(this, payload.doubles());
-}
-
-void PairEquivariant::reverse(const Payload &what)
-{
-  payload = what;
-  comm->reverse_comm(this, payload.doubles());
-}
-
-/* ---------------------------------------------------------------------- */
-
-int PairEquivariant::pack_forward_comm(int n, int *indices, double *buf, int /*pbc_flag*/,
-                                       int * /*pbc*/)
-{
-  const std::size_t width = payload.width, doubles = payload.doubles();
-  for (int k = 0; k < n; k++, buf += doubles) {
-    const int row = payload.row_of_atom ? payload.row_of_atom[indices[k]] : indices[k];
-    if (row < 0)
-      std::fill_n(buf, doubles, 0.0);
-    else if (payload.singles)
-      memcpy(buf, payload.singles + row * width, width * sizeof(float));
-    else
-      memcpy(buf, payload.values + row * width, width * sizeof(double));
-  }
-  return n * static_cast<int>(doubles);
-}
-
-/* ---------------------------------------------------------------------- */
-
-void PairEquivariant::unpack_forward_comm(int n, int first, double *buf)
-{
-  const std::size_t width = payload.width, doubles = payload.doubles();
-  for (int k = first; k < first + n; k++, buf += doubles) {
-    const int row = payload.row_of_atom ? payload.row_of_atom[k] : k;
-    if (row < 0) continue;
-    if (payload.singles)
-      memcpy(payload.singles + row * width, buf, width * sizeof(float));
-    else
-      memcpy(payload.values + row * width, buf, width * sizeof(double));
-  }
-}
-
-/* ---------------------------------------------------------------------- */
-
-int PairEquivariant::pack_reverse_comm(int n, int first, double *buf)
-{
-  const std::size_t width = payload.width, doubles = payload.doubles();
-  for (int k = first; k < first + n; k++, buf += doubles) {
-    const int row = payload.row_of_atom ? payload.row_of_atom[k] : k;
-    if (row < 0)
-      std::fill_n(buf, doubles, 0.0);
-    else if (payload.singles)
-      memcpy(buf, payload.singles + row * width, width * sizeof(float));
-    else
-      memcpy(buf, payload.values + row * width, width * sizeof(double));
-  }
-  return n * static_cast<int>(doubles);
-}
-
-/* ---------------------------------------------------------------------- */
-
-void PairEquivariant::unpack_reverse_comm(int n, int *indices, double *buf)
-{
-  const std::size_t width = payload.width, doubles = payload.doubles();
-  for (int k = 0; k < n; k++, buf += doubles) {
-    const int row = payload.row_of_atom ? payload.row_of_atom[indices[k]] : indices[k];
-    if (row < 0) continue;
-    if (payload.singles) {
-      float *to = payload.singles + row * width;
-      const float *from = reinterpret_cast<const float *>(buf);
-      for (std::size_t c = 0; c < width; c++) to[c] += from[c];
-    } else {
-      double *to = payload.values + row * width;
-      for (std::size_t c = 0; c < width; c++) to[c] += buf[c];
-    }
-  }
 }
 
 /* ----------------------------------------------------------------------
@@ -1065,6 +418,7 @@ double PairEquivariant::memory_usage()
             (static_cast<double>(vectors.capacity()) * sizeof(*vectors.data())));
   };
   return Pair::memory_usage() +
-      bytes(atom_of_row, row_of_atom, absent, owner_of_ghost, species, edge_src, edge_dst, edge_neighbor,
-            edge_vec, energies, gradient, ghost_forces, atom_virials);
+      bytes(atom_of_row, row_of_atom, absent, owner_of_ghost, species, edge_src, edge_dst,
+            edge_neighbor, edge_vec, energies, gradient, ghost_forces, atom_virials) +
+      potentials.memory();
 }

@@ -7,27 +7,27 @@
 #ifndef LMP_PAIR_EQUIVARIANT_H
 #define LMP_PAIR_EQUIVARIANT_H
 
-#include "atom.h"
-#include "pair.h"
+#include "committee.h"
+#include "opening.h"
+#include "processes.h"
 #include "training_domain.h"
 
+#include "atom.h"
+#include "pair.h"
+
 #include <array>
-#include <functional>
-#include <memory>
 #include <string>
 #include <vector>
-
-namespace eqcalc {
-class Engine;
-struct EngineOptions;
-}    // namespace eqcalc
 
 namespace LAMMPS_NS {
 
 // pair_style equivariant [precision single|double] [engine fused|exact|torch]
 //                        [device cpu|cuda|cuda:N|auto] [threads N] [timing yes|no]
 //                        [domain warn|stop|ignore]
-// pair_coeff * * model.pth El1 El2 ...      one element, or NULL, for each atom type
+// pair_coeff * * model.pth [model2.pth ...] El1 El2 ...
+//
+// The last words are one element, or NULL, for each atom type; all words before them are potentials,
+// of which several are a committee: the mean of their energies.
 
 class PairEquivariant : public Pair {
  public:
@@ -42,26 +42,41 @@ class PairEquivariant : public Pair {
   void finish() override;
   double memory_usage() override;
 
+  void *extract(const char *, int &) override;
+  void *extract_peratom(const char *, int &) override;
+
   int pack_forward_comm(int, int *, double *, int, int *) override;
   void unpack_forward_comm(int, int, double *) override;
   int pack_reverse_comm(int, int, double *) override;
   void unpack_reverse_comm(int, int *, double *) override;
 
  private:
-  struct Exchange;     // lets it talk to other processes
-  std::unique_ptr<eqcalc::Engine> engine;
+  struct Exchange;     // what engines say to other processes
+  eqcalc::Committee potentials;
+  Processes processes;
 
   // keywords of pair_style
-  std::string precision, device, engine_name;
-  int threads;
+  Opening::Keywords keywords;
   bool timing;
   enum OnDomainExit { WARN, STOP, IGNORE } on_domain_exit;
 
-  std::vector<int> type2species;     // [ntypes + 1], -1 for NULL
+  std::vector<int> type2species;     // [ntypes + 1], of the first potential; -1 for NULL
   double cutoff;                     // Å
   double energy_unit;                // eV in the units of the run
-  eqcalc::TrainingDomain training;
-  std::string problem;               // found by this process; all stop together
+  std::vector<eqcalc::TrainingDomain> trainings;     // of each potential
+
+  // What fix pair makes per-atom vectors of, by the names of extract_peratom().
+  enum Quantity { ENERGY_DEVIATION, FORCE_DEVIATION, NUM_QUANTITIES };
+  static constexpr const char *QUANTITY_NAMES[NUM_QUANTITIES] = {"energy_deviation",
+                                                                 "force_deviation"};
+  struct PerAtom {
+    int triggered = 0;              // for the next evaluation
+    int lasting = 0;                // fixes that look at every step
+    std::vector<double> values;     // [nmax], in the units of the run
+  };
+  std::array<PerAtom, NUM_QUANTITIES> per_atom;
+  eqcalc::Deviations deviations;
+  bool have_deviations;             // of the last evaluation
 
   // The graph. Rows: own atoms in the order of the neighbor list, then ghosts (several processes
   // only; a single one replaces ghosts by the atoms that they are images of).
@@ -88,19 +103,17 @@ class PairEquivariant : public Pair {
     int doubles() const { return singles ? (width + 1) / 2 : width; }
   } payload;
 
+  static constexpr const char *WITH_BONDS =
+      "needs 'special_bonds lj/coul 1 1 1': with other factors LAMMPS leaves bonded neighbors out";
+
   enum Phase { EDGES, MODEL, EXCHANGE, TALLY, NPHASES };
   std::array<double, NPHASES> seconds;
   bigint num_calls;
   double num_atom_calls;
 
   void allocate();
-  void stop_together();
-  int rank_on_machine() const;
-  std::string choose_device() const;
-  void open_engine(eqcalc::EngineOptions &);
-  std::string open_fused(eqcalc::EngineOptions, const std::string &);
-  std::string once_per_machine(const std::function<std::string()> &);
-  std::string find_model(const std::string &, const std::vector<std::string> &);
+  void open_potentials(const std::vector<std::string> &, const std::vector<std::string> &);
+  void map_types(const std::vector<std::string> &);
   void evaluate();
   int species_of(int i) const { return type2species[atom->type[i]]; }
   int absent_groups() const;
@@ -110,9 +123,14 @@ class PairEquivariant : public Pair {
   void number_ghosts();
   void check_finite();
   void tally();
+  bool wants_deviations() const;
+  std::string lacking(Quantity) const;
+  void store_deviations();
+  void watch_edges(int);
   void watch_domain();
-  void watch_range(eqcalc::TrainingDomain::Quantity, const char *, const char *, double);
-  void leave_domain(eqcalc::TrainingDomain::Quantity, const std::string &);
+  void watch_range(int, eqcalc::TrainingDomain::Quantity, const char *, const char *, double);
+  void leave_domain(int, eqcalc::TrainingDomain::Quantity, const std::string &);
+  std::string names_of(int) const;
   void forward(const Payload &);
   void reverse(const Payload &);
 };

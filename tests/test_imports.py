@@ -63,7 +63,7 @@ ALLOWED = {
     "committee": {"calculator", "errors"},
     "active": {"calculator", "committee", "data", "errors", "sampling"},
     "adapters": {"calculator", "errors"},
-    "sampling": {"calculator", "committee", "derivatives", "errors", "objects"},
+    "sampling": {"calculator", "committee", "derivatives", "errors", "names", "objects"},
     "lammps": {"cache", "errors", "export", "files", "names", "neighbors", "toolchain"},
     "checks": {"calculator", "derivatives", "domain", "errors", "lammps", "neighbors"},
 }

@@ -25,10 +25,10 @@ from ase.calculators.calculator import (
 )
 
 from eqcalc.calculator import EquivariantCalculator
-from eqcalc.committee import member_files
 from eqcalc.errors import InputError
 from eqcalc.extras import install
 from eqcalc.files import user_path
+from eqcalc.names import member_files
 from eqcalc.objects import named
 
 #: semi-empirical methods by the names they have here (Bannwarth, Ehlert and Grimme, J. Chem. Theory

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// One potential, or several whose mean is used: energies, gradients, and how far the members differ.
+// Knows nothing of LAMMPS and nothing of torch.
+
+#ifndef EQCALC_COMMITTEE_H
+#define EQCALC_COMMITTEE_H
+
+#include "engine.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace eqcalc {
+
+// Standard deviations over the members (divided by their number) of each own atom.
+struct Deviations {
+  std::vector<double> energies;     // [num_local] eV, of E_i
+  std::vector<double> forces;       // [num_local] eV/Å, sqrt(<|F_i - <F_i>|^2>): Zhang et al.,
+                                    // Phys. Rev. Materials 3, 023804 (2019)
+};
+
+class Committee {
+ public:
+  struct Member {
+    std::string path;
+    std::unique_ptr<Engine> engine;
+    std::vector<int> species;     // of the first member's, -1 where this one lacks the element
+  };
+
+  void clear() { members_.clear(); }
+  void add(std::string path, std::unique_ptr<Engine>);
+  const std::vector<Member> &members() const { return members_; }
+  bool empty() const { return members_.empty(); }
+  int size() const { return static_cast<int>(members_.size()); }
+
+  double cutoff() const;                              // Å, the largest
+  const std::vector<int> &atomic_numbers() const;     // of the species in graphs: the first member's
+
+  // As of Engine, of the graph with the largest cutoff: means over the members. deviations: filled
+  // where asked for, on all processes or none.
+  void evaluate(const Graph &, RowExchange *, double *energies, double *gradient,
+                Deviations *deviations);
+
+  double memory() const;     // bytes of the buffers here
+
+ private:
+  std::vector<Member> members_;
+
+  // what one member is given where its species or its cutoff are not the first's or the largest
+  std::vector<int64_t> species_, edge_src_, edge_dst_;
+  std::vector<double> edge_vec_;
+  std::vector<int64_t> kept_;                  // edges of the whole graph
+  std::vector<double> energies_, gradient_;     // of one member
+  std::vector<double> energies_of_, forces_of_;     // [num_local, members]; [num_rows, members, 3]
+
+  bool select_edges(const Graph &, double cutoff);
+  void spread(const Graph &, RowExchange *, Deviations &);
+};
+
+}    // namespace eqcalc
+
+#endif
