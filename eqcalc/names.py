@@ -6,8 +6,8 @@ of several stands behind its name: "7net-mf-0:PBE".
 
     python -m eqcalc.names NAME SYMBOL ...
 
-prints `ready PATH` or `error SENTENCE` for `pair_style equivariant`; NAME may be a committee's folder,
-whose PATHs have tabs in between. Light until it has to import.
+prints `ready PATH` or `error SENTENCE` for `pair_style equivariant`. Of a committee's folder there
+are several paths, with tabs in between. Light until it has to import.
 """
 
 from __future__ import annotations
