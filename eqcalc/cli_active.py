@@ -111,9 +111,9 @@ def select_command(
     from eqcalc.active.select import select, written
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.report import png
-    from eqcalc.committee import member_files
     from eqcalc.data.frames import iter_images
     from eqcalc.files import user_path, write_bytes
+    from eqcalc.names import member_files
     from eqcalc.sampling.dynamics import write_frames
 
     plot = plot or output.with_suffix(".png")

@@ -61,7 +61,7 @@ ALLOWED = {
         *("names", "outputs", "results", "structure"),
     },
     "committee": {"calculator", "errors"},
-    "active": {"calculator", "committee", "data", "errors", "sampling"},
+    "active": {"calculator", "committee", "data", "errors", "names", "sampling"},
     "adapters": {"calculator", "errors"},
     "sampling": {"calculator", "committee", "derivatives", "errors", "names", "objects"},
     "lammps": {"cache", "errors", "export", "files", "names", "neighbors", "toolchain"},

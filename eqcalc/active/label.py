@@ -23,11 +23,11 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from eqcalc.committee import member_files
 from eqcalc.data.frames import iter_images
 from eqcalc.data.spellings import drop_labels
 from eqcalc.errors import InputError, Interrupted
 from eqcalc.files import user_path, write_bytes
+from eqcalc.names import member_files
 from eqcalc.sampling.dynamics import as_text
 from eqcalc.sampling.teachers import Teacher
 
