@@ -133,6 +133,26 @@ def test_isolated_atoms_of_validation_files_count_too(with_atoms, tmp_path):
     assert made.setup.constants.shift[1] == -0.5
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_isolated_atoms_of_all_elements_are_exact_unless_told_otherwise(with_atoms, tmp_path):
+    def alone(made):
+        """eV of a lithium atom and of a hydrogen atom without neighbours, none of them trained."""
+        edges = torch.zeros(0, 3), *torch.zeros(2, 0, dtype=torch.int64)
+        return made.model(torch.tensor([1, 0]), *edges, 2).tolist()
+
+    def of(document):
+        return prepare(from_dict({"data": {"train": [str(path)]}, "model": MODEL | document}))
+
+    path = with_atoms(atom("Li", -0.5), atom("H", -12.25))
+    assert alone(of({})) == pytest.approx([-0.5, -12.25], abs=1e-6)
+    assert of({}).config.model.exact_isolated_atoms
+    for made in (of({"exact_isolated_atoms": False}), prepared(tmp_path / "m.xyz")):
+        assert not made.config.model.exact_isolated_atoms
+    assert alone(of({"exact_isolated_atoms": False}))[0] != pytest.approx(-0.5, abs=1e-4)
+    path = with_atoms(atom("Li", -0.5))
+    assert not of({}).config.model.exact_isolated_atoms
+
+
 def test_energies_of_one_isolated_atom_have_an_order(with_atoms, tmp_path):
     """data.reference_energies, data.isolated_atoms, frames called IsolatedAtom."""
     path = with_atoms(atom("Li", -0.5), atom("H", -12.25))

@@ -45,8 +45,9 @@ class ModelConfig:
         exact_isolated_atoms: the energy of an atom without neighbours is its reference energy, as
             in MACE: the first layer has no self-connection (NequIP's is zero and untrained), so
             that no feature is left where there is no message. Atoms of low coordination, at
-            surfaces and in clusters, are then between what is known; the reference energies must
-            be those of atoms.
+            surfaces and in clusters, are then between what is known, and bonds cost what they
+            should; the reference energies must be those of atoms. Not given, training has it
+            where an isolated atom of each element is among the data.
         core_repulsion: add the ZBL repulsion at short distance.
         core_cutoff: Å, where that ends; 0: at the sum of the covalent radii.
         core_envelope_power: p of its polynomial envelope.

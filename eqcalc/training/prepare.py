@@ -9,8 +9,9 @@ import torch
 
 from eqcalc.contract import set_precision
 from eqcalc.data.dataset import GraphDataset
+from eqcalc.data.frames import Frame
 from eqcalc.data.statistics import Statistics, gather
-from eqcalc.data.tables import FrameList, Joined
+from eqcalc.data.tables import FrameList, FrameTable, Joined
 from eqcalc.models.base import Potential
 from eqcalc.training import data_checks
 from eqcalc.training.domain import measure, temperature
@@ -52,6 +53,23 @@ class Prepared:
     undecayed: Sequence[str] = ()
 
 
+def completed(config: Config, train: FrameTable, isolated: Sequence[Frame]) -> Config:
+    """With what follows from the data where it is not given.
+
+    Epochs are as many as so many training frames need. Isolated atoms are exact where there is one
+    of each element, among frames called so or in data.isolated_atoms.
+    """
+    epochs = config.training.epochs or usual_epochs(len(train))
+    config = replace(config, training=replace(config.training, epochs=epochs))
+    told = "model.exact_isolated_atoms" in config.given or config.fine_tune.model
+    if told or not config.model.energy:
+        return config
+    known = {int(frame.atoms.numbers[0]) for frame in isolated}
+    if not known.issuperset(train.elements()):
+        return config
+    return replace(config, model=replace(config.model, exact_isolated_atoms=True))
+
+
 def prepare(config: Config) -> Prepared:
     """Reads the data and makes the network.
 
@@ -63,14 +81,12 @@ def prepare(config: Config) -> Prepared:
         config = adopt(config, source)
     loaded = load_frames(config)
     train, all_val = loaded.train, Joined([*loaded.val.values()])
-    if not config.training.epochs:
-        training = replace(config.training, epochs=usual_epochs(len(train)))
-        config = replace(config, training=training)
     data_checks.check_names(config, train, loaded.val)
     if source and config.fine_tune.drop_elements:
         source = reduced(source, train.elements())
     data_checks.check_stresses(config, [train, *loaded.val.values()])
     given = given_energies(config, source, train, loaded.isolated)
+    config = completed(config, train, given.isolated)
     data_checks.check_outputs(config, train)
     statistics = gather(train, given=given.energies, isolated=given.isolated)
     seen = set(train.elements())
