@@ -150,19 +150,28 @@ class FusedEngine final : public Engine {
     };
     decltype(&eqcalc_interface_version) version;
     decltype(&eqcalc_open) open;
+    decltype(&eqcalc_open_on) open_on;
     decltype(&eqcalc_exchange_widths) widths;
     find(version, "eqcalc_interface_version");
     if (version() != EQCALC_INTERFACE_VERSION)
       throw EngineError(library + " was made by another eqcalc: run 'eqcalc lammps build'");
-    find(open, "eqcalc_open");
+    if (on_gpu())
+      find(open_on, "eqcalc_open_on");
+    else
+      find(open, "eqcalc_open");
     find(widths, "eqcalc_exchange_widths");
     find(close_, "eqcalc_close");
     find(evaluate_, "eqcalc_evaluate");
 
     const std::string network = content(folder + "/network.bin");
     char error[400];
-    if (open(network.data(), static_cast<int64_t>(network.size()), &network_, error,
-             sizeof(error)))
+    const auto bytes = static_cast<int64_t>(network.size());
+    const bool in_turn = options.device == "cuda";
+    const int number = in_turn ? options.rank_on_machine
+        : on_gpu()             ? std::stoi(options.device.substr(5))
+                               : 0;
+    if (on_gpu() ? open_on(network.data(), bytes, number, in_turn, &network_, error, sizeof(error))
+                 : open(network.data(), bytes, &network_, error, sizeof(error)))
       throw EngineError(path_ + ": " + error);
     exchange_widths_.resize(widths(network_, nullptr, 0));
     widths(network_, exchange_widths_.data(), static_cast<int>(exchange_widths_.size()));
@@ -188,13 +197,14 @@ class FusedEngine final : public Engine {
 
   std::string describe() const override
   {
+    const std::string where = on_gpu() ? "on a GPU"
+                                       : std::to_string(threads_) + (threads_ > 1 ? " threads" : " thread");
     char text[240];
     std::snprintf(text, sizeof(text),
-                  "cutoff %g, %zu layers, %s precision, engine %s, %d thread%s, reference structure "
-                  "reproduced to %.1e",
+                  "cutoff %g, %zu layers, %s precision, engine %s, %s, reference structure reproduced "
+                  "to %.1e",
                   cutoff_, exchange_widths_.size() + 1, single_ ? "single" : "double",
-                  radial_ == "table" ? "fused" : "exact", threads_, threads_ > 1 ? "s" : "",
-                  deviation_);
+                  radial_ == "network" ? "exact" : "fused", where.c_str(), deviation_);
     return text;
   }
 
@@ -225,6 +235,8 @@ class FusedEngine final : public Engine {
   }
 
  private:
+  bool on_gpu() const { return radial_ == "gpu"; }
+
   std::string path_, radial_;
   int threads_;
   double cutoff_ = 0.0, deviation_ = 0.0;

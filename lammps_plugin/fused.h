@@ -11,7 +11,7 @@
 namespace eqcalc {
 
 // Runs Python; one process per machine does so. The answer is "ready FOLDER", "unavailable ...",
-// "error ..." or, for a bug of ours, "fault ...". radial: "table" or "network".
+// "error ..." or, for a bug of ours, "fault ...". radial: "table", "network" or "gpu".
 std::string prepare_fused(const std::string &path, const std::string &precision,
                           const std::string &radial);
 

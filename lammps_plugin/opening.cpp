@@ -93,8 +93,10 @@ std::unique_ptr<eqcalc::Engine> Opening::open(const std::string &path)
   options.path = path;
   std::unique_ptr<eqcalc::Engine> engine;
   std::string reason;     // why not the generated kernels
-  if (keywords.engine != "torch" && options.device == "cpu") {
-    reason = open_fused(keywords.engine == "exact" ? "network" : "table", engine);
+  const std::string &name = keywords.engine;
+  const bool on_gpu = options.device != "cpu";     // by name only: nothing is known of its speed
+  if (name != "torch" && (!on_gpu || name == "fused")) {
+    reason = open_fused(on_gpu ? "gpu" : name == "exact" ? "network" : "table", engine);
     if (reason.empty()) return engine;
     if (!keywords.engine.empty()) {
       processes.problem = reason;

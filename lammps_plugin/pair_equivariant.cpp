@@ -123,7 +123,7 @@ void PairEquivariant::settings(int narg, char **arg)
   const std::string &device = keywords.device, &engine = keywords.engine;
   const std::string unknown = eqcalc::device_problem(device);
   if (!unknown.empty()) error->all(FLERR, "Pair style equivariant: {}", unknown);
-  if (device.rfind("cuda", 0) == 0 && (engine == "fused" || engine == "exact"))
+  if (device.rfind("cuda", 0) == 0 && engine == "exact")
     error->all(FLERR, "Pair style equivariant: engine {} runs on device cpu, not {}", engine,
                device);
 

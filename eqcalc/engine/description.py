@@ -4,7 +4,7 @@ A value is an 8-byte tag and what follows it, all in words of 8 bytes:
 
     1 integer   int64
     2 number    float64
-    3 text      bytes, UTF-8 filled up with zeros
+    3 text      bytes, UTF-8 or a file's, filled up with zeros
     4 array     axes, length of each, float64 in C order
     5 list      values, each of them
     6 record    kind (as of a text), fields, of each its name (likewise) and value
@@ -49,6 +49,8 @@ def encode(value: Any) -> bytes:  # noqa: PLR0911 - one for each tag
         return _words(NUMBER) + struct.pack("=d", value)
     if isinstance(value, str):
         return _words(TEXT) + _text(value)
+    if isinstance(value, bytes):
+        return _words(TEXT, len(value)) + value + bytes(-len(value) % 8)
     if isinstance(value, np.ndarray):
         numbers = np.ascontiguousarray(value, dtype=np.float64)
         return _words(ARRAY, value.ndim, *value.shape) + numbers.tobytes()

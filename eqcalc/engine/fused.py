@@ -420,7 +420,7 @@ def checked_networks(
     dtype: torch.dtype,
     threads: int,
     make: Callable[[export.PotentialFile], tuple[Library, bytes]],
-    kind: type[Networks] | None = None,
+    kind: Callable[..., Networks] | None = None,
 ) -> Networks:
     """The network of a file of that hash, which reproduces its reference structure.
 

@@ -1,6 +1,6 @@
 """Prepares a potential file for `pair_style equivariant`: python -m eqcalc.engine.prepare
 
-    MODEL  single|double|file  table|network
+    MODEL  single|double|file  table|network|gpu
 
 prints `ready FOLDER`, `unavailable SENTENCE`, `error SENTENCE` or, for a bug of ours,
 `fault SENTENCE`. The folder, in the user's cache, holds
@@ -30,6 +30,7 @@ from pathlib import Path
 
 from eqcalc import cache
 from eqcalc.engine.build import LIBRARY, EngineUnavailable, machine
+from eqcalc.engine.cuda import platform
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
 
@@ -38,7 +39,11 @@ def _key(model: Path, precision: str, radial: str) -> str:
     """Changes with all that the prepared files depend on."""
     digest = hashlib.sha256("\n".join([precision, radial, machine()]).encode())
     here = Path(__file__).parent
-    for file in sorted([*here.glob("*.py"), *(here / "csrc").iterdir()]):
+    folders = [here, here / "csrc"]
+    if radial == "gpu":
+        digest.update(f"{platform.PLATFORM.driver}\n{platform.PLATFORM.architecture(0)}".encode())
+        folders += [here / "cuda", here / "cuda" / "csrc"]
+    for file in sorted(file for folder in folders for file in folder.iterdir() if file.is_file()):
         digest.update(file.read_bytes())
     digest.update(model.read_bytes())
     return digest.hexdigest()[:24]
@@ -61,13 +66,17 @@ def _write(folder: Path, model: Path, precision: str, radial: str) -> None:
     import torch
 
     from eqcalc import export
+    from eqcalc.engine.cuda.potential import prepare as prepare_gpu
     from eqcalc.engine.fused import prepare
 
     torch.set_num_threads(1)
     potential = export.load(model, dtype=torch.float64)
     asked = {"single": torch.float32, "double": torch.float64}.get(precision)
     dtype = export.precision(asked, potential.metadata)
-    library, network = prepare(potential, dtype, radial)
+    if radial == "gpu":
+        library, network = prepare_gpu(potential, dtype, 0)
+    else:
+        library, network = prepare(potential, dtype, radial)
     try:
         os.link(library.path, folder / LIBRARY)
     except OSError:  # on another file system, or on one without links

@@ -68,7 +68,11 @@ int64_t eqcalc_select(int64_t num_atoms, int64_t num_pairs, const int64_t *src, 
                       const double *shifts, const double *positions, double cutoff,
                       int64_t *edge_src, int64_t *edge_dst, double *edge_vec, int64_t *nearest);
 
-/* Of libraries for GPUs alone; they work on one GPU whatever `threads` says. */
+/* Of libraries for GPUs alone; they work on one GPU whatever `threads` says. eqcalc_open takes the
+   first. */
+/* on the GPU of that number; with in_turn it is a process's number, and each takes the next GPU */
+int eqcalc_open_on(const char *network, int64_t bytes, int number, int in_turn, void **engine,
+                   char *error, int64_t size);
 /* a list of pairs, within the cutoff or more, that stays on the GPU: graph without edge_vec, and
    shifts [num_edges, 3] Å, what periodicity adds to r_src - r_dst */
 int eqcalc_place(void *engine, const eqcalc_graph *graph, const double *shifts, char *error,

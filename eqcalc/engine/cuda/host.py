@@ -61,13 +61,12 @@ def _table(layer: LayerPlan) -> np.ndarray:
     return made.reshape(intervals, degrees, functions // LANES, LANES).transpose(0, 2, 1, 3)
 
 
-def network_bytes(plan: Plan, code: DeviceCode, image: Path, driver: str, number: int) -> bytes:
+def network_bytes(plan: Plan, code: DeviceCode, image: bytes, driver: str) -> bytes:
     """The network's description for `eqcalc_open`.
 
     Args:
         image: the compiled kernels.
         driver: the library of the GPU's driver.
-        number: of the GPU.
     """
     begins = {row.name: row.begin for row in plan.rows}
     layers: list[dict[str, Any]] = []
@@ -91,8 +90,7 @@ def network_bytes(plan: Plan, code: DeviceCode, image: Path, driver: str, number
         {
             "version": DESCRIPTION_VERSION,
             "driver": driver,
-            "device": number,
-            "image": str(image),
+            "image": image,
             "num_species": plan.num_species,
             "num_y": (plan.l_max + 1) ** 2 - 1,
             "atoms_per_block": ATOMS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,23 @@ PADDING = 32
 class GpuNetworks(Networks):
     """Opened networks, each with the list of pairs that is on the GPU.
 
-    placed: species and pairs, by handle.
+    Attributes:
+        placed: species and pairs, by handle.
     """
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, number: int, *arguments: Any) -> None:
+        """number: of the GPU."""
+        self._number = number
         self.placed: dict[int | None, tuple[np.ndarray, Pairs]] = {}
         super().__init__(*arguments)
+
+    def _open(self, network: bytes) -> ctypes.c_void_p:
+        handle = ctypes.c_void_p()
+        length, number, in_turn = ctypes.c_int64(len(network)), ctypes.c_int(self._number), 0
+        self.library.checked(
+            "eqcalc_open_on", network, length, number, ctypes.c_int(in_turn), ctypes.byref(handle)
+        )
+        return handle
 
 
 class GpuPotential(FusedPotential):
@@ -173,7 +185,7 @@ def prepare(
     code = DeviceCode(plan, degree)
     library = Library(host_library(scalar))
     image = found.image(code.source, architecture)
-    return library, network_bytes(plan, code, image, found.driver, number)
+    return library, network_bytes(plan, code, image.read_bytes(), found.driver)
 
 
 def fuse_on_gpu(
@@ -206,7 +218,12 @@ def fuse_on_gpu(
     networks = NETWORKS.get(
         (content, chosen, platform.PLATFORM.driver, number),
         lambda: checked_networks(
-            path, content, chosen, 1, lambda file: prepare(file, chosen, number), GpuNetworks
+            path,
+            content,
+            chosen,
+            1,
+            lambda file: prepare(file, chosen, number),
+            partial(GpuNetworks, number),
         ),
     )
     return GpuPotential(path, metadata, networks, chosen, number, memory_limit)

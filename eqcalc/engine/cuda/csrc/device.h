@@ -2,8 +2,6 @@
 // copied from or to the host must stay where it is until wait().
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -11,21 +9,21 @@ namespace {
 
 class Device {
  public:
-  // image: a file of compiled kernels
-  Device(const std::string &driver, int number, const std::string &image) : driver_(driver.c_str())
+  // number: of the GPU; with `in_turn` that of a process, and GPUs are given in turn. image: a file of
+  // compiled kernels, its content
+  Device(const std::string &driver, int number, bool in_turn, const std::string &image) :
+      driver_(driver.c_str())
   {
     int count = 0;
     driver_.check(driver_.cuDeviceGetCount(&count), "be counted");
+    if (in_turn && count) number %= count;
     if (number >= count)
       throw std::runtime_error("GPU " + std::to_string(number) + " was asked for, but there " +
                                (count == 1 ? "is only GPU 0" : "are " + std::to_string(count)));
     driver_.check(driver_.cuDeviceGet(&device_, number), "be opened");
     driver_.check(driver_.cuDevicePrimaryCtxRetain(&context_, device_), "be opened");
     const Use use(*this);
-    std::ifstream file(image, std::ios::binary);
-    const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
-    if (bytes.empty()) throw std::runtime_error("the file of kernels " + image + " cannot be read");
-    driver_.check(driver_.cuModuleLoadData(&module_, bytes.data()), "load its kernels");
+    driver_.check(driver_.cuModuleLoadData(&module_, image.data()), "load its kernels");
     driver_.check(driver_.cuStreamCreate(&stream_, STREAM_NON_BLOCKING), "make a stream");
   }
   Device(const Device &) = delete;

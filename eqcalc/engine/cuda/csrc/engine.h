@@ -35,8 +35,18 @@ int eqcalc_interface_version() { return EQCALC_INTERFACE_VERSION; }
 
 int eqcalc_open(const char *description, I bytes, void **engine, char *error, I size)
 {
+  return eqcalc_open_on(description, bytes, 0, 0, engine, error, size);
+}
+
+int eqcalc_open_on(const char *description, I bytes, int number, int in_turn, void **engine,
+                   char *error, I size)
+{
   return told_errors(
-      nullptr, [&] { *engine = new Network(read_description(description, bytes)); }, error, size);
+      nullptr,
+      [&] {
+        *engine = new Network(read_description(description, bytes), number, in_turn != 0);
+      },
+      error, size);
 }
 
 void eqcalc_close(void *engine) { delete static_cast<Network *>(engine); }

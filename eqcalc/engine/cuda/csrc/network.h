@@ -13,8 +13,9 @@ namespace {
 
 class Network {
  public:
-  explicit Network(const Record &from) :
-      device_(from.text("driver"), static_cast<int>(from.integer("device")), from.text("image")),
+  // number, in_turn: as of Device
+  Network(const Record &from, int number, bool in_turn) :
+      device_(from.text("driver"), number, in_turn, from.text("image")),
       num_species_(from.integer("num_species")), num_y_(from.integer("num_y")),
       atoms_per_block_(from.integer("atoms_per_block")), fades_(from.integer("fades")),
       pool_width_(from.integer("pool_width")), num_features_(from.integer("num_features"))
