@@ -23,14 +23,14 @@ from ase.calculators.calculator import (
 )
 from ase.outputs import Properties, all_outputs
 
-from eqcalc import export, names, network
+from eqcalc import export, names, network, uncertainty
 from eqcalc.derivatives import stress_volume
 from eqcalc.domain import ACTIONS, Domain, Exit, OutsideDomainError
 from eqcalc.engine.backends import Outcome, Wanted, open_backend, refuse_overlap
 from eqcalc.errors import InputError
 from eqcalc.neighbors import Pairs, VerletList, neighbor_list
 from eqcalc.outputs import OutputConfig, cartesian, described, has_energy, same
-from eqcalc.results import SPREAD, consensus, of_outcome, seal
+from eqcalc.results import OF_ONE, SPREAD, consensus, of_outcome, seal
 from eqcalc.runtime import TurnLock, own_torch
 from eqcalc.structure import Structure
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from e3nn import o3
 
 #: properties that need no gradient
-ENERGIES = frozenset({"energy", "free_energy", "energies", "energy_std"})
+ENERGIES = frozenset({"energy", "free_energy", "energies", *OF_ONE})
 
 
 class NoEnergyError(InputError, PropertyNotImplementedError):
@@ -107,6 +107,8 @@ class EquivariantCalculator(Calculator):
             or "ignore" where a structure lies outside of what the potential was trained on, as far
             as its file says that (`eqcalc.domain`): distances, numbers of neighbours, density,
             pressure, energy and forces. `evaluate` does not look.
+        uncertainty: have every calculation's results contain `energies_std` and `grade`, at less
+            than 3 % of its cost; otherwise they are computed when they are asked for.
         direct_forces: take the network's output direct_forces, which is no derivative of an energy,
             for `forces`: no gradient is computed, and there is no stress. Dynamics with them gains
             or loses energy.
@@ -127,8 +129,15 @@ class EquivariantCalculator(Calculator):
     a charged structure with respect to a point that moves with it, of a periodic one on the branch
     of the training's labels. A network without an energy has these properties alone.
 
-    A committee adds energy_std (eV), forces_std [N, 3] (eV/Å) and stress_std [6] (eV/Å^3), the
-    standard deviations over its members (divided by their number). Members may differ in cutoff
+    A file that has been calibrated (`eqcalc calibrate`, or at the end of training) knows how far
+    it can be trusted (`eqcalc.uncertainty`): `grade` [N], 1 at the edge of the training set and
+    far above 1 in what is unlike it; energies_std [N] (eV), the standard deviations of energies;
+    and energy_std (eV), that of the structure's energy, whose atoms' errors are not independent.
+    They are properties as outputs are: `calc.get_property("grade", atoms)`.
+
+    A committee adds energy_std (eV), energies_std [N] (eV), forces_std [N, 3] (eV/Å) and stress_std
+    [6] (eV/Å^3), the standard deviations over its members (divided by their number); its grade is
+    the largest of its members, if all have one. Members may differ in cutoff
     and in their lists of elements; a structure must consist of elements that all of them know.
 
     Copies (`copy.copy`, `copy.deepcopy`) share the loaded networks and cost nothing, but have
@@ -163,6 +172,7 @@ class EquivariantCalculator(Calculator):
         threads: int | None = None,
         on_domain_exit: str = "warn",
         direct_forces: bool = False,
+        uncertainty: bool = False,
     ) -> None:
         super().__init__()
         if on_domain_exit not in ACTIONS:
@@ -190,8 +200,16 @@ class EquivariantCalculator(Calculator):
         self._virials: np.ndarray | None = None
         self._kept: tuple[Atoms | None, dict[Any, np.ndarray]] = None, {}
         self._direct = direct_forces
+        self._always = uncertainty
         self._load()
         self.implemented_properties = self._known_properties()
+        if uncertainty:
+            self.require_uncertainty()
+
+    def require_uncertainty(self) -> None:
+        """InputError unless the files know grades and deviations (`eqcalc.uncertainty`)."""
+        if not self._forms:
+            self._refuse("grade")
 
     def _load(self) -> None:
         paths = [names.find(model) for model in self._models]
@@ -208,6 +226,10 @@ class EquivariantCalculator(Calculator):
         self._outputs = [out for out in first if all(any(same(out, o) for o in r) for r in rest)]
         #: TorchScript of the members by (member, dtype), opened when it is needed
         self._networks: dict[tuple[int, str], export.PotentialFile] = {}
+        found = [uncertainty.read(path) for path in paths] if self._gradient else []
+        #: of each member, if all have one
+        self._forms = [form for form in found if form] if all(found) else []
+        self._lacking = next((p for p, f in zip(paths, found, strict=False) if not f), paths[0])
         watches = [Domain.watch(member.potential.metadata) for member in self.members]
         silent = self._on_domain_exit == "ignore"
         self._watches = [None if silent else watch for watch in watches]
@@ -226,6 +248,8 @@ class EquivariantCalculator(Calculator):
         if not (self._has_energy or self._direct):
             known = []
         spread = [f"{name}_std" for name in SPREAD if name in known] if self.members[1:] else []
+        if self._forms:
+            spread += ["grade"] if self.members[1:] else OF_ONE
         return [*known, *spread, *outputs]
 
     @property
@@ -314,7 +338,8 @@ class EquivariantCalculator(Calculator):
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             state = self.__dict__.copy()
-        for name in ("members", "neighbors", "_networks", "_watches", "_unwatched", "_opened"):
+        opened = "members", "neighbors", "_networks", "_watches", "_unwatched", "_opened", "_forms"
+        for name in opened:
             del state[name]
         return state
 
@@ -356,8 +381,8 @@ class EquivariantCalculator(Calculator):
         numbers: np.ndarray,
         positions: np.ndarray,
         pairs: Pairs,
+        wanted: Wanted,
         *,
-        gradient: bool,
         outputs: bool,
     ) -> list[Outcome]:
         """What every member says of atoms with numbers [N] at positions [N, 3] Å."""
@@ -366,7 +391,7 @@ class EquivariantCalculator(Calculator):
             outcome = Outcome(None)
             if self._gradient:
                 species = member.potential.species_of(numbers)
-                outcome = member.compute(species, positions, pairs, Wanted(gradient))
+                outcome = member.compute(species, positions, pairs, wanted)
             if outputs or not self._gradient:
                 outcome = self._with_outputs(k, outcome, numbers, positions, pairs)
             found.append(outcome)
@@ -389,10 +414,29 @@ class EquivariantCalculator(Calculator):
             forces = cartesian(potential.outputs, rows)["direct_forces"]
         return Outcome(energies if self._has_energy else None, forces, rows=rows)
 
-    def _results(self, outcomes: Sequence[Outcome], volume: float | None) -> dict[str, Any]:
+    def _results(
+        self, numbers: np.ndarray, outcomes: Sequence[Outcome], volume: float | None
+    ) -> dict[str, Any]:
         """ASE's results of one structure."""
         pairs = zip(outcomes, self._outputs_of, strict=True)
-        return consensus([of_outcome(outcome, volume, outputs) for outcome, outputs in pairs])
+        results = consensus([of_outcome(outcome, volume, outputs) for outcome, outputs in pairs])
+        features = outcomes[0].features
+        if features is not None:
+            species = self.potential.species_of(numbers)
+            results["energy_std"] = self._forms[0].energy_std(species, features)
+        return results
+
+    def _wanted(self, properties: Sequence[str]) -> Wanted:
+        """What is to be computed for these."""
+        others = {output.name for output in self._outputs}
+        alone = not self.members[1:] and bool(self._forms)
+        return Wanted(
+            gradient=not (ENERGIES | others).issuperset(properties),
+            features=alone and "energy_std" in properties,
+            uncertainty=self._always
+            or "grade" in properties
+            or (alone and "energies_std" in properties),
+        )
 
     def calculate(
         self,
@@ -415,13 +459,13 @@ class EquivariantCalculator(Calculator):
                 structure.numbers,
                 structure.positions,
                 pairs,
-                gradient=not (ENERGIES | others).issuperset(properties),
+                self._wanted(properties),
                 outputs=not others.isdisjoint(properties),
             )
             # only now: what failed leaves no structure behind that older results do not belong to
             self.atoms = atoms
             super().calculate(None, properties, system_changes)
-            results = self._results(outcomes, volume)
+            results = self._results(structure.numbers, outcomes, volume)
             # of the same structure others may have been asked for before
             self.results = results if system_changes else self.results | results
             seal(self.results)
@@ -489,6 +533,8 @@ class EquivariantCalculator(Calculator):
     def _refuse(self, name: str) -> None:
         """Says why a property is not there, where that is not plain."""
         path = self.potential.path.name
+        if name in OF_ONE and self._gradient and not self._forms:
+            raise NoEnergyError(f"{self._lacking.name} {uncertainty.MISSING}.")
         if not self._has_energy:
             known = ", ".join(self.implemented_properties)
             raise NoEnergyError(f"{path} has no energy, so there is no {name}: it has {known}.")
@@ -519,13 +565,14 @@ class EquivariantCalculator(Calculator):
         return atoms
 
     def evaluate(
-        self, structures: Iterable[Atoms], *, batch_atoms: int = 1000
+        self, structures: Iterable[Atoms], *, batch_atoms: int = 1000, uncertainty: bool = False
     ) -> list[dict[str, Any]]:
         """Results of many structures, of any sizes and periodicities, several at a time.
 
         Args:
             structures: any iterable; their own calculators are neither used nor changed.
             batch_atoms: how many atoms go through the network together.
+            uncertainty: whether the results have grades and standard deviations, too.
 
         Returns:
             For every structure the dictionary that `results` would be after its forces were asked
@@ -539,6 +586,10 @@ class EquivariantCalculator(Calculator):
             raise InputError("evaluate takes a list of structures: write evaluate([atoms]).")
         if batch_atoms < 1:
             raise InputError(f"batch_atoms = {batch_atoms}: it must be at least 1.")
+        if uncertainty:
+            self.require_uncertainty()
+        alone = not self.members[1:]
+        wanted = Wanted(True, uncertainty and alone, uncertainty or self._always)
         results: list[dict[str, Any]] = []
         for batch in _in_batches(structures, batch_atoms):
             checked = [self._checked(atoms, len(results) + k) for k, atoms in enumerate(batch)]
@@ -547,7 +598,7 @@ class EquivariantCalculator(Calculator):
                 np.concatenate([structure.numbers for structure, _ in checked]),
                 np.concatenate([structure.positions for structure, _ in checked]),
                 Pairs.side_by_side([pairs for _, pairs in checked], sizes),
-                gradient=True,
+                wanted,
                 outputs=bool(self._outputs),
             )
             ends = np.cumsum(sizes)
@@ -557,7 +608,7 @@ class EquivariantCalculator(Calculator):
                     Outcome(*(None if v is None else v[mine].copy() for v in o)) for o in outcomes
                 ]
                 volume = stress_volume(structure.cell, structure.pbc)
-                results.append(self._results(own, volume))
+                results.append(self._results(structure.numbers, own, volume))
         return results
 
     def _checked(self, atoms: Atoms, place: int) -> tuple[Structure, Pairs]:

@@ -15,6 +15,8 @@ import typer
 
 from eqcalc import cli_shared as shared
 from eqcalc.cli_active import label_command, select_command
+from eqcalc.cli_calibrate import calibrate_command
+from eqcalc.cli_calibrate import rows as uncertainty_rows
 from eqcalc.cli_checks import check_app
 from eqcalc.cli_data import (
     EnergyKey,
@@ -47,6 +49,7 @@ app.add_typer(lammps_app, name="lammps")
 app.command("import")(import_command)
 app.command("label")(label_command)
 app.command("select")(select_command)
+app.command("calibrate")(calibrate_command)
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - a callback of typer
@@ -274,6 +277,11 @@ def info(
     domain = Domain.read(document)
     rows += (
         domain.rows() if domain else [("training domain", "unknown: runs outside are not noticed")]
+    )
+    rows += (
+        uncertainty_rows(document["uncertainty"])
+        if "uncertainty" in document
+        else [("uncertainty", "unknown: 'eqcalc calibrate' finds it out from training frames")]
     )
     for name, value in rows:
         typer.echo(f"{name:<20}{value}")

@@ -102,6 +102,8 @@ class PotentialFile:
         self.atomic_numbers: list[int] = list(module.atomic_numbers)
         self.outputs: list[OutputConfig] = described(metadata)
         self.has_energy = has_energy(metadata)
+        #: parameters that the energy is linear in (`eqcalc.uncertainty`), once they are known
+        self.last_weights: list[str] | None = None
         self.device = module.reference_structure.species.device
         self.dtype: torch.dtype = network_tensors(module)[0].dtype
 

@@ -11,7 +11,10 @@ from eqcalc.engine.backends import Outcome
 from eqcalc.outputs import OutputConfig, cartesian
 
 #: of which a committee also gives the standard deviation over its members
-SPREAD = ("energy", "forces", "stress")
+SPREAD = ("energy", "energies", "forces", "stress")
+
+#: of one model whose file has an uncertainty (`eqcalc.uncertainty`)
+OF_ONE = ("energies_std", "grade", "energy_std")
 
 #: columns of a flat 3x3 matrix, and of its transpose, in ASE's order xx yy zz yz xz xy
 _VOIGT, _VOIGT_TURNED = [0, 4, 8, 5, 2, 1], [0, 4, 8, 7, 6, 3]
@@ -30,6 +33,8 @@ def of_outcome(
     if outcome.energies is not None:
         energy = float(outcome.energies.sum())
         results |= {"energy": energy, "free_energy": energy, "energies": outcome.energies}
+    if outcome.grades is not None:
+        results |= {"grade": outcome.grades, "energies_std": outcome.energies_std}
     if outcome.forces is not None:
         results["forces"] = outcome.forces
     if outcome.virials is not None and volume is not None:
@@ -41,13 +46,20 @@ def of_outcome(
 
 
 def consensus(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Results of one structure: of a model, or mean and spread of a committee."""
+    """Results of one structure: of a model, or mean and spread of a committee.
+
+    Grades of a committee are the largest of its members, and standard deviations are over them.
+    """
     if len(members) == 1:
         return members[0]
+    grades = [member["grade"] for member in members if "grade" in member]
+    members = [{k: v for k, v in m.items() if k not in OF_ONE} for m in members]
     common = [name for name in members[0] if all(name in member for member in members)]
     together = {name: np.stack([m[name] for m in members]) for name in common}
     results = {name: values.mean(axis=0) for name, values in together.items()}
     results |= {f"{name}_std": together[name].std(axis=0) for name in SPREAD if name in together}
+    if len(grades) == len(members):
+        results["grade"] = np.max(grades, axis=0)
     return {name: float(v) if v.ndim == 0 else v for name, v in results.items()}
 
 

@@ -85,7 +85,7 @@ def test_energies_are_linear_in_the_last_weights(name, tmp_path):
     assert torch.equal(got.energies, plain.energies)
     assert torch.allclose(got.gradient, plain.gradient, atol=1e-12)
     parameters = dict(potential.module.named_parameters())
-    weights = [parameters[n] for n in uncertainty.last_weights(potential)]
+    weights = [parameters[n] for n in uncertainty.file_weights(potential)]
     assert not any(p.requires_grad for p in potential.module.parameters())
     before = features @ torch.cat([w.reshape(-1) for w in weights])
     for weight in weights:
@@ -98,7 +98,7 @@ def test_energies_are_linear_in_the_last_weights(name, tmp_path):
 def test_every_readout_has_its_features(tmp_path):
     config = MACEConfig(cutoff=4.0, num_layers=2, radial_mlp=[8], num_channels=4, l_max=1)
     potential = export.load(write(tmp_path / "mace.pth", config), dtype="float64")
-    names = uncertainty.last_weights(potential)
+    names = uncertainty.file_weights(potential)
     parameters = dict(potential.module.named_parameters())
     assert len(names) == 2
     features = uncertainty.features(potential, *graph(potential, two_elements(1)))

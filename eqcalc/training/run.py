@@ -26,6 +26,7 @@ from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError, Interrupted
 from eqcalc.files import user_path, write_json
 from eqcalc.runtime import choose_device
+from eqcalc.training import calibration
 from eqcalc.training.callbacks import (
     Checkpoints,
     EarlyStop,
@@ -265,22 +266,29 @@ def finish(out: Path, prepared: Prepared) -> dict[str, Any]:
     units = units_of(model.output_configs, energy=model.has_energy)
     plot_learning_curve(out / "history.csv", out / "learning_curve.png", units)
     plot_parity(results, out / "parity.png")
-    export_run(out, out / "model.pth", list(prepared.val.values()))
+    export_run(out, out / "model.pth", (prepared.train, list(prepared.val.values())))
     return summary
 
 
 def export_run(
-    out: str | Path, path: str | Path, val: Sequence[GraphDataset] | None = None
+    out: str | Path,
+    path: str | Path,
+    sets: tuple[GraphDataset, Sequence[GraphDataset]] | None = None,
 ) -> dict[str, Any]:
     """Writes the best model of a run as a potential file and returns its metadata.
 
-    The reference structure is the smallest validation frame.
+    The reference structure is the smallest validation frame; the uncertainty is that of the
+    training frames, fitted to errors of the validation frames.
+
+    sets: training and validation frames, if they have been read.
     """
     out = user_path(out)
     config, model, setup, epoch = load_run(out)
-    if val is None:
-        numbers = setup.constants.atomic_numbers
-        val = [dataset(frames, numbers, config) for frames in load_frames(config).val.values()]
+    if sets is None:
+        loaded, numbers = load_frames(config), setup.constants.atomic_numbers
+        val = [dataset(frames, numbers, config) for frames in loaded.val.values()]
+        sets = dataset(loaded.train, numbers, config), val
+    train, val = sets
     graph = min((frames.smallest().graph for frames in val), key=lambda g: g.num_edges)
     model.reference_structure = export.reference_structure(
         model, graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst
@@ -299,4 +307,6 @@ def export_run(
     known = {"domain": setup.domain, "origin": setup.origin}
     metadata |= {name: document for name, document in known.items() if document}
     export.save(model, path, metadata)
+    if model.has_energy:
+        calibration.add_to(path, path, calibration.of_module(model), train, val)
     return export.read_metadata(path)

@@ -29,7 +29,13 @@ in the file's own order, and atoms of other species have infinite values. Metada
 `uncertainty` on how they were made, for people. Files without it are as before.
 """
 
-from eqcalc.uncertainty.features import evaluate_with_features, features, last_weights
+from eqcalc.uncertainty.features import (
+    evaluate_with_features,
+    features,
+    file_weights,
+    last_weights,
+    module_features,
+)
 from eqcalc.uncertainty.fit import Calibration, FrameFeatures, fit
 from eqcalc.uncertainty.forms import (
     MISSING,
@@ -53,8 +59,10 @@ __all__ = [
     "Uncertainty",
     "evaluate_with_features",
     "features",
+    "file_weights",
     "fit",
     "last_weights",
+    "module_features",
     "read",
     "write",
 ]

@@ -1,0 +1,87 @@
+"""`eqcalc calibrate`: a thin layer over eqcalc.training.calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eqcalc.cli_data import EnergyKey, ForcesKey, StressKey, VirialKey
+from eqcalc.cli_shared import Model, will_write
+
+
+def rows(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """For people: what the metadata say of an uncertainty."""
+    of = f"{document['atoms']} atoms in {document['frames']} training frames"
+    what = f"{document['features']} features of {of} ({', '.join(document['elements'])})"
+    found = [("uncertainty", what)]
+    if document["errors"]:
+        share = 100.0 * document["within_one_std"]
+        text = f"{document['errors']} energies, {share:.0f} % of them within one deviation"
+        found.append(("  fitted to", text))
+    else:
+        found.append(("  fitted to", "no energies: there are grades, but no deviations"))
+    for symbol, (median, largest) in document.get("validation_grade", {}).items():
+        found.append((f"  grade of {symbol}", f"{median:.3g} (median), at most {largest:.3g}"))
+    return found
+
+
+def calibrate_command(
+    model: Model,
+    frames: Annotated[
+        list[Path], typer.Argument(help="Labelled frames: those that the model was trained on.")
+    ],
+    *,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Unseen labelled frames, to whose energies deviations are fitted; default: every "
+            "tenth of FRAMES, whose errors are smaller where the model was trained on them."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The file to write; default: MODEL itself."),
+    ] = None,
+    refit_energies: Annotated[
+        bool,
+        typer.Option(
+            "--refit-energies",
+            help="Labels are from another method: a constant for each element is no error.",
+        ),
+    ] = False,
+    engine: Annotated[str, typer.Option(help="auto, exact or torch.")] = "auto",
+    energy_key: EnergyKey = "energy",
+    forces_key: ForcesKey = "forces",
+    stress_key: StressKey = "stress",
+    virial_key: VirialKey = "",
+) -> None:
+    """Let a model know how far it can be trusted: grades of extrapolation and deviations.
+
+    Works for any potential file, imported ones too. Weights and results stay as they are, bit by
+    bit. Files of 'eqcalc train' and 'eqcalc export' have been calibrated already.
+    """
+    from eqcalc import names
+    from eqcalc.data.frames import read_frames
+    from eqcalc.data.isolated import named_atoms
+    from eqcalc.data.tables import FrameList
+    from eqcalc.training.calibration import calibrate
+
+    path = names.find(model)
+    target = output or path
+    will_write(target)
+    keys = {
+        "energy_key": energy_key,
+        "forces_key": forces_key,
+        "stress_key": stress_key,
+        "virial_key": virial_key,
+    }
+    sets = []
+    for paths in (frames, validation or []):
+        found = FrameList(read_frames(paths, **keys) if paths else [])
+        sets.append([found.frames[n] for n in named_atoms(found)[1]])
+    document = calibrate(path, target, *sets, refit_energies=refit_energies, engine=engine)
+    for name, value in rows(document):
+        typer.echo(f"{name:<20}{value}")
+    typer.echo(f"Written: {target}")

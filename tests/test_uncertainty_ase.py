@@ -1,0 +1,182 @@
+"""Grades and deviations in ASE: results, dynamics, trajectories, the command, training."""
+
+import json
+
+import numpy as np
+import pytest
+from ase.io import Trajectory, read, write
+from ase.md.verlet import VelocityVerlet
+from ase.units import fs
+from potentials import untrained
+from test_uncertainty import calibrated, features_of, two_elements
+from typer.testing import CliRunner
+
+from eqcalc import DisagreementStop, EquivariantCalculator, InputError, export, uncertainty
+from eqcalc.cli import app
+from eqcalc.committee import KeepUncertainty
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two calibrated models and one that is not, with random weights."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    made = []
+    for seed in (0, 1):
+        source = untrained(folder / f"plain_{seed}.pth", seed=seed)
+        made.append(folder / f"model_{seed}.pth")
+        calibrated(source, made[-1])
+    return [*made, source]
+
+
+def open_torch(model, **options):
+    return EquivariantCalculator(model, engine="torch", on_domain_exit="ignore", **options)
+
+
+def test_results_are_there_when_they_are_asked_for(files):
+    atoms = two_elements(3)
+    atoms.calc = calc = open_torch(files[0], dtype="float64")
+    atoms.get_forces()
+    assert not {"grade", "energies_std"} & calc.results.keys()
+    known = uncertainty.read(files[0])
+    frame = features_of(files[0], [atoms])[0]
+    grade = calc.get_property("grade", atoms)
+    assert np.allclose(grade, known.grades(frame.species, frame.features), rtol=1e-6)
+    std = calc.get_property("energies_std", atoms)
+    assert np.allclose(std, known.energies_std(frame.species, frame.features), rtol=1e-6)
+    expected = known.energy_std(frame.species, frame.features)
+    assert calc.get_property("energy_std", atoms) == pytest.approx(expected, rel=1e-6)
+    assert "forces" in calc.results  # of the same structure still
+    (batch,) = calc.evaluate([atoms], uncertainty=True)
+    assert np.allclose(batch["grade"], grade)
+    assert batch["energy_std"] == pytest.approx(expected, rel=1e-6)
+    assert "grade" not in calc.evaluate([atoms])[0]
+
+
+def test_every_calculation_has_them_on_request(files):
+    atoms = two_elements(3)
+    atoms.calc = calc = open_torch(files[0], uncertainty=True)
+    atoms.get_forces()
+    assert {"grade", "energies_std", "forces"} <= calc.results.keys()
+
+
+def test_a_committee_has_the_largest_grade(files):
+    atoms = two_elements(3)
+    together = open_torch(files[:2])
+    single = [open_torch(path) for path in files[:2]]
+    grades = [calc.get_property("grade", atoms) for calc in single]
+    assert np.allclose(together.get_property("grade", atoms), np.max(grades, axis=0))
+    energies = [calc.get_property("energies", atoms) for calc in single]
+    std = together.get_property("energies_std", atoms)
+    assert np.allclose(std, np.std(energies, axis=0))
+
+
+def test_files_without_say_what_to_do(files):
+    words = "plain_1.pth has no uncertainty: run 'eqcalc calibrate"
+    for model in (files[2], [files[0], files[2]]):
+        calc = open_torch(model)
+        with pytest.raises(InputError, match=words):
+            calc.get_property("grade", two_elements(3))
+        with pytest.raises(InputError, match=words):
+            open_torch(model, uncertainty=True)
+        with pytest.raises(InputError, match=words):
+            calc.evaluate([two_elements(3)], uncertainty=True)
+        atoms = two_elements(3)
+        atoms.calc = calc
+        with pytest.raises(InputError, match=words):
+            DisagreementStop(VelocityVerlet(atoms, fs), grade=2.0)
+
+
+def test_dynamics_end_at_a_grade(files, capsys):
+    atoms = two_elements(3)
+    atoms.calc = open_torch(files[0], uncertainty=True)
+    atoms.set_velocities(np.random.default_rng(0).standard_normal((8, 3)) * 0.4)
+    dynamics = VelocityVerlet(atoms, 2.0 * fs)
+    stop = DisagreementStop(dynamics, grade=4.0)
+    dynamics.attach(stop)
+    dynamics.run(200)
+    assert 0 < dynamics.nsteps < 200
+    assert stop.largest_grade > 4.0
+    assert f"after step {dynamics.nsteps}: the extrapolation grade of atom" in stop.reason
+    assert stop.reason in capsys.readouterr().out
+    with pytest.raises(InputError, match="needs a limit"):
+        DisagreementStop(dynamics)
+    with pytest.raises(InputError, match="must be positive"):
+        DisagreementStop(dynamics, grade=0.0)
+
+
+@pytest.mark.parametrize("ending", ["traj", "xyz"])
+def test_trajectories_keep_them(files, tmp_path, ending):
+    atoms = two_elements(3)
+    atoms.calc = calc = open_torch(files[:2], uncertainty=True)
+    dynamics = VelocityVerlet(atoms, fs)
+    path = tmp_path / f"run.{ending}"
+    into = "info" if ending == "traj" else "arrays"
+    dynamics.attach(KeepUncertainty(atoms, into=into))
+    if ending == "traj":
+        dynamics.attach(Trajectory(str(path), "w", atoms).write)
+    else:
+        dynamics.attach(lambda: write(path, atoms, append=True))
+    dynamics.run(2)
+    frames = read(path, ":")
+    assert len(frames) == 3
+    for name in ("grade", "forces_std", "energies_std"):
+        kept = getattr(frames[-1], into)[name]
+        assert np.allclose(kept, calc.get_property(name, atoms), atol=1e-7)
+    with pytest.raises(InputError, match="'arrays' or 'info'"):
+        KeepUncertainty(atoms, into="file")
+
+
+def labelled(path, frames, noise=0.01):
+    """Frames with the energies of a model, and errors."""
+    calc = open_torch(path)
+    rng = np.random.default_rng(1)
+    for atoms, found in zip(frames, calc.evaluate(frames), strict=True):
+        energy = found["energy"] + noise * rng.standard_normal()
+        atoms.info |= {"energy": energy, "config_type": "crystal"}
+        atoms.arrays["forces"] = np.array(found["forces"])
+    return frames
+
+
+def test_the_command_calibrates_any_file(files, tmp_path):
+    plain = files[2]
+    train = labelled(plain, [two_elements(seed) for seed in range(30)])
+    unseen = labelled(plain, [two_elements(seed) for seed in range(30, 40)])
+    for name, frames in (("train", train), ("unseen", unseen)):
+        write(tmp_path / f"{name}.xyz", frames)
+    made = tmp_path / "made.pth"
+    words = ["calibrate", str(plain), str(tmp_path / "train.xyz"), "-o", str(made)]
+    words += ["--engine", "torch"]
+    done = CliRunner().invoke(app, [*words, "--validation", str(tmp_path / "unseen.xyz")])
+    assert done.exit_code == 0, done.output
+    assert "30 training frames (O, Si)" in done.output
+    assert "10 energies" in done.output
+    document = export.read_metadata(made)["uncertainty"]
+    assert (document["frames"], document["errors"]) == (30, 10)
+    shown = CliRunner().invoke(app, ["info", str(made)])
+    assert "grade of Si" in shown.output
+    known = uncertainty.read(made)
+    features = features_of(plain, train)
+    grades = np.concatenate([known.grades(f.species, f.features) for f in features])
+    assert grades.max() == pytest.approx(1.0, abs=1e-4)
+    again = CliRunner().invoke(app, words)  # every tenth frame is held out
+    assert again.exit_code == 0, again.output
+    assert json.loads(json.dumps(export.read_metadata(made)))["uncertainty"]["frames"] == 27
+    weights = [list(export.load(path).module.parameters()) for path in (plain, made)]
+    assert all(bool((a == b).all()) for a, b in zip(*weights, strict=True))
+
+
+def test_labels_of_another_method(files, tmp_path):
+    frames = [two_elements(seed)[[*range(8 - seed % 3)]] for seed in range(30)]
+    train = labelled(files[2], frames)
+    for atoms in train:
+        atoms.info["energy"] += 5.0 * (atoms.numbers == 8).sum() - 3.0 * (atoms.numbers == 14).sum()
+    write(tmp_path / "train.xyz", train)
+    scales = []
+    for more in ([], ["--refit-energies"]):
+        made = tmp_path / "made.pth"
+        words = ["calibrate", str(files[2]), str(tmp_path / "train.xyz"), "-o", str(made)]
+        done = CliRunner().invoke(app, [*words, "--engine", "torch", *more])
+        assert done.exit_code == 0, done.output
+        calc = open_torch(made)
+        scales.append(calc.get_property("energy_std", two_elements(3)))
+    assert scales[1] < 0.05 * scales[0]
