@@ -22,6 +22,7 @@ NEEDS = {
         *("test_training_extended", "test_training_finetune", "test_training_options"),
         "test_training_outputs",
         *("test_training_pairs", "test_training_pretrain", "test_training_store"),
+        "test_uncertainty_training",
         *("test_training_tools", "test_sample", "test_committee", "test_evaluate", "test_muon"),
     ),
     "compile": (
@@ -31,7 +32,7 @@ NEEDS = {
         *("test_importers", "test_importers_mace", "test_importers_nequip"),
         *("test_importers_peers", "test_kernels", "test_properties", "test_sanitizers"),
         *("test_smoothness", "test_threads", "test_runtime", "test_readme", "test_domain"),
-        "test_uncertainty",
+        *("test_uncertainty", "test_uncertainty_ase"),
     ),
 }
 
