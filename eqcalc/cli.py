@@ -15,7 +15,7 @@ import typer
 
 from eqcalc import cli_shared as shared
 from eqcalc.cli_active import label_command, select_command
-from eqcalc.cli_calibrate import calibrate_command
+from eqcalc.cli_calibrate import calibrate_command, show_coverage
 from eqcalc.cli_calibrate import rows as uncertainty_rows
 from eqcalc.cli_checks import check_app
 from eqcalc.cli_data import (
@@ -310,6 +310,10 @@ def evaluate(
         Path | None, typer.Option("-o", "--output", help="Write errors as JSON to this file.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a parity plot (PNG).")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Write a plot of real errors over predicted deviations (PNG)."),
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Write frames with labels and predictions (extended XYZ).")
     ] = None,
@@ -349,6 +353,8 @@ def evaluate(
     will_write(output)
     will_write(plot, endings=(".png", ".pdf", ".svg"))
     will_write(predictions, endings=(".xyz", ".extxyz"))
+    will_write(calibration, endings=(".png", ".pdf", ".svg"))
+    coverage = None
     members = member_files([Path(model)]) if Path(model).is_dir() else [model]
     if any(map(is_store, frames)):
         usual = {f"{label}_key": name for label, name in DEFAULT_KEYS.items()}
@@ -376,9 +382,14 @@ def evaluate(
                     member.potential.species_of(frame.atoms.numbers)
             except InputError as error:
                 raise InputError(f"{frame.source}: {error}") from None
-        results = calculator.evaluate(frame.atoms for frame in labelled)
+        results = calculator.evaluate(
+            (frame.atoms for frame in labelled),
+            uncertainty="grade" in calculator.implemented_properties,
+        )
         result = ev.evaluate_results(labelled, results, calculator.outputs)
+        coverage = ev.coverage_of(labelled, results)
     typer.echo(ev.format_table(result.summary()))
+    more = show_coverage(coverage, calibration)
     added = export.read_metadata(names.find(members[0])).get("training", {}).get("pulay_pressure")
     if added and not pulay_pressure:
         typer.echo(
@@ -386,7 +397,7 @@ def evaluate(
             f"--pulay-pressure {added:g} does so here."
         )
     if output:
-        write_json(output, result.summary())
+        write_json(output, result.summary() | more)
     if plot:
         ev.plot_parity({Path(frames[0]).name: result}, plot)
     if predictions:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eqcalc.cli_data import EnergyKey, ForcesKey, StressKey, VirialKey
 from eqcalc.cli_shared import Model, will_write
+from eqcalc.errors import InputError
+
+if TYPE_CHECKING:
+    from eqcalc.uncertainty import Coverage
 
 
 def rows(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -17,14 +21,38 @@ def rows(document: dict[str, Any]) -> list[tuple[str, str]]:
     what = f"{document['features']} features of {of} ({', '.join(document['elements'])})"
     found = [("uncertainty", what)]
     if document["errors"]:
-        share = 100.0 * document["within_one_std"]
-        text = f"{document['errors']} energies, {share:.0f} % of them within one deviation"
-        found.append(("  fitted to", text))
+        found.append(("  fitted to", f"{document['errors']} energies"))
+        for row in document["coverage"]["rows"]:
+            predicted = "infinite" if row["predicted"] is None else f"{row['predicted']:.3g}"
+            text = f"error {row['error']:.3g}, predicted {predicted} meV/atom (RMS)"
+            found.append((f"  grade {row['grade']}", f"{row['frames']} frames: {text}"))
     else:
         found.append(("  fitted to", "no energies: there are grades, but no deviations"))
     for symbol, (median, largest) in document.get("validation_grade", {}).items():
         found.append((f"  grade of {symbol}", f"{median:.3g} (median), at most {largest:.3g}"))
     return found
+
+
+def show_coverage(coverage: Coverage | None, picture: Path | None) -> dict[str, Any]:
+    """Prints real errors beside predicted ones and draws them; as data, for JSON.
+
+    Raises:
+        InputError: there is nothing to draw.
+    """
+    if coverage is None:
+        if picture:
+            raise InputError(
+                f"--calibration {picture}: the model knows no uncertainty: run 'eqcalc calibrate "
+                "MODEL frames.xyz' with its training frames."
+            )
+        return {}
+    from eqcalc.uncertainty.coverage import draw, text
+
+    document = coverage.document()
+    typer.echo(f"\n{text(document)}")
+    if picture:
+        draw(document).savefig(picture, dpi=120)
+    return {"uncertainty": document}
 
 
 def calibrate_command(

@@ -65,7 +65,9 @@ ALLOWED = {
     "adapters": {"calculator", "errors"},
     "sampling": {"calculator", "committee", "derivatives", "errors", "names", "objects"},
     "lammps": {"cache", "errors", "export", "files", "names", "neighbors", "toolchain"},
-    "checks": {"calculator", "derivatives", "domain", "errors", "lammps", "neighbors"},
+    "checks": {
+        *("calculator", "derivatives", "domain", "errors", "lammps", "neighbors", "uncertainty"),
+    },
 }
 
 

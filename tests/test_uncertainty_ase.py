@@ -12,6 +12,9 @@ from test_uncertainty import calibrated, features_of, two_elements
 from typer.testing import CliRunner
 
 from eqcalc import DisagreementStop, EquivariantCalculator, InputError, export, uncertainty
+from eqcalc.checks import provenance
+from eqcalc.checks.page import render
+from eqcalc.checks.suite import Suite
 from eqcalc.cli import app
 from eqcalc.committee import KeepUncertainty
 
@@ -180,3 +183,48 @@ def test_labels_of_another_method(files, tmp_path):
         calc = open_torch(made)
         scales.append(calc.get_property("energy_std", two_elements(3)))
     assert scales[1] < 0.05 * scales[0]
+
+
+def test_errors_beside_deviations_in_evaluate_and_the_report(files, tmp_path):
+    frames = labelled(files[0], [two_elements(seed) for seed in range(70, 90)])
+    frames += labelled(files[0], [two_elements(90, rattle=0.5)])
+    write(tmp_path / "test.xyz", frames)
+    paths = {name: tmp_path / name for name in ("out.json", "plot.png", "predicted.xyz")}
+    words = ["evaluate", str(files[0]), str(tmp_path / "test.xyz"), "--engine", "torch"]
+    more = ["-o", paths["out.json"], "--calibration", paths["plot.png"]]
+    done = CliRunner().invoke(
+        app, [*words, *map(str, more), "--predictions", str(paths["predicted.xyz"])]
+    )
+    assert done.exit_code == 0, done.output
+    document = json.loads(paths["out.json"].read_text())["uncertainty"]
+    assert sum(row["frames"] for row in document["rows"]) == 21
+    assert document["rows"][-1]["grade"] == "above 8"
+    calc = open_torch(files[0])
+    last = document["rows"][-1]
+    assert last["predicted"] == pytest.approx(
+        calc.get_property("energy_std", frames[-1]) / 8e-3, rel=1e-3
+    )
+    assert last["within_two"] == float(last["error"] <= 2.0 * last["predicted"])
+    assert "within 1 std" in done.output
+    assert paths["plot.png"].stat().st_size > 10_000
+    predicted = read(paths["predicted.xyz"], "-1")
+    grade = calc.get_property("grade", frames[-1])
+    assert np.allclose(predicted.arrays["eqcalc_grade"], grade, rtol=1e-4)
+    plain = CliRunner().invoke(app, [words[0], str(files[2]), *words[2:], *map(str, more[2:])])
+    assert "run 'eqcalc calibrate" in str(plain.exception)
+
+
+def test_the_report_shows_them(files, tmp_path):
+    write(tmp_path / "train.xyz", labelled(files[2], [two_elements(s) for s in range(30)]))
+    made = tmp_path / "made.pth"
+    words = ["calibrate", str(files[2]), str(tmp_path / "train.xyz"), "-o", str(made)]
+    assert CliRunner().invoke(app, [*words, "--engine", "torch"]).exit_code == 0
+    document = export.read_metadata(made)
+    (table,) = provenance.stored_coverage(document)
+    assert sum(int(row[1]) for row in table.rows) == 3
+    picture = provenance.coverage_picture(document)
+    page = render(Suite({"file": "made.pth"}, "", [], errors=[table], coverage=picture))
+    assert "predicted deviations" in page
+    assert "data:image/png;base64" in page
+    assert provenance.stored_coverage(export.read_metadata(files[2])) == []
+    assert provenance.coverage_picture(export.read_metadata(files[2])) == b""

@@ -83,6 +83,11 @@ def _words(rows: dict[str, str]) -> str:
     return f'<table class="words"><tbody>{"".join(cells)}</tbody></table>'
 
 
+def _image(title: str, picture: bytes) -> str:
+    data = base64.b64encode(picture).decode()
+    return f'<img alt="{title}" src="data:image/png;base64,{data}">'
+
+
 def _section(outcome: Outcome) -> str:
     report = outcome.report
     title = escape(report.title if report else outcome.title)
@@ -97,8 +102,7 @@ def _section(outcome: Outcome) -> str:
         parts.append(f"<pre>{escape(outcome.trace)}</pre>")
     if report:
         if outcome.picture:
-            data = base64.b64encode(outcome.picture).decode()
-            parts.append(f'<img alt="{title}" src="data:image/png;base64,{data}">')
+            parts.append(_image(title, outcome.picture))
         parts += [_table(table) for table in report.tables()]
     return "\n".join(parts)
 
@@ -116,6 +120,7 @@ def render(suite: Suite) -> str:
     name = escape(suite.model["file"].split(",")[0])
     body = "\n".join(_section(outcome) for outcome in suite.outcomes)
     training = [_table(table) for table in suite.errors]
+    training += [_image("Errors over deviations", suite.coverage)] if suite.coverage else []
     training += [_words(suite.domain)] if suite.domain else []
     if training:
         training.insert(0, '<h2 id="training">Training, as the file says</h2>')

@@ -12,8 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eqcalc.checks.report import Table
+from eqcalc.checks.report import Table, png
 from eqcalc.domain import Domain
+from eqcalc.uncertainty.coverage import draw, table
 
 if TYPE_CHECKING:
     from eqcalc.calculator import EquivariantCalculator
@@ -81,6 +82,25 @@ def stored_errors(document: dict[str, Any]) -> list[Table]:
         title = f"Errors on {frames} frames: mean absolute / root mean square"
         tables.append(Table(title, columns, rows))
     return tables
+
+
+def stored_coverage(document: dict[str, Any]) -> list[Table]:
+    """Predicted deviations beside real errors, of the frames that they were fitted to."""
+    found = document.get("uncertainty", {}).get("coverage")
+    if not found:
+        return []
+    title = "Uncertainty: real errors and predicted deviations of unseen frames, root mean squares"
+    note = (
+        "Grades are 1 at the edge of the training set. 68 and 95 % of normal errors are within one "
+        "and two deviations; where fewer are, the deviations are too small."
+    )
+    return [Table(title, *table(found), note)]
+
+
+def coverage_picture(document: dict[str, Any]) -> bytes:
+    """The same as a picture (PNG); empty where the file has none."""
+    found = document.get("uncertainty", {}).get("coverage")
+    return png(draw(found)) if found else b""
 
 
 def _error(found: dict[str, float] | None) -> str:

@@ -99,6 +99,7 @@ class Suite:
         run: date, command, host and versions.
         errors: that the file was written with.
         domain: what the training contained.
+        coverage: a picture of real errors over predicted deviations (PNG), or nothing.
     """
 
     model: dict[str, str]
@@ -107,6 +108,7 @@ class Suite:
     run: dict[str, str] = field(default_factory=dict)
     errors: list[Table] = field(default_factory=list)
     domain: dict[str, str] = field(default_factory=dict)
+    coverage: bytes = b""
 
     @property
     def passed(self) -> bool:
@@ -292,7 +294,8 @@ def check_all(
         structure=_describe(cells),
         outcomes=outcomes,
         run=provenance.describe_run(),
-        errors=provenance.stored_errors(document),
+        errors=[*provenance.stored_errors(document), *provenance.stored_coverage(document)],
+        coverage=provenance.coverage_picture(document),
         domain=provenance.training_domain(document),
     )
 

@@ -21,7 +21,7 @@ from eqcalc.errors import InputError
 from eqcalc.graph import Graph
 from eqcalc.models.base import Potential
 from eqcalc.runtime import own_torch
-from eqcalc.uncertainty import FrameFeatures, Uncertainty
+from eqcalc.uncertainty import Coverage, FrameFeatures, Uncertainty
 
 #: atoms of the training that are looked at, of frames spread evenly over it
 MOST_ATOMS = 300_000
@@ -112,6 +112,17 @@ def _without_offsets(frames: Sequence[FrameFeatures]) -> list[FrameFeatures]:
     return [dataclasses.replace(frame, error=float(error)) for frame, error in pairs]
 
 
+def coverage(known: Uncertainty, frames: Sequence[FrameFeatures]) -> Coverage:
+    """Errors of the energies of frames beside their deviations."""
+    chosen = [f for f in frames if f.error is not None]
+    return Coverage.of(
+        [len(f.species) for f in chosen],
+        [f.error for f in chosen if f.error is not None],
+        [known.energy_std(f.species, f.features) for f in chosen],
+        [known.grades(f.species, f.features) for f in chosen],
+    )
+
+
 def describe(
     known: Uncertainty,
     calibration: uncertainty.Calibration,
@@ -120,8 +131,8 @@ def describe(
 ) -> dict[str, Any]:
     """For the metadata: how it was made, and what the frames say that it was fitted to.
 
-    within_one_std: the share of their errors that is (68 % if they were normal); grade: the median
-    and the largest of their atoms, by element.
+    coverage: errors and deviations of these frames (`eqcalc.uncertainty.coverage`);
+    validation_grade: the median and the largest of their atoms, by element.
     """
     document: dict[str, Any] = {
         "version": uncertainty.UNCERTAINTY_VERSION,
@@ -130,11 +141,7 @@ def describe(
         **{k: v for k, v in dataclasses.asdict(calibration).items() if v is not None},
     }
     if calibration.errors:
-        with_error = [f for f in validation if f.error is not None]
-        std = np.array([known.energy_std(f.species, f.features) for f in with_error])
-        error = np.array([f.error for f in with_error])
-        inside = np.isfinite(std)
-        document["within_one_std"] = float(np.mean(np.abs(error[inside]) < std[inside]))
+        document["coverage"] = coverage(known, validation).document()
     if validation:
         species = np.concatenate([f.species for f in validation])
         grades = np.concatenate([known.grades(f.species, f.features) for f in validation])

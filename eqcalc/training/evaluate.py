@@ -26,9 +26,11 @@ from eqcalc.training.loss import UNITS
 from eqcalc.training.metrics import QUANTITIES, Evaluation, compare, compare_outputs
 from eqcalc.training.parity import plot_parity
 from eqcalc.training.task import predict
+from eqcalc.uncertainty.coverage import Coverage
 
 __all__ = [
     "Evaluation",
+    "coverage_of",
     "evaluate",
     "evaluate_results",
     "evaluate_store",
@@ -127,6 +129,28 @@ def evaluate_results(
     return result
 
 
+def coverage_of(frames: Sequence[Frame], results: Sequence[Mapping[str, Any]]) -> Coverage | None:
+    """Errors beside predicted deviations, where a calculator's results have these."""
+    pairs = [
+        (frame, found)
+        for frame, found in zip(frames, results, strict=True)
+        if {"grade", "energy_std"} <= found.keys() and math.isfinite(frame.energy)
+    ]
+    if not pairs:
+        return None
+    forces = [
+        None if frame.forces is None else np.linalg.norm(found["forces"] - frame.forces, axis=1)
+        for frame, found in pairs
+    ]
+    return Coverage.of(
+        [len(frame.atoms) for frame, _ in pairs],
+        [found["energy"] - frame.energy for frame, found in pairs],
+        [found["energy_std"] for _, found in pairs],
+        [found["grade"] for _, found in pairs],
+        forces,
+    )
+
+
 def _compare_energy(
     frame: Frame, found: Mapping[str, Any], *, molecule: bool
 ) -> dict[str, np.ndarray]:
@@ -144,6 +168,10 @@ def _compare_others(
     return compare_outputs(frame.outputs, rows)
 
 
+#: what predictions say of their own errors
+KNOWN = {"grade", "energies_std", "energy_std"}
+
+
 def write_predictions(
     path: Path,
     images: Sequence[Atoms],
@@ -156,7 +184,8 @@ def write_predictions(
     eqcalc_energy (eV), eqcalc_forces (eV/Å), eqcalc_stress (eV/Å^3, xx yy zz yz xz xy), and errors
     against `frames`, whose stresses may be corrected: eqcalc_energy_error (eV/atom, prediction less
     label), eqcalc_forces_rmse (eV/Å), eqcalc_stress_rmse (eV/Å^3). Other outputs are there as
-    eqcalc_NAME, Cartesian. Written aside and renamed.
+    eqcalc_NAME, Cartesian, and grades and deviations, where the model knows them, as eqcalc_grade,
+    eqcalc_energies_std (eV) and eqcalc_energy_std (eV). Written aside and renamed.
     """
     from ase.io import write
 
@@ -175,6 +204,9 @@ def write_predictions(
         if "energy" in found:
             atoms.info["eqcalc_energy"] = float(found["energy"])
             atoms.arrays["eqcalc_forces"] = np.array(found["forces"], dtype=np.float64)
+        for name in KNOWN & found.keys():
+            value = np.array(found[name], dtype=np.float64)
+            (atoms.arrays if value.ndim else atoms.info)[f"eqcalc_{name}"] = value
         if "stress" in found:
             atoms.info["eqcalc_stress"] = np.array(found["stress"], dtype=np.float64)
         for name, (known, value) in _compare_energy(frame, found, molecule=False).items():

@@ -29,6 +29,7 @@ in the file's own order, and atoms of other species have infinite values. Metada
 `uncertainty` on how they were made, for people. Files without it are as before.
 """
 
+from eqcalc.uncertainty.coverage import Coverage
 from eqcalc.uncertainty.features import (
     evaluate_with_features,
     features,
@@ -54,6 +55,7 @@ __all__ = [
     "UNCERTAINTY_VERSION",
     "Atomic",
     "Calibration",
+    "Coverage",
     "FrameFeatures",
     "QuadraticForm",
     "Uncertainty",

@@ -1,0 +1,199 @@
+"""How often predicted deviations are right: real errors beside them, by grade of extrapolation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: edges of the classes of grades; the first is what the training had
+EDGES = (0.0, 1.0, 2.0, 4.0, 8.0, np.inf)
+
+#: of the columns that may be unknown
+FORMS = (("predicted", ".3g"), ("within_one", ".0%"), ("within_two", ".0%"))
+
+#: frames whose points are kept
+KEPT = 200
+
+
+def _label(low: float, high: float) -> str:
+    if np.isinf(high):
+        return f"above {low:g}"
+    return f"up to {high:g}" if low == 0.0 else f"{low:g} to {high:g}"
+
+
+def _classes(grade: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Classes that have members; edges belong below them."""
+    for low, high in pairwise(EDGES):
+        inside = (grade > low if low else grade >= 0.0) & (grade <= high)
+        if inside.any():
+            yield _label(low, high), inside
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Frames with labels.
+
+    Attributes:
+        error: [F] meV/atom, predicted energy less label.
+        std: [F] meV/atom, predicted standard deviation of it; infinite where there is none.
+        grade: [F], the largest of the frame's atoms.
+        force_error: [N] meV/Å, |predicted force less label| of atoms with a label.
+        atom_grade: [N], of these atoms.
+    """
+
+    error: np.ndarray
+    std: np.ndarray
+    grade: np.ndarray
+    force_error: np.ndarray
+    atom_grade: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        sizes: Sequence[int],
+        errors: Sequence[float],
+        stds: Sequence[float],
+        grades: Sequence[np.ndarray],
+        forces: Sequence[np.ndarray | None] = (),
+    ) -> Coverage:
+        """From frames: atoms; errors and deviations of energies (eV); grades [atoms] of each.
+
+        forces: |error| [atoms] eV/Å of each, None where there is no label.
+        """
+        size = np.array(sizes, dtype=float)
+        known = [k for k, f in enumerate(forces) if f is not None]
+        none = np.zeros(0)
+        return cls(
+            np.array(errors, dtype=float) / size * 1e3,
+            np.array(stds, dtype=float) / size * 1e3,
+            np.array([g.max(initial=0.0) for g in grades]),
+            np.concatenate([none, *(np.asarray(forces[k]) * 1e3 for k in known)]),
+            np.concatenate([none, *(grades[k] for k in known)]),
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """By grade of a frame's worst atom: frames, root mean squares, shares within 1 and 2 std.
+
+        Without deviations there are None.
+        """
+        found = []
+        for label, inside in _classes(self.grade):
+            error, std = self.error[inside], self.std[inside]
+            known = bool(np.isfinite(std).all())
+            found.append(
+                {
+                    "grade": label,
+                    "frames": int(inside.sum()),
+                    "error": _rms(error),
+                    "predicted": _rms(std) if known else None,
+                    "within_one": float(np.mean(np.abs(error) <= std)) if known else None,
+                    "within_two": float(np.mean(np.abs(error) <= 2.0 * std)) if known else None,
+                }
+            )
+        return found
+
+    def force_rows(self) -> list[dict[str, Any]]:
+        """By grade of an atom: atoms and the root mean square of the errors of their forces."""
+        return [
+            {"grade": label, "atoms": int(i.sum()), "error": _rms(self.force_error[i])}
+            for label, i in _classes(self.atom_grade)
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """For JSON, with points of at most KEPT frames spread evenly: error, std, grade."""
+        chosen = np.unique(np.linspace(0, len(self.error) - 1, KEPT).round().astype(int))
+        points = np.stack([self.error, self.std, self.grade], axis=1)[chosen]
+        return {
+            "unit": "meV/atom",
+            "rows": self.rows(),
+            "force_unit": "meV/Å",
+            "force_rows": self.force_rows(),
+            "points": [[float(f"{x:.4g}") for x in p] for p in points if np.isfinite(p).all()],
+        }
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(f"{np.sqrt(np.mean(np.square(values))):.4g}")
+
+
+def table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Column heads and cells of `Coverage.document`, for people."""
+    heads = ["grade", "frames", "error meV/atom", "predicted", "within 1 std", "2 std"]
+    cells = [
+        [
+            row["grade"],
+            str(row["frames"]),
+            f"{row['error']:.3g}",
+            *("-" if row[name] is None else f"{row[name]:{form}}" for name, form in FORMS),
+        ]
+        for row in document["rows"]
+    ]
+    return heads, cells
+
+
+def force_table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The same of atoms' forces."""
+    cells = [
+        [row["grade"], str(row["atoms"]), f"{row['error']:.3g}"] for row in document["force_rows"]
+    ]
+    return ["grade", "atoms", "force error meV/Å"], cells
+
+
+def text(document: Mapping[str, Any]) -> str:
+    """Both tables, root mean squares; 68 and 95 % would be right of normal errors."""
+    parts = []
+    for heads, cells in (table(document), force_table(document)):
+        widths = [max(len(row[k]) for row in (heads, *cells)) for k in range(len(heads))]
+        if cells:
+            parts.append(
+                "\n".join(
+                    "   ".join(
+                        f"{cell:<{w}}" if k == 0 else f"{cell:>{w}}"
+                        for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+                    )
+                    for row in (heads, *cells)
+                )
+            )
+    return "\n\n".join(parts)
+
+
+def draw(document: Mapping[str, Any]) -> Figure:
+    """Real errors of energies over predicted deviations, coloured by grade; errors by grade."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    points = np.array(document["points"]).reshape(-1, 3)
+    if len(points):
+        std, error = np.maximum(points[:, 1], 1e-6), np.maximum(np.abs(points[:, 0]), 1e-6)
+        marks = left.scatter(
+            std, error, c=np.log2(np.maximum(points[:, 2], 0.25)), s=12, cmap="viridis"
+        )
+        bar = figure.colorbar(marks, ax=left, label="grade of the worst atom")
+        bar.formatter = lambda x, _: f"{2.0**x:.3g}"
+        bar.update_ticks()
+        ends = np.array([std.min() / 1.5, std.max() * 1.5])
+        for factor, style in ((1.0, "-"), (2.0, "--")):
+            left.plot(ends, factor * ends, style, color="0.4", lw=0.8, label=f"{factor:g} std")
+        left.set(xscale="log", yscale="log")
+        left.legend(frameon=False, fontsize=8)
+    left.set(xlabel="predicted std (meV/atom)", ylabel="|error of the energy| (meV/atom)")
+    rows = [row for row in document["rows"] if row["predicted"] is not None]
+    place = np.arange(len(rows))
+    right.bar(place - 0.2, [row["error"] for row in rows], 0.4, label="error", color="#0072b2")
+    right.bar(
+        place + 0.2, [row["predicted"] for row in rows], 0.4, label="predicted", color="#e69f00"
+    )
+    right.set_xticks(place, [f"{row['grade']}\n{row['frames']} frames" for row in rows])
+    right.set(xlabel="grade of the worst atom", ylabel="root mean square (meV/atom)")
+    right.legend(frameon=False, fontsize=8)
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+    return figure
