@@ -79,7 +79,7 @@ def calibrate_command(
             help="Labels are from another method: a constant for each element is no error.",
         ),
     ] = False,
-    engine: Annotated[str, typer.Option(help="auto, exact or torch.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, fused, exact or torch.")] = "auto",
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",

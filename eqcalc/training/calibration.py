@@ -52,14 +52,15 @@ def of_module(model: Potential) -> Source:
 
 
 def of_file(path: Path, engine: str = "auto") -> Source:
-    """Those of a potential file in float64, on the compiled engine where there is one."""
+    """Those of a potential file, on the engine that runs it: the compiled one if there is one."""
     if engine != "torch":
+        radial = "network" if engine == "exact" else "table"
         try:
-            return _compiled(fuse(path, dtype="float64", radial="network"))
+            return _compiled(fuse(path, radial=radial))
         except EngineUnavailable:
             if engine != "auto":
                 raise
-    potential = export.load(path, dtype="float64")
+    potential = export.load(path)
 
     def source(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
         parts = graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst
