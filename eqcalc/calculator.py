@@ -74,7 +74,11 @@ def _models(model: Any) -> list[str | os.PathLike]:
             )
     if not models:
         raise InputError("The list of models is empty: name at least one potential file.")
-    return list(models)
+    files: list[str | os.PathLike] = []
+    for one in models:
+        found = names.member_files([one])
+        files += found if len(found) > 1 else [one]
+    return files
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -91,8 +95,9 @@ class EquivariantCalculator(Calculator):
 
     Args:
         model: a potential file, the name of a bundled model ("si") or of published weights that an
-            installed package holds ("7net-0", "7net-mf-0:PBE", see `eqcalc.names`), or a list of
-            such: a committee, whose results are the means over its members.
+            installed package holds ("7net-0", "7net-mf-0:PBE", see `eqcalc.names`), a list of
+            such, or the folder that `eqcalc train --committee` wrote: a committee, whose results
+            are the means over its members.
         device: "cpu" (default), "cuda", "cuda:1", ..., or "auto": a GPU if there is one.
         dtype: "float32" or "float64"; None takes the file's own. Edge vectors are formed, and
             energies summed, in float64 either way; take "float64" for tight relaxations, phonons

@@ -28,6 +28,8 @@ from eqcalc.importers import published
 PACKAGE = Path(__file__).parent
 #: bundled potentials
 PRETRAINED = PACKAGE / "pretrained"
+#: in a committee's folder
+COMMITTEE = "committee.json"
 
 
 def _bundled(name: str) -> Path | None:
@@ -37,7 +39,8 @@ def _bundled(name: str) -> Path | None:
 def lasting(model: str | os.PathLike) -> str:
     """A name under which another process, in another folder, finds the same potential."""
     path = user_path(model)
-    return str(path.absolute()) if path.is_file() else str(model)
+    there = path.is_file() or (path / COMMITTEE).is_file()
+    return str(path.absolute()) if there else str(model)
 
 
 def find(model: str | os.PathLike, elements: Sequence[str] | None = None) -> Path:
@@ -72,10 +75,10 @@ def member_files(paths: Sequence[str | os.PathLike]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(user_path, paths):
-        if not path.is_dir():
+        if not path.is_dir() or _bundled(str(path)):
             files.append(path)
-        elif (path / "committee.json").is_file():
-            document = json.loads((path / "committee.json").read_text(encoding="utf-8"))
+        elif (path / COMMITTEE).is_file():
+            document = json.loads((path / COMMITTEE).read_text(encoding="utf-8"))
             files += [path / name for name in document["members"]]
         else:
             raise InputError(

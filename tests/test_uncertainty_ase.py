@@ -228,3 +228,25 @@ def test_the_report_shows_them(files, tmp_path):
     assert "data:image/png;base64" in page
     assert provenance.stored_coverage(export.read_metadata(files[2])) == []
     assert provenance.coverage_picture(export.read_metadata(files[2])) == b""
+
+
+def test_a_committee_is_its_folder(files, tmp_path):
+    for number, path in enumerate(files[:2], 1):
+        (tmp_path / "com" / str(number)).mkdir(parents=True)
+        (tmp_path / "com" / str(number) / "model.pth").write_bytes(path.read_bytes())
+    folder = tmp_path / "com"
+    with pytest.raises(InputError, match="holds no finished committee"):
+        open_torch(folder)
+    members = {"members": ["1/model.pth", "2/model.pth"]}
+    (folder / "committee.json").write_text(json.dumps(members))
+    atoms = two_elements(3)
+    expected = open_torch(files[:2]).get_property("forces_std", atoms)
+    for name in (folder, str(folder), [folder]):
+        calc = open_torch(name)
+        assert len(calc.members) == 2
+        assert np.allclose(calc.get_property("forces_std", atoms), expected)
+    write(tmp_path / "atoms.xyz", atoms)
+    words = ["lammps", "input", str(folder), str(tmp_path / "atoms.xyz"), "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert f'pair_coeff * * "{folder}" O Si' in (tmp_path / "in.lammps").read_text()

@@ -127,7 +127,8 @@ def write_input(
 
     Args:
         atoms: the structure; its velocities are kept if it has any.
-        model_path: a potential file, or the name of a model (`eqcalc.names`).
+        model_path: a potential file, the name of a model (`eqcalc.names`), or the folder of a
+            committee, whose mean runs.
         folder: made if need be.
         ensemble: "nve", "nvt", "npt" or "minimize".
         temperature: K; of the thermostat, and of new velocities where atoms have none.
@@ -157,14 +158,16 @@ def write_input(
         raise InputError("relax_cell belongs to ensemble 'minimize'; in dynamics take 'npt'.")
     if len(atoms) == 0:
         raise InputError("The structure has no atoms.")
-    model = names.find(model_path)
-    species = export.read_metadata(model)["species"]
     present = set(atoms.get_chemical_symbols())
-    if not present <= set(species):
-        raise InputError(
-            f"{model.name} knows {', '.join(species)}, but the structure contains "
-            f"{', '.join(sorted(present - set(species)))}: use a model trained on these elements."
-        )
+    for file in names.member_files([model_path]):
+        model = names.find(file)
+        species = export.read_metadata(model)["species"]
+        if not present <= set(species):
+            raise InputError(
+                f"{model.name} knows {', '.join(species)}, but the structure contains "
+                f"{', '.join(sorted(present - set(species)))}: use a model trained on these "
+                "elements."
+            )
     elements = [symbol for symbol in species if symbol in present]
     pbc = [bool(p) for p in atoms.pbc]
     moves = ensemble == "npt" or relax_cell
