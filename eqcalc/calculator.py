@@ -77,7 +77,7 @@ def _models(model: Any) -> list[str | os.PathLike]:
     files: list[str | os.PathLike] = []
     for one in models:
         found = names.member_files([one])
-        files += found if len(found) > 1 else [one]
+        files += [one] if len(found) == 1 and found[0].name == Path(one).name else found
     return files
 
 
