@@ -14,6 +14,7 @@ from eqcalc.engine.cuda.potential import PADDING
 from eqcalc.engine.cuda.source import DeviceCode
 from eqcalc.engine.fused import TABLES
 from eqcalc.engine.readers import read
+from eqcalc.models.mace import MACEConfig
 from eqcalc.models.nequip_config import NequIPConfig
 
 NVCC = shutil.which("nvcc")
@@ -27,6 +28,7 @@ MOST_REGISTERS = {"forward": 128, "edges": 128, "gather": 128, "nodes": 255, "":
 NETWORKS = {
     "default": NequIPConfig(),
     "l_max 3": NequIPConfig(l_max=3, num_channels=[128, 64, 32, 32], num_layers=2),
+    "mace": MACEConfig(),
 }
 
 
@@ -52,6 +54,7 @@ def sources(tmp_path_factory):
         ("sm_100", "default", "float"),
         ("sm_120", "default", "float"),
         ("sm_90", "l_max 3", "float"),
+        ("sm_90", "mace", "float"),
     ],
 )
 def test_kernels_spill_hardly_anything(sources, tmp_path, architecture, network, scalar):

@@ -5,8 +5,9 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from potentials import untrained
+from potentials import untrained, write
 from test_fused import KINDS, SYSTEMS, graph
+from test_fused_programs import SMALL
 
 from eqcalc import EquivariantCalculator, export
 from eqcalc.engine import fused
@@ -14,20 +15,38 @@ from eqcalc.engine.build import EngineUnavailable
 from eqcalc.engine.cuda import platform
 from eqcalc.engine.cuda.potential import fuse_on_gpu
 from eqcalc.errors import InputError
+from eqcalc.models.mace import MACEConfig
+from eqcalc.models.tfn import TFNConfig
 from eqcalc.neighbors import Pairs, VerletList
 
 pytestmark = pytest.mark.usefixtures("emulated_gpu")
 
 #: kinds of networks that are compiled here: each takes some seconds
-COVERED = ("l_max 2 parity", "one layer", "three elements", "pairs", "so3", "irreps by layer")
+COVERED = (
+    *("l_max 2 parity", "one layer", "three elements", "pairs", "so3", "irreps by layer"),
+    *("products, parity", "products, l_max 3"),
+)
 
 #: differences from the CPU's kernels, which add in another order, relative to the largest number
 ROUNDING = {"float64": 1e-13, "float32": 2e-6}
 
 
-@pytest.fixture(scope="module", params=COVERED)
+#: networks of other architectures, of a program
+PROGRAMS = {
+    "mace": MACEConfig(**SMALL, num_channels=5, l_max=2),
+    "mace, agnesi": MACEConfig(
+        **SMALL, num_channels=4, l_max=1, correlation=2, distance_transform="agnesi"
+    ),
+    "norm gates": TFNConfig(**SMALL, l_max=1, num_channels=[5, 4]),
+}
+
+
+@pytest.fixture(scope="module", params=[*COVERED, *PROGRAMS])
 def kind(request, tmp_path_factory):
-    return untrained(tmp_path_factory.mktemp("kind") / "model.pth", **KINDS[request.param])
+    path = tmp_path_factory.mktemp("kind") / "model.pth"
+    if request.param in PROGRAMS:
+        return write(path, PROGRAMS[request.param], seed=1)
+    return untrained(path, **KINDS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +227,9 @@ def test_wrong_lists_are_refused(small_path):
 def test_what_cannot_be_had_is_said(small_path, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="there is only cuda:0 to cuda:1 here"):
         EquivariantCalculator(small_path, engine="fused", device="cuda:2")
-    products = untrained(tmp_path / "products.pth", **KINDS["products"])
-    with pytest.raises(EngineUnavailable, match="does not know the operation"):
-        fuse_on_gpu(products, dtype="float64")
+    config = MACEConfig(**SMALL, num_channels=4, l_max=1, density_normalization=True)
+    with pytest.raises(EngineUnavailable, match="divided by a learned number of neighbours"):
+        fuse_on_gpu(write(tmp_path / "densities.pth", config), dtype="float64")
     monkeypatch.undo()
     if not torch.cuda.is_available():
         with pytest.raises(EngineUnavailable, match="NVIDIA driver"):

@@ -12,6 +12,7 @@ import numpy as np
 
 from eqcalc.engine.plan import (
     AddStep,
+    ContractionStep,
     GateStep,
     LayerPlan,
     LinearStep,
@@ -59,6 +60,32 @@ class _Body:
         self._written, self._read = set(), set()
 
 
+def _sizes(step: ContractionStep) -> str:
+    """Arguments of the template."""
+    tables, channels, terms = step.coefficients.shape
+    sizes = [step.channels, len(step.rows_in), len(step.first), len(step.rows_out), terms, tables]
+    return ", ".join([*map(str, sizes), "true" if channels > 1 else "false"])
+
+
+def _terms(name: str, step: ContractionStep) -> str:
+    """Tables of integers, and the structure that names them."""
+    tables = {
+        "ROWS": step.rows_in,
+        "OUTS": step.rows_out,
+        "FIRST": step.first,
+        "SECOND": step.second,
+        "OUT": step.out,
+        "LEFT": step.left,
+        "RIGHT": step.right,
+    }
+    lines = [
+        f"__device__ const int {name}_{part}[] = {{{', '.join(map(str, [*map(int, values), 0]))}}};"
+        for part, values in tables.items()
+    ]
+    names = ", ".join(f"{name}_{part}" for part in tables)
+    return "\n" + "\n".join([*lines, f"#define {name} Terms{{{names}}}\n"])
+
+
 class NodeKernels:
     """Kernels nodes_k and nodes_back_k of all layers.
 
@@ -80,11 +107,12 @@ class NodeKernels:
             if row.begin is not None
         }
         self._matrices: dict[int, tuple[int, int]] = {}
+        self._tables: list[str] = []  # of integers, in the source
         self._steps = {id(s): self._numbers(s) for layer in plan.layers for s in layer.steps}
         self.rows = [self._row(row) for row in plan.rows]
         self._by_name = {row["name"]: row for row in self.rows}
         self.pool_width = self._slots()
-        self.source = "".join(
+        self.source = "".join(self._tables) + "".join(
             self._kernel(k, layer) + self._kernel_back(k, layer)
             for k, layer in enumerate(plan.layers)
         )
@@ -145,6 +173,10 @@ class NodeKernels:
             case LinearStep():
                 turned = np.swapaxes(step.matrices, 1, 2)
                 return self._weights.add(step.matrices), self._weights.add(turned)
+            case ContractionStep():
+                name = f"TERMS_{len(self._tables)}"
+                self._tables.append(_terms(name, step))
+                return name, self._weights.add(np.swapaxes(step.coefficients, 1, 2))
             case NormGateStep():
                 return [
                     self._weights.add(b.bias) if b.bias is not None else -1 for b in step.blocks
@@ -208,6 +240,12 @@ class NodeKernels:
                     "begin, count);"
                 )
                 body.call(line, [x], y, step.at_out)
+            case ContractionStep():
+                line = (
+                    f"contraction<{_sizes(step)}>({numbers[0]}, t.weights + {numbers[1]}, "
+                    f"t.species, {x}, {y}, begin, count);"
+                )
+                body.call(line, [x], y)
             case GateStep():
                 for b in step.blocks:
                     gate = -1 if b.gate is None else b.gate
@@ -254,6 +292,12 @@ class NodeKernels:
                     "t.species, begin, count);"
                 )
                 body.call(line, [dy], dx, step.at_in)
+            case ContractionStep():
+                line = (
+                    f"contraction_gradient<{_sizes(step)}>({numbers[0]}, t.weights + {numbers[1]}, "
+                    f"t.species, {x}, {dx}, {dy}, begin, count);"
+                )
+                body.call(line, [x, dy], dx)
             case GateStep():
                 for b in step.blocks:
                     gate = -1 if b.gate is None else b.gate

@@ -153,6 +153,7 @@ class DeviceCode:
                 _VECTORS,
                 harmonics_source(plan, "__device__ inline void"),
                 *map(text, ("geometry.cuh", "references.cuh", "radial.cuh", "nodes.cuh")),
+                text("contraction.cuh"),
                 *(kernels.source for kernels in known.values()),
                 self.nodes.source,
             ]

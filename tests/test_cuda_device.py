@@ -1,0 +1,46 @@
+"""The GPU engine on a GPU that is there, and what is run on the first day of one."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from potentials import untrained
+
+from eqcalc import EquivariantCalculator
+
+SCRIPT = Path(__file__).parent / "benchmarks" / "gpu.py"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_gpu_is_the_engine_of_the_cpu(potential_path, crystal, dtype):
+    options = {"engine": "fused", "dtype": dtype}
+    values = []
+    for device in ("cpu", "cuda", "cuda"):
+        atoms = crystal.repeat(3)
+        atoms.calc = EquivariantCalculator(potential_path, device=device, **options)
+        values.append((atoms.get_forces(), atoms.get_stresses()))
+    for cpu, gpu, again in zip(*values, strict=True):
+        assert np.abs(gpu - cpu).max() < {"float64": 1e-11, "float32": 1e-5}[dtype]
+        assert np.array_equal(gpu, again)
+
+
+@pytest.mark.usefixtures("emulated_gpu")
+def test_what_is_run_on_the_first_day(tmp_path, monkeypatch):
+    """The benchmark's comparison, on an emulated GPU; torch's engine needs a real one."""
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.delitem(script.ENGINES, "GPU torch")
+    path = untrained(tmp_path / "model.pth", channels=(5, 4), cutoff=3.6, elements=(14,))
+    rows = script.compare(str(path), [1], 1)
+    assert rows[0]["atoms"] == 8
+    assert rows[0]["difference"]["GPU fused"] < 1e-5
+    assert rows[0]["µs per atom"]["GPU fused"] > 0.0
+    json.dumps(rows)
+    script.draw(rows, "emulated", tmp_path / "gpu.png")
+    assert (tmp_path / "gpu.png").stat().st_size > 1000
