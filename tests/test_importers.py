@@ -123,6 +123,25 @@ def test_unknown_options_are_named(checkpoint):
             content["config"][name] = before
 
 
+def test_options_of_training_change_nothing(checkpoint):
+    content, imported = checkpoint
+    before = results(imported(), structure(), engine="torch")
+    weights = {"energy": 0.5, "force": 1.0}
+    content["config"] |= {"compute_statistics": False, "data_weight": weights, "data_modality": "a"}
+    after = results(imported(), structure(), engine="torch")
+    assert before[0] == after[0]
+
+
+def test_harmonics_of_vectors_are_refused_with_what_to_take(checkpoint):
+    content, imported = checkpoint
+    content["config"]["_normalize_sph"] = False
+    with pytest.raises(InputError, match="SevenNet-0 of 22 May 2024; take that of 11 July"):
+        imported()
+    del content["config"]["_normalize_sph"]  # checkpoints of before did not say it
+    with pytest.raises(InputError, match="SevenNet-0 of 22 May 2024"):
+        imported()
+
+
 def test_every_weight_is_used(checkpoint):
     content, imported = checkpoint
     content["model_state_dict"]["2_more.weight"] = torch.ones(3)

@@ -31,7 +31,7 @@ def _key(step: ContractionStep) -> tuple[tuple[int, ...], ...]:
 
 
 def contraction_kernels(plan: Plan) -> str:
-    """Their code; the contractions of a plan are told which of the kernels they take."""
+    """The code of all contractions' kernels; each step of the plan notes the number of its own."""
     different: dict[tuple[tuple[int, ...], ...], int] = {}
     code: list[str] = []
     for step in (s for layer in plan.layers for s in layer.steps):

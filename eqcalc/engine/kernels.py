@@ -269,8 +269,9 @@ def compiler_flags(plan: Plan) -> list[str]:
 
 
 def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int | None]]:
-    """The engine's translation unit, and which kernels each layer takes; contractions are told
-    theirs.
+    """The engine's translation unit, and the numbers of the kernels of each layer.
+
+    Steps of contractions note the number of their kernel in the plan.
 
     Args:
         plan: of the network.

@@ -65,6 +65,7 @@ IGNORED = {
     *("batch_size", "preprocess_num_cores", "data_shuffle", "_data_divided", "dataset_type"),
     *("ddp_backend", "num_workers", "use_cueq", "cuequivariance_config", "use_flash_tp"),
     *("use_oeq", "weight_ema", "_cueq_config"),
+    *("compute_statistics", "data_modality", "data_weight"),  # of 0.12, SevenNet-Omni for one
 }
 
 #: names in checkpoints of SevenNet 0.9.1 and before, once blanks are underscores
@@ -91,6 +92,12 @@ def _refuse(source: str, name: str, value: Any) -> InputError:
 
 
 def _check_options(c: dict[str, Any], source: str) -> None:
+    if not c["_normalize_sph"]:
+        raise InputError(
+            f"{source}: its option _normalize_sph = False is not covered: its harmonics are of "
+            "vectors, not of directions, as in SevenNet-0 of 22 May 2024; take that of 11 July "
+            "2024 (7net-0), which replaced it."
+        )
     for name, value in c.items():
         if name in COVERED:
             if value not in COVERED[name]:

@@ -175,16 +175,16 @@ class Potential(nn.Module):
         """Species [M]; edge_vec [E, 3] Å, any float dtype; edge_src, edge_dst [E]."""
         vec = edge_vec.to(self.species_embedding.dtype)
         length = torch.linalg.vector_norm(vec, dim=1)
-        told = length
+        seen = length
         if self.inner_limit is not None:
-            told = self.inner_limit(species, edge_src, edge_dst, length)
+            seen = self.inner_limit(species, edge_src, edge_dst, length)
         if self.pair_cutoffs is not None:
-            told = self.pair_cutoffs(species, edge_src, edge_dst, told)
+            seen = self.pair_cutoffs(species, edge_src, edge_dst, seen)
         if self.distance_transform is not None:
-            changed = self.distance_transform(species, edge_src, edge_dst, told)
-            radial = self.radial_basis.transformed(changed, told)
+            changed = self.distance_transform(species, edge_src, edge_dst, seen)
+            radial = self.radial_basis.transformed(changed, seen)
         else:
-            radial = self.radial_basis(told)
+            radial = self.radial_basis(seen)
         calm = length[:0]
         if self.crowding is not None:
             calm = self.crowding(species, edge_src, edge_dst, length)
@@ -199,7 +199,7 @@ class Potential(nn.Module):
             self.spherical_harmonics(vec, length),
             radial,
             calm,
-            self.radial_basis.envelope(told),
+            self.radial_basis.envelope(seen),
             frames,
         )
 

@@ -74,8 +74,8 @@ class InnerLimit(nn.Module):
         width = 0.05 * limit
         beyond = length >= limit
         s = (1.0 - (limit - length) / torch.where(beyond, torch.ones_like(width), width)).clamp(0.0)
-        told = limit + width * (s.pow(4) * (s * (s - 3.0) + 2.5) - 0.5)
-        return torch.where(beyond, length, told)
+        replaced = limit + width * (s.pow(4) * (s * (s - 3.0) + 2.5) - 0.5)
+        return torch.where(beyond, length, replaced)
 
 
 class PairCutoffs(nn.Module):
