@@ -14,7 +14,7 @@ from eqcalc import InputError
 from eqcalc.checks import hot
 from eqcalc.checks.page import render, write_report
 from eqcalc.checks.report import Report
-from eqcalc.checks.suite import Outcome, Suite, _outcome, check_all, default_structure
+from eqcalc.checks.suite import CheckOutcome, Suite, _outcome, check_all, default_structure
 from eqcalc.cli import app, main
 
 STATIC = ("symmetry", "gradients", "smoothness")
@@ -172,7 +172,7 @@ def test_no_verdict_is_neither_pass_nor_fail(tmp_path, monkeypatch):
     assert written["verdict"] == written["checks"]["x"]["verdict"] == "UNDECIDED"
     monkeypatch.setattr("eqcalc.checks.suite.check_all", lambda *_, **__: suite)
     assert call("all", "si", "--out", tmp_path / "r.html").exit_code == 3
-    failed = Suite(suite.model, "x", [*suite.outcomes, Outcome("y", "Y", error="no")])
+    failed = Suite(suite.model, "x", [*suite.outcomes, CheckOutcome("y", "Y", error="no")])
     assert failed.verdict == "FAIL"
     monkeypatch.setattr("eqcalc.checks.nve.check_nve", lambda *_, **__: Undecided())
     bulk("Si").write(tmp_path / "si.xyz")
@@ -197,7 +197,7 @@ def test_default_structures():
 
 
 def test_page_escapes_what_it_is_given(tmp_path):
-    suite = Suite({"file": "<b>.pth"}, "x", [Outcome("a", "<i>", error="1 < 2 & 3")])
+    suite = Suite({"file": "<b>.pth"}, "x", [CheckOutcome("a", "<i>", error="1 < 2 & 3")])
     page = render(suite)
     assert "<b>" not in page
     assert "<i>" not in page

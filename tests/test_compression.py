@@ -18,7 +18,7 @@ from eqcalc.checks.compression import Compression, compress
 from eqcalc.checks.hot import hot_runs
 from eqcalc.checks.page import write_report
 from eqcalc.checks.smoothness import check_smoothness
-from eqcalc.checks.suite import Outcome, Suite
+from eqcalc.checks.suite import CheckOutcome, Suite
 from eqcalc.checks.trained import Trained
 from eqcalc.domain import Domain
 from eqcalc.neighbors import neighbor_list
@@ -118,7 +118,7 @@ def test_hole_in_crowds_is_found_and_written(argon, tmp_path):
     document = json.loads((tmp_path / "smoothness.json").read_text())
     assert not next(c for c in document["compression"] if c["name"] == "fcc Ar")["passed"]
     # beside the page of all checks, too; one that found none removes those of an earlier run
-    suite = Suite({"file": "a.pth"}, "x", [Outcome("smoothness", "Smoothness", report=report)])
+    suite = Suite({"file": "a.pth"}, "x", [CheckOutcome("smoothness", "Smoothness", report=report)])
     *_, again = write_report(suite, tmp_path / "all" / "report.html")
     assert again == tmp_path / "all" / "smoothness_holes.extxyz"
     assert len(read(again, ":")) == len(holes)

@@ -24,7 +24,7 @@ from eqcalc.data.store import pack
 from eqcalc.errors import InputError
 from eqcalc.export import load, read_metadata
 from eqcalc.training.evaluate import evaluate, evaluate_results, format_table, write_predictions
-from eqcalc.training.metrics import Evaluation, Pairs, compare
+from eqcalc.training.metrics import Comparison, Comparisons, compare
 
 DATA = Path(__file__).parent / "data"
 
@@ -55,7 +55,7 @@ def test_figures_by_hand():
     label = Labels(-8.0, np.zeros((2, 3)), np.zeros((3, 3)))
     stress = np.array([[1.0, 4, 5], [4, 2, 6], [5, 6, 3]]) * GPa
     value = Labels(-8.2, np.full((2, 3), 0.05), stress)
-    result = Evaluation()
+    result = Comparisons()
     result.add("a", compare(label, value, molecule=False))
     errors = result.summary()["a"]
     assert errors["energy"]["mae"] == pytest.approx(100.0)  # meV/atom
@@ -67,7 +67,7 @@ def test_figures_by_hand():
     assert errors["stress_offdiagonal"]["rmse"] == pytest.approx(np.sqrt(77 / 3))
     assert "energy_total" not in errors
     assert result.summary()["all"] == errors
-    molecules = Evaluation()
+    molecules = Comparisons()
     molecules.add("b", compare(label, value, molecule=True))
     assert molecules.summary()["all"]["energy_total"]["mae"] == pytest.approx(200.0)  # meV
     assert "energy of a molecule meV" in format_table(molecules.summary())
@@ -78,7 +78,7 @@ def test_figures_by_hand():
 def test_many_points_are_thinned_but_all_count():
     rng = np.random.default_rng(0)
     parts = [rng.normal(size=(2, n)) for n in rng.integers(1, 60, size=400)]
-    pairs = Pairs(limit=1000)
+    pairs = Comparison(limit=1000)
     for k, part in enumerate(parts):
         pairs.add(part)
         assert pairs.kept == pairs.sample.shape[1] <= 1000

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk, molecule
 from imported import (
     assert_fewer_elements_change_nothing,
@@ -26,7 +27,7 @@ from imported import (
 )
 from typer.testing import CliRunner
 
-from eqcalc import export
+from eqcalc import EquivariantCalculator, export
 from eqcalc.cli import app
 from eqcalc.errors import InputError
 from eqcalc.importers import import_model, published, unpickle
@@ -234,6 +235,37 @@ GOLDEN = {
 }
 
 
+#: of `rock_salt` and `water`, in float32, as tests/unit_tests/test_pretrained.py of SevenNet (MIT,
+#: commit b3d99aa) has them: energies in eV, forces in eV/Å, stress xx yy zz yz xz xy in eV/Å^3
+BY_SEVENNET = {
+    ("7net-0", None): (
+        (-3.779199, [12.666697, 0.04726403, 0.04775861]),
+        [-0.6439122, -0.03643947, -0.03643981, 0.00599139, 0.04544507, 0.04543639],
+        (-12.782808, [[0, -13.619621, 7.5937047], [0, 9.3918495, -10.17219]]),
+    ),
+    ("7net-l3i5", None): (
+        (-3.6111312, [13.430887, 0.08655541, 0.08754013]),
+        [-0.6818918, -0.04104544, -0.04107663, 0.00565416, 0.04793138, 0.04794561],
+        (-12.7004814, [[0, -14.547814, 8.1347866], [0, 10.308369, -10.880318]]),
+    ),
+    ("7net-mf-0", "R2SCAN"): (
+        (-11.6075878, [8.512259, 0.07307914, 0.06676716]),
+        [-0.4516204, -0.02483013, -0.02485001, 0.00259375, 0.03250402, 0.03247492],
+        (-14.1724129, [[0, -13.429364, 6.9344816], [0, 8.9132404, -9.6807365]]),
+    ),
+}
+
+
+def rock_salt():
+    """NaCl in a cell that is stretched and sheared."""
+    cell = [[1.0, 2.815, 2.815], [2.815, 0.0, 2.815], [2.815, 2.815, 0.0]]
+    return Atoms("NaCl", positions=[[0.0, 0.0, 0.0], [2.815, 0.0, 0.0]], cell=cell, pbc=True)
+
+
+def water():
+    return Atoms("OH2", positions=[[0.0, 0.2, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]])
+
+
 def ethanol():
     atoms = molecule("CH3CH2OH")
     atoms.rattle(0.05, seed=6)
@@ -256,7 +288,7 @@ def test_published_weights(case, weights, tmp_path):
     made = import_model(
         tmp_path / "checkpoint.pth",
         tmp_path / "m.pth",
-        elements=["H", "C", "O", "Si"],
+        elements=["H", "C", "O", "Na", "Si", "Cl"],
         task=task,
     )
     assert made.origin["title"].startswith("SevenNet")  # its SHA-256 is known
@@ -265,3 +297,14 @@ def test_published_weights(case, weights, tmp_path):
         got = results(made.path, atoms, engine="torch", dtype="float64")
         assert got[0] / len(atoms) == pytest.approx(energy / len(atoms), abs=1e-6)
         assert got[1][0] == pytest.approx(force, abs=2e-5 if task else 1e-5)
+    if case in BY_SEVENNET:
+        (energy, force), stress, (energy_of_water, forces) = BY_SEVENNET[case]
+        salt, alone = rock_salt(), water()
+        got = results(made.path, salt, engine="torch", dtype="float64")
+        assert got[0] == pytest.approx(energy, abs=2e-5)
+        assert got[1] == pytest.approx(np.array([force, np.negative(force)]), abs=1e-4)
+        salt.calc = EquivariantCalculator(made.path, engine="torch", dtype="float64")
+        assert salt.get_stress() == pytest.approx(np.array(stress), abs=1e-5)
+        got = results(made.path, alone, engine="torch", dtype="float64")
+        assert got[0] == pytest.approx(energy_of_water, abs=2e-5)
+        assert got[1][:2] == pytest.approx(np.array(forces), abs=1e-4)

@@ -9,7 +9,7 @@ from eqcalc.checks import provenance
 from eqcalc.checks.naming import crystal_name
 from eqcalc.checks.page import render
 from eqcalc.checks.structures import primitive_cell
-from eqcalc.checks.suite import Outcome, Suite
+from eqcalc.checks.suite import CheckOutcome, Suite
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_what_the_page_says_of_its_origin():
     suite = Suite(
         model=provenance.describe_model(calc),
         structure="Si2, diamond",
-        outcomes=[Outcome("a", "A", skipped="nothing")],
+        outcomes=[CheckOutcome("a", "A", skipped="nothing")],
         run=provenance.describe_run(),
         errors=provenance.stored_errors(document),
         domain=provenance.training_domain(document),

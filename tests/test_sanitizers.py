@@ -114,7 +114,7 @@ def _record_inference(folder, file, patch):
 
 
 def _record_training(file, patch):
-    run = dense.Library.run
+    run = dense.KernelLibrary.run
 
     def spy(self, name, count, *arrays):
         # what is not yet written is not compared by its bits
@@ -123,7 +123,7 @@ def _record_training(file, patch):
         after = [t.detach().numpy().copy() for t in arrays]
         record(file, name, count, *zip(before, after, strict=True))
 
-    patch.setattr(dense.Library, "run", spy)
+    patch.setattr(dense.KernelLibrary, "run", spy)
     torch.manual_seed(3)
     _record_muon(file, run)
     config = NequIPConfig(

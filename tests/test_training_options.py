@@ -23,7 +23,7 @@ from eqcalc.training.prepare import prepare
 from eqcalc.training.report import EpochLines
 from eqcalc.training.run import train
 from eqcalc.training.sampling import BalancedShuffle
-from eqcalc.training.task import Tally, predict
+from eqcalc.training.task import SetErrors, predict
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_averaged_weights_forget_the_beginning_of_a_short_run():
 
 
 def test_bar_shows_errors_of_weights_as_they_are_beside_averaged_ones():
-    tally = Tally()
+    tally = SetErrors()
     tally.absolute["forces"], tally.count["forces"] = 0.5, 10
 
     class Task:

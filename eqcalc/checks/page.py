@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from eqcalc.checks.report import Table, write_json
-from eqcalc.checks.suite import Outcome, Suite
+from eqcalc.checks.suite import CheckOutcome, Suite
 from eqcalc.errors import InputError
 from eqcalc.files import write_bytes
 
@@ -88,7 +88,7 @@ def _image(title: str, picture: bytes) -> str:
     return f'<img alt="{title}" src="data:image/png;base64,{data}">'
 
 
-def _section(outcome: Outcome) -> str:
+def _section(outcome: CheckOutcome) -> str:
     report = outcome.report
     title = escape(report.title if report else outcome.title)
     verdict = f'<span class="{outcome.verdict}">{outcome.verdict}</span>'

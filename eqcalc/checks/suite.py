@@ -41,7 +41,7 @@ STATIC_ATOMS, DYNAMIC_ATOMS = 8, 64
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """One check: its report, or why there is none.
 
     error: what stopped it, which counts as a failure; trace: where, if it was a bug; skipped: why
@@ -104,7 +104,7 @@ class Suite:
 
     model: dict[str, str]
     structure: str
-    outcomes: list[Outcome]
+    outcomes: list[CheckOutcome]
     run: dict[str, str] = field(default_factory=dict)
     errors: list[Table] = field(default_factory=list)
     domain: dict[str, str] = field(default_factory=dict)
@@ -163,7 +163,7 @@ class Cells:
     dynamic: Atoms
 
 
-def prepare(atoms: Atoms, calc: EquivariantCalculator, *, relaxed: bool = True) -> Cells:
+def make_cells(atoms: Atoms, calc: EquivariantCalculator, *, relaxed: bool = True) -> Cells:
     """Relaxed, or as it is; small crystals are repeated; displaced by RATTLE.
 
     Raises:
@@ -243,16 +243,16 @@ def check_all(
     atoms = default_structure(calc.potential.symbols) if atoms is None else atoms
     calc.potential.species_of(atoms.numbers)
     say("relaxing the structure")
-    outcomes: list[Outcome] = []
+    outcomes: list[CheckOutcome] = []
     cells = Cells(*[structures.bare(atoms)] * 3)
     for relaxed in (True, False):
         try:
-            cells = prepare(atoms, calc, relaxed=relaxed)
+            cells = make_cells(atoms, calc, relaxed=relaxed)
             break
         except Exception as reason:
             error, trace = _sentence(reason)
             name, title = ("relaxation", "Relaxation") if relaxed else ("cells", "Cells")
-            outcomes.append(Outcome(name, title, error=error, trace=trace))
+            outcomes.append(CheckOutcome(name, title, error=error, trace=trace))
     missing = "" if lammps else "LAMMPS was left out."
     if lammps and find_tool("lmp") is None:
         missing = f"LAMMPS is not installed: {INSTALL_LAMMPS}"
@@ -322,10 +322,10 @@ def _sentence(reason: Exception) -> tuple[str, str]:
     return said, "".join(traceback.format_exception(reason))
 
 
-def _outcome(name: str, title: str, run: Callable[[], Report] | str) -> Outcome:
+def _outcome(name: str, title: str, run: Callable[[], Report] | str) -> CheckOutcome:
     """Whatever stops one check, or what is written of it, the others go on."""
     if isinstance(run, str):
-        return Outcome(name, title, skipped=run)
+        return CheckOutcome(name, title, skipped=run)
     start = time.perf_counter()
     report, picture, error, trace = None, b"", "", ""
     try:
@@ -338,4 +338,4 @@ def _outcome(name: str, title: str, run: Callable[[], Report] | str) -> Outcome:
     except Exception as reason:
         error, trace = _sentence(reason)
     seconds = time.perf_counter() - start
-    return Outcome(name, title, seconds, report, error, trace=trace, picture=picture)
+    return CheckOutcome(name, title, seconds, report, error, trace=trace, picture=picture)

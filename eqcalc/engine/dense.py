@@ -50,7 +50,7 @@ class Passes:
             self.weights = True
 
 
-class Library:
+class KernelLibrary:
     """Functions of a compiled library; copies and pickles open it again.
 
     Args:
@@ -83,14 +83,14 @@ class Library:
             raise InputError(FAILURES[failed])
 
 
-def open_library(scalar: str) -> Library:
+def open_library(scalar: str) -> KernelLibrary:
     """The kernels for "float" or "double", compiled if need be.
 
     Raises:
         InputError: there is no C++ compiler, or it fails.
     """
     parts = [f"using T = {scalar};\n", *map(header, ("threads.h", "simd.h", "dense.h", "muon.h"))]
-    return Library(compile_library("".join(parts)), scalar)
+    return KernelLibrary(compile_library("".join(parts)), scalar)
 
 
 class LinearKernels:
@@ -106,7 +106,7 @@ class LinearKernels:
 
     def __init__(
         self,
-        library: Library,
+        library: KernelLibrary,
         passes: Passes,
         blocks: list[tuple[int, int, int, int, int, int]],
         width_in: int,
@@ -213,7 +213,7 @@ class GateKernels:
 
     def __init__(
         self,
-        library: Library,
+        library: KernelLibrary,
         blocks: list[tuple[int, int, int, int, int, int]],
         width_in: int,
         width_out: int,
@@ -271,7 +271,7 @@ def _take_over(new: nn.Module, plain: nn.Module) -> None:
 class FusedLinear(SpeciesLinear):
     """`SpeciesLinear` on these kernels."""
 
-    def __init__(self, plain: SpeciesLinear, library: Library, passes: Passes) -> None:
+    def __init__(self, plain: SpeciesLinear, library: KernelLibrary, passes: Passes) -> None:
         _take_over(self, plain)
         blocks, at = [], 0
         for block in plain._blocks:
@@ -290,7 +290,7 @@ class FusedLinear(SpeciesLinear):
 class FusedGate(Gate):
     """`Gate` on these kernels."""
 
-    def __init__(self, plain: Gate, library: Library) -> None:
+    def __init__(self, plain: Gate, library: KernelLibrary) -> None:
         _take_over(self, plain)
         offsets = block_offsets(plain.irreps_out)
         blocks = [(*block, at) for block, at in zip(plain._blocks, offsets, strict=False)]
@@ -304,7 +304,7 @@ class FusedGate(Gate):
 class FusedRadial(RadialNetwork):
     """`RadialNetwork` on these kernels."""
 
-    def __init__(self, plain: RadialNetwork, library: Library, passes: Passes) -> None:
+    def __init__(self, plain: RadialNetwork, library: KernelLibrary, passes: Passes) -> None:
         _take_over(self, plain)
         shapes = [tuple(w.shape) for w in plain.weights]
         self._linear = [
@@ -323,7 +323,7 @@ class FusedRadial(RadialNetwork):
         return x
 
 
-def fuse_dense(model: nn.Module, library: Library, passes: Passes) -> None:
+def fuse_dense(model: nn.Module, library: KernelLibrary, passes: Passes) -> None:
     """Puts these kernels in the place of all linear maps and gates."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

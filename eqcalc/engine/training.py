@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from eqcalc.contract import network_tensors
 from eqcalc.engine.arrays import require_shape
 from eqcalc.engine.build import compile_library
-from eqcalc.engine.dense import FusedRadial, Library, Passes, fuse_dense, open_library
+from eqcalc.engine.dense import FusedRadial, KernelLibrary, Passes, fuse_dense, open_library
 from eqcalc.engine.generate import library_source
 from eqcalc.engine.generate_contraction import is_moderate, ordered_terms, padded_channels
 from eqcalc.errors import InputError
@@ -47,7 +47,7 @@ class _Edges(NamedTuple):
 class _Kernels:
     """The kernels of one convolution or, with a prefix, of one product or contraction."""
 
-    def __init__(self, library: Library, number: int, prefix: str = "") -> None:
+    def __init__(self, library: KernelLibrary, number: int, prefix: str = "") -> None:
         self._library = library
         names = ("forward", "backward", "weights", "second")
         self._functions = {name: f"{prefix}{name}_{number}" for name in names}
@@ -220,7 +220,9 @@ class Pairing:
 class FusedConvolution(Convolution):
     """`Convolution` on the generated kernels; CPU, the precision they were generated for."""
 
-    def __init__(self, plain: Convolution, library: Library, layer: int, pairing: Pairing) -> None:
+    def __init__(
+        self, plain: Convolution, library: KernelLibrary, layer: int, pairing: Pairing
+    ) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in plain.__dict__.items() if k != "_buffers"})
         self._buffers = plain._buffers
@@ -255,7 +257,7 @@ class FusedConvolution(Convolution):
 class FusedProduct(ChannelProduct):
     """`ChannelProduct` on the generated kernels."""
 
-    def __init__(self, plain: ChannelProduct, library: Library, number: int) -> None:
+    def __init__(self, plain: ChannelProduct, library: KernelLibrary, number: int) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in plain.__dict__.items() if k != "_buffers"})
         self._buffers = plain._buffers
@@ -269,7 +271,9 @@ class FusedProduct(ChannelProduct):
 class FusedContraction(Contraction):
     """`Contraction` on the generated kernels."""
 
-    def __init__(self, plain: Contraction, library: Library, number: int, passes: Passes) -> None:
+    def __init__(
+        self, plain: Contraction, library: KernelLibrary, number: int, passes: Passes
+    ) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(
             {k: v for k, v in plain.__dict__.items() if k not in ("_buffers", "_parameters")}
@@ -298,7 +302,7 @@ class PairedRadial(FusedRadial):
     """
 
     def __init__(
-        self, plain: RadialNetwork, library: Library, passes: Passes, pairing: Pairing
+        self, plain: RadialNetwork, library: KernelLibrary, passes: Passes, pairing: Pairing
     ) -> None:
         super().__init__(plain, library, passes)
         self._pairing = pairing
@@ -320,7 +324,7 @@ class PairedEdgeRadial(PairedRadial):
 class Fused:
     """What a fused model shares: the library of its kernels, its graph, its kind of pass."""
 
-    library: Library
+    library: KernelLibrary
     pairing: Pairing
     passes: Passes
 
@@ -350,7 +354,7 @@ def fuse(model: nn.Module) -> nn.Module:
     scalar = SCALARS[network_tensors(model)[0].dtype]
     parts = ([getattr(*place) for place in some] for some in (convolutions, products, contractions))
     source = library_source(*parts, scalar)
-    kernels = Library(compile_library(source), scalar)
+    kernels = KernelLibrary(compile_library(source), scalar)
     pairing, passes, library = Pairing(), Passes(), open_library(scalar)
     for layer, place in enumerate(convolutions):
         setattr(*place, FusedConvolution(getattr(*place), kernels, layer, pairing))

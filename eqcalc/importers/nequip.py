@@ -34,7 +34,7 @@ from eqcalc.importers.weights import (
 )
 from eqcalc.models.nequip import InteractionLayer, NequIP
 from eqcalc.models.nequip_config import NequIPConfig
-from eqcalc.nn.convolution import Path, allowed_paths
+from eqcalc.nn.convolution import Coupling, allowed_paths
 from eqcalc.nn.linear import SpeciesLinear
 from eqcalc.nn.reference import COULOMB
 
@@ -230,7 +230,7 @@ def _own(weight: Tensor, irreps_in: o3.Irreps, irreps_out: o3.Irreps, attributes
     return matrices
 
 
-def _columns(paths: list[Path], kept: list[Path]) -> list[int]:
+def _columns(paths: list[Coupling], kept: list[Coupling]) -> list[int]:
     """Columns of the radial weights of `paths` that belong to those kept."""
     starts, at = {}, 0
     for path in paths:

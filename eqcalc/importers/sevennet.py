@@ -25,7 +25,7 @@ from eqcalc.importers.weights import (
 )
 from eqcalc.models.nequip import InteractionLayer, NequIP
 from eqcalc.models.nequip_config import NequIPConfig, target_irreps
-from eqcalc.nn.convolution import Path, allowed_paths
+from eqcalc.nn.convolution import Coupling, allowed_paths
 
 CITATION = "Park et al., J. Chem. Theory Comput. 20, 4857 (2024), doi:10.1021/acs.jctc.4c00190"
 
@@ -230,7 +230,7 @@ def _own(
     return matrices
 
 
-def _all_paths(layer: InteractionLayer, options: dict[str, Any], *, last: bool) -> list[Path]:
+def _all_paths(layer: InteractionLayer, options: dict[str, Any], *, last: bool) -> list[Coupling]:
     """Those of the file: into every irrep up to the highest degree that the layer keeps."""
     parities = (1,) if last or not options["is_parity"] else (1, -1)
     degrees = range(layer.irreps_out.lmax + 1)
@@ -239,7 +239,7 @@ def _all_paths(layer: InteractionLayer, options: dict[str, Any], *, last: bool) 
     return allowed_paths(layer.irreps_in, l_max, into, so3=so3)
 
 
-def _columns(layer: InteractionLayer, paths: list[Path], version: str) -> list[int]:
+def _columns(layer: InteractionLayer, paths: list[Coupling], version: str) -> list[int]:
     """Columns of the file's radial weights in the order of ours; `paths` are the file's."""
     places = list(range(len(paths)))
     if _sorted_paths(version):

@@ -5,12 +5,12 @@ anything slow at module level.
 """
 
 from eqcalc.lammps.box import lammps_cell
-from eqcalc.lammps.plugin import Finding, build, doctor, lammps, plugin_folder
+from eqcalc.lammps.plugin import Diagnosis, build, doctor, lammps, plugin_folder
 from eqcalc.lammps.script import write_input
 from eqcalc.lammps.simulation import read_thermo, run_lmp
 
 __all__ = [
-    "Finding",
+    "Diagnosis",
     "build",
     "doctor",
     "lammps",

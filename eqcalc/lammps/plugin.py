@@ -387,7 +387,7 @@ def _built_at_start() -> Path:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of `doctor`: what was looked at, what was found, and what to do ("" if fine)."""
 
     what: str
@@ -400,7 +400,7 @@ class Finding:
         )
 
 
-def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
+def doctor(lammps: str | os.PathLike | None = None) -> list[Diagnosis]:
     """Looks at everything the pair style needs, changes nothing; print the findings to read them.
 
     Args:
@@ -411,36 +411,36 @@ def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
         torch, torch_version = find_torch()
         cuda = cuda_of_torch(torch)
         built = f"built for CUDA {cuda}" if cuda else "a CPU build"
-        findings.append(Finding("torch", f"{torch_version} ({built}) in {torch}"))
+        findings.append(Diagnosis("torch", f"{torch_version} ({built}) in {torch}"))
         findings += _gpus(cuda)
     except InputError as error:
-        findings.append(Finding("torch", "missing", str(error)))
+        findings.append(Diagnosis("torch", "missing", str(error)))
     compiler = find_compiler()
     findings.append(
-        Finding("compiler", f"{compiler[1]} in {compiler[0]} ({TESTED_COMPILERS})")
+        Diagnosis("compiler", f"{compiler[1]} in {compiler[0]} ({TESTED_COMPILERS})")
         if compiler
-        else Finding("compiler", "missing", "install g++ (Debian: apt install g++)")
+        else Diagnosis("compiler", "missing", "install g++ (Debian: apt install g++)")
     )
     cmake = find_tool("cmake")
     findings.append(
-        Finding("cmake", f"{output([cmake, '--version']).partition(chr(10))[0]} in {cmake}")
+        Diagnosis("cmake", f"{output([cmake, '--version']).partition(chr(10))[0]} in {cmake}")
         if cmake
-        else Finding("cmake", "missing", "pip install cmake")
+        else Diagnosis("cmake", "missing", "pip install cmake")
     )
     try:
         installation = find_installation(lammps)
         descriptor, sizes = _probe(installation)
     except InputError as error:
-        return [*findings, Finding("LAMMPS", "not usable", str(error))]
+        return [*findings, Diagnosis("LAMMPS", "not usable", str(error))]
     findings.append(
-        Finding("LAMMPS", f"{installation.lammps_version} ({descriptor}, {sizes})"),
+        Diagnosis("LAMMPS", f"{installation.lammps_version} ({descriptor}, {sizes})"),
     )
     if lammps is None:
         findings.append(_in_python(installation))
     mpirun = find_tool("mpirun")
     mpi = f"mpi.h in {installation.mpi_include}, mpirun {mpirun or 'missing'}"
     advice = "" if mpirun else f"needed for several processes only: {INSTALL_LAMMPS}"
-    findings.append(Finding("MPI", mpi, advice))
+    findings.append(Diagnosis("MPI", mpi, advice))
 
     name = _folder_name(installation)
     folder = _built(name)
@@ -449,9 +449,9 @@ def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
         why = failed.read_text() if failed.is_file() else ""
         return [
             *findings,
-            Finding("plugin", "not built", f"{why} Run 'eqcalc lammps build'.".strip()),
+            Diagnosis("plugin", "not built", f"{why} Run 'eqcalc lammps build'.".strip()),
         ]
-    findings.append(Finding("plugin", f"built for these, in {folder}"))
+    findings.append(Diagnosis("plugin", f"built for these, in {folder}"))
     if lammps is None:
         findings.append(_loaded())
     return findings
@@ -461,13 +461,13 @@ def doctor(lammps: str | os.PathLike | None = None) -> list[Finding]:
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 
 
-def _gpus(cuda: str) -> list[Finding]:
+def _gpus(cuda: str) -> list[Diagnosis]:
     """GPUs of this machine and whether torch, built for that CUDA ("" for none), can use them."""
     query = ["nvidia-smi", "--query-gpu=index,name,driver_version", "--format=csv,noheader"]
     rows = [line.split(", ") for line in output(query).splitlines()]
     rows = [row for row in rows if len(row) == 3]
     if not rows:
-        return [Finding("GPU", "none that nvidia-smi knows: everything runs on the CPU")]
+        return [Diagnosis("GPU", "none that nvidia-smi knows: everything runs on the CPU")]
     oldest = OLDEST_DRIVER.get(int(cuda.split(".", maxsplit=1)[0])) if cuda else None
     findings = []
     for index, name, driver in rows:
@@ -477,31 +477,32 @@ def _gpus(cuda: str) -> list[Finding]:
                 f"the NVIDIA driver is too old for a torch that was built for CUDA {cuda}, which "
                 f"needs {oldest} or newer: update the driver, or install a torch for an older CUDA"
             )
-        findings.append(Finding("GPU", f"cuda:{index}, {name}, driver {driver}", advice))
+        findings.append(Diagnosis("GPU", f"cuda:{index}, {name}, driver {driver}", advice))
     return findings
 
 
-def _in_python(installation: Installation) -> Finding:
+def _in_python(installation: Installation) -> Diagnosis:
     """Whether `lammps.lammps()` starts in Python without help."""
     code = f"import ctypes; ctypes.CDLL({str(installation.library)!r})"
     if subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode:
         how = "eqcalc.lammps.lammps() (lammps.lammps() needs 'import mpi4py.MPI' before it)"
     else:
         how = "lammps.lammps()"
-    return Finding("Python", f"LAMMPS starts in Python with {how}")
+    return Diagnosis("Python", f"LAMMPS starts in Python with {how}")
 
 
-def _loaded() -> Finding:
+def _loaded() -> Diagnosis:
     """Whether the `lmp` beside this Python really has the pair style."""
     lmp = find_tool("lmp")
     if lmp is None:
-        return Finding("lmp", "missing", INSTALL_LAMMPS)
+        return Diagnosis("lmp", "missing", INSTALL_LAMMPS)
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "in.plugins"
         script.write_text("plugin list\n")
         command = [lmp, "-log", "none", "-in", str(script)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if "equivariant" in done.stdout:
-        return Finding("lmp", f"{lmp} has pair_style equivariant")
+        return Diagnosis("lmp", f"{lmp} has pair_style equivariant")
     said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-    return Finding("lmp", f"{lmp} lacks pair_style equivariant", said[-1] if said else "no output")
+    advice = said[-1] if said else "no output"
+    return Diagnosis("lmp", f"{lmp} lacks pair_style equivariant", advice)

@@ -7,7 +7,7 @@ from e3nn import o3
 from torch import nn
 
 from eqcalc.nn.attention import Attention
-from eqcalc.nn.edge_product import EdgeProduct, Pairs, WeightedSum
+from eqcalc.nn.edge_product import EdgeProduct, PairSum, WeightedSum
 from eqcalc.nn.so2 import FrameGate, FrameSum, Modulation, SO2Linear, ToFrames
 from eqcalc.nn.sphere import FrameSphereActivation
 from eqcalc.program import messages as ops
@@ -54,7 +54,7 @@ EDGE_MODULES: dict[type[Operation], Callable[[Any, int, int], nn.Module]] = {
     ops.FrameSphere: _sphere,
     ops.FrameSum: _frame_sum,
     ops.Attention: lambda op, *_: Attention(op.heads, op.width),
-    ops.Pairs: lambda *_: Pairs(),
+    ops.PairSum: lambda *_: PairSum(),
     ops.EdgeProduct: _product,
     ops.EdgeSum: lambda op, *_: WeightedSum(o3.Irreps(op.irreps), op.heads),
 }
@@ -84,7 +84,7 @@ ARGUMENTS: dict[type[Operation], Callable[[Any], str]] = {
     ops.FrameSphere: lambda op: f"{op.source}, edges.frames",
     ops.FrameSum: lambda op: f"{op.source}, {_weights(op)}, edges.frames, {SUM}",
     ops.Attention: lambda op: f"{_scalars(op)}, edges.envelope, {SUM}",
-    ops.Pairs: lambda op: f"{op.source}, {op.centre}, {EDGE}",
+    ops.PairSum: lambda op: f"{op.source}, {op.centre}, {EDGE}",
     ops.EdgeProduct: _product_arguments,
     ops.EdgeSum: lambda op: f"{op.source}, {op.weights}, {SUM}",
 }

@@ -30,7 +30,7 @@ from eqcalc.program import (
     Linear,
     Normalization,
     Operation,
-    Pairs,
+    PairSum,
     Radial,
 )
 
@@ -58,7 +58,7 @@ class EquiformerConfig(AttentionConfig):
         return [
             Linear(f"src_{k}", n, str(before), mixed),
             Linear(f"dst_{k}", n, str(before), mixed),
-            Pairs(f"pair_{k}", f"src_{k}", f"dst_{k}", mixed),
+            PairSum(f"pair_{k}", f"src_{k}", f"dst_{k}", mixed),
             Radial(f"r_{k}", mlp),
             EdgeProduct(f"product_{k}", f"pair_{k}", f"r_{k}", mixed, l_max, once),
             Linear(f"hidden_{k}", f"product_{k}", once, gated),

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from eqcalc.nn.linear import block_offsets
 
 
-class Path(NamedTuple):
+class Coupling(NamedTuple):
     """One coupling: block of the input, degree of the harmonic, irrep out, channels."""
 
     block: int
@@ -35,14 +35,14 @@ class Path(NamedTuple):
 
 def allowed_paths(
     irreps_in: o3.Irreps, l_max: int, irreps_target: o3.Irreps, *, so3: bool = False
-) -> list[Path]:
+) -> list[Coupling]:
     """Every path from `irreps_in` and Y_0..Y_l_max (natural parity) into `irreps_target`.
 
     so3: parity is ignored: harmonics count as even, like all features.
     """
     wanted = {ir for _, ir in irreps_target}
     return [
-        Path(block, l2, ir_out, mul)
+        Coupling(block, l2, ir_out, mul)
         for block, (mul, ir_in) in enumerate(irreps_in)
         for l2 in range(l_max + 1)
         for ir_out in ir_in * o3.Irrep(l2, 1 if so3 else (-1) ** l2)

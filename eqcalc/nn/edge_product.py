@@ -14,7 +14,7 @@ from eqcalc.nn.linear import block_offsets
 from eqcalc.nn.so2 import EdgeSum
 
 
-class Pairs(nn.Module):
+class PairSum(nn.Module):
     """x_j + y_i. forward: [M, width], [N or more, width], edge_src, edge_dst [E] -> [E, width]."""
 
     def forward(self, x: Tensor, y: Tensor, edge_src: Tensor, edge_dst: Tensor) -> Tensor:

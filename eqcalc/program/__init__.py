@@ -12,7 +12,7 @@ from eqcalc.program.messages import (
     FrameSum,
     InFrames,
     Modulation,
-    Pairs,
+    PairSum,
     SO2Linear,
     ToFrames,
 )
@@ -59,7 +59,7 @@ __all__ = [
     "Normalization",
     "Operation",
     "Output",
-    "Pairs",
+    "PairSum",
     "Product",
     "Program",
     "Radial",

@@ -132,7 +132,7 @@ class Attention(Operation):
 
 
 @dataclass(frozen=True)
-class Pairs(Operation):
+class PairSum(Operation):
     """source at the neighbour plus centre at the centre, on edges."""
 
     source: str
@@ -179,5 +179,5 @@ class EdgeSum(Operation):
 
 MESSAGES: tuple[type[Operation], ...] = (
     *(ToFrames, Modulation, SO2Linear, FrameGate, FrameSphere, FrameSum),
-    *(Attention, Pairs, EdgeProduct, EdgeSum),
+    *(Attention, PairSum, EdgeProduct, EdgeSum),
 )

@@ -29,7 +29,7 @@ channels innermost ([2l + 1, channels], flattened), whatever `mul` is.
 | `FrameSphere`   | edge | `Sphere` in frames                                                      |
 | `FrameSum`      | atom | sum_j u(r_ij) or a_ij times x_ij, turned back                           |
 | `Attention`     | edge | a_ij from even scalars on edges (`eqcalc.nn.attention`)                 |
-| `Pairs`         | edge | x_j + y_i                                                               |
+| `PairSum`       | edge | x_j + y_i                                                               |
 | `EdgeProduct`   | edge | R(r) C x Y(r), path by path, channel by channel                         |
 | `EdgeSum`       | atom | sum_j a_ij x_ij                                                         |
 
@@ -41,7 +41,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from eqcalc.program.messages import MESSAGES, sphere_formula
+from eqcalc.program.messages import MESSAGES, PairSum, sphere_formula
 from eqcalc.program.operation import Operation
 
 
@@ -309,3 +309,5 @@ OPERATIONS: dict[str, type[Operation]] = {
         *MESSAGES,
     )
 }
+#: its name in files of before
+OPERATIONS["Pairs"] = PairSum

@@ -25,7 +25,7 @@ from eqcalc.errors import InputError
 from eqcalc.extras import install
 from eqcalc.files import replacing, write_bytes
 from eqcalc.training.optimizers import LearningRate, stopping
-from eqcalc.training.options import Stage, TrainingConfig
+from eqcalc.training.options import TrainingConfig, TrainingStage
 from eqcalc.training.task import PotentialTask
 
 
@@ -50,7 +50,7 @@ class History(Callback):
         """Validation loss by epoch."""
         return {int(row["epoch"]): row["val_loss"] for row in self.rows}
 
-    def stage_losses(self, stage: Stage) -> list[float]:
+    def stage_losses(self, stage: TrainingStage) -> list[float]:
         """Those of one stage, in order."""
         return [loss for epoch, loss in self.losses.items() if stage.start <= epoch < stage.end]
 

@@ -23,13 +23,13 @@ from eqcalc.files import replacing
 from eqcalc.models.base import Potential
 from eqcalc.outputs import OutputConfig
 from eqcalc.training.loss import UNITS
-from eqcalc.training.metrics import QUANTITIES, Evaluation, compare, compare_outputs
+from eqcalc.training.metrics import QUANTITIES, Comparisons, compare, compare_outputs
 from eqcalc.training.parity import plot_parity
 from eqcalc.training.task import predict
 from eqcalc.uncertainty.coverage import Coverage
 
 __all__ = [
-    "Evaluation",
+    "Comparisons",
     "coverage_of",
     "evaluate",
     "evaluate_results",
@@ -63,13 +63,13 @@ def _rows(batch: Batch, values: Mapping[str, torch.Tensor]) -> Iterator[dict[str
         yield {name: part[k].numpy() for name, part in parts.items()}
 
 
-def evaluate(model: torch.nn.Module, frames: GraphDataset, batch_size: int = 4) -> Evaluation:
+def evaluate(model: torch.nn.Module, frames: GraphDataset, batch_size: int = 4) -> Comparisons:
     """`model`: a potential, scripted or not, on the CPU or where its parameters are.
 
     Outputs beside the energy are looked at where it is a potential that is not scripted.
     """
     outputs = model.output_configs if isinstance(model, Potential) else ()
-    result = Evaluation({output.name: output.unit for output in outputs})
+    result = Comparisons({output.name: output.unit for output in outputs})
     device = next(model.parameters()).device
     for one in DataLoader(frames, batch_size=batch_size, collate_fn=Batch.collate):
         batch = one.to(device)
@@ -93,7 +93,7 @@ def evaluate_store(
     *,
     dtype: str | None = None,
     device: str | None = None,
-) -> Evaluation:
+) -> Comparisons:
     """Errors of a potential file on the frames of a store, read a few at a time.
 
     Raises:
@@ -116,12 +116,12 @@ def evaluate_results(
     frames: Sequence[Frame],
     results: Sequence[Mapping[str, Any]],
     outputs: Sequence[OutputConfig] = (),
-) -> Evaluation:
+) -> Comparisons:
     """Errors of a calculator's results for frames, both in the same order.
 
     outputs: that it has beside the energy.
     """
-    result = Evaluation({output.name: output.unit for output in outputs})
+    result = Comparisons({output.name: output.unit for output in outputs})
     for frame, found in zip(frames, results, strict=True):
         pairs = _compare_energy(frame, found, molecule=not frame.atoms.pbc.any())
         pairs |= _compare_others(frame, found, outputs)

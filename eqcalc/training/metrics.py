@@ -51,7 +51,7 @@ def compare_outputs(
     return {name: pair for name, pair in known.items() if pair.size}
 
 
-class Pairs:
+class Comparison:
     """Labels beside predictions of one quantity: sums of all, and a sample to be drawn.
 
     Up to `limit` of them are kept; when there are more, those of every second structure go, and
@@ -87,22 +87,22 @@ class Pairs:
 
 
 @dataclass
-class Evaluation:
+class Comparisons:
     """Labels and predictions by config_type: groups[group][quantity].
 
     outputs: units of what is there beside `QUANTITIES`, by name.
     """
 
     outputs: dict[str, str] = field(default_factory=dict)
-    groups: dict[str, dict[str, Pairs]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Comparison]] = field(default_factory=dict)
 
     def add(self, group: str, pairs: Mapping[str, np.ndarray]) -> None:
         """One structure, as from `compare`."""
         mine = self.groups.setdefault(group, {})
         for name, pair in pairs.items():
-            mine.setdefault(name, Pairs()).add(pair)
+            mine.setdefault(name, Comparison()).add(pair)
 
-    def _parts(self, quantity: str, group: str | None) -> list[Pairs]:
+    def _parts(self, quantity: str, group: str | None) -> list[Comparison]:
         chosen = self.groups.values() if group is None else [self.groups[group]]
         return [mine[quantity] for mine in chosen if quantity in mine]
 

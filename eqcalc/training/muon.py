@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eqcalc.engine.dense import Library
+from eqcalc.engine.dense import KernelLibrary
 from eqcalc.nn.linear import SpeciesLinear
 from eqcalc.nn.radial import RadialNetwork
 from eqcalc.nn.so2 import SO2Linear
@@ -95,7 +95,7 @@ class Muon(torch.optim.Optimizer):
         undecayed: Sequence[str] = (),
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
-        library: Library | None = None,
+        library: KernelLibrary | None = None,
     ) -> None:
         self._library = library
         shapes = matrix_shapes(model)

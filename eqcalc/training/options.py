@@ -169,7 +169,7 @@ class SecondStageConfig:
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """Epochs start .. end - 1 and what holds in them."""
 
     start: int
@@ -178,7 +178,7 @@ class Stage:
     weights: dict[str, float]
 
 
-def _wrong_weights(stage: Stage) -> InputError:
+def _wrong_weights(stage: TrainingStage) -> InputError:
     weights = ", ".join(f"{k} {w:g}" for k, w in stage.weights.items())
     return InputError(
         f"The weights in training ({weights}, from epoch {stage.start}) must not be negative, nor "
@@ -306,7 +306,7 @@ class TrainingConfig:
         return self.ema_decay > 0.0 and self.optimizer != "schedule_free"
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[TrainingStage]:
         """One or two."""
         second = self.second_stage
         weights = {
@@ -315,16 +315,16 @@ class TrainingConfig:
             "stress": self.stress_weight,
         }
         if not second.start:
-            return [Stage(0, self.epochs, self.learning_rate, weights)]
+            return [TrainingStage(0, self.epochs, self.learning_rate, weights)]
         given = (second.energy_weight, second.force_weight, second.stress_weight)
         new = {k: w if g is None else g for (k, w), g in zip(weights.items(), given, strict=True)}
         rate = self.learning_rate if second.learning_rate is None else second.learning_rate
         return [
-            Stage(0, second.start, self.learning_rate, weights),
-            Stage(second.start, self.epochs, rate, new),
+            TrainingStage(0, second.start, self.learning_rate, weights),
+            TrainingStage(second.start, self.epochs, rate, new),
         ]
 
-    def stage(self, epoch: int) -> Stage:
+    def stage(self, epoch: int) -> TrainingStage:
         """The one that an epoch belongs to."""
         return [s for s in self.stages if s.start <= epoch][-1]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase.units import GPa
 
-from eqcalc.training.metrics import QUANTITIES, Evaluation
+from eqcalc.training.metrics import QUANTITIES, Comparisons
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _PANELS = {
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#a6761d", "#7570b3", "#1a1a1a")
 
 
-def _series(results: dict[str, Evaluation]) -> list[tuple[str, Evaluation, str | None]]:
+def _series(results: dict[str, Comparisons]) -> list[tuple[str, Comparisons, str | None]]:
     """What gets a colour: the parts of a run, or the config_types of a single evaluation."""
     if len(results) > 1:
         return [(name, result, None) for name, result in results.items()]
@@ -42,7 +42,7 @@ def _marks(quantity: str) -> list[tuple[str, dict]]:
     return [("stress", point), ("stress_offdiagonal", {"marker": "^", "ms": 5, "mfc": "none"})]
 
 
-def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation]) -> None:
+def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Comparisons]) -> None:
     own = _unit(quantity, results)
     unit, scale, error_unit, error_scale = _PANELS.get(quantity, (own, 1.0, own, 1.0))
     for colour, (label, result, group) in enumerate(_series(results)):
@@ -74,12 +74,12 @@ def _panel(top: Axes, bottom: Axes, quantity: str, results: dict[str, Evaluation
     top.legend(frameon=False, fontsize=8, markerscale=1.6)
 
 
-def _unit(quantity: str, results: dict[str, Evaluation]) -> str:
+def _unit(quantity: str, results: dict[str, Comparisons]) -> str:
     """Of an output beside the energy."""
     return next((r.outputs[quantity] for r in results.values() if quantity in r.outputs), "")
 
 
-def plot_parity(results: dict[str, Evaluation], path: Path) -> None:
+def plot_parity(results: dict[str, Comparisons], path: Path) -> None:
     """Predictions over labels and errors over labels: energy per atom, forces, stress components,
     other outputs.
 

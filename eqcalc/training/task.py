@@ -164,7 +164,7 @@ class DivergenceError(FloatingPointError):
         self.frames = frames
 
 
-class Tally(Errors):
+class SetErrors(Errors):
     """Errors and loss of a whole set of frames, whatever its batches and processes were."""
 
     def __init__(self, units: Mapping[str, tuple[str, float]] = UNITS) -> None:
@@ -237,7 +237,7 @@ class PotentialTask(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.loss = make_loss(self.model, self.config, self.current_epoch)
-        self.train_tally = Tally(self.units)
+        self.train_tally = SetErrors(self.units)
         switch(self.optimizers(use_pl_optimizer=False), training=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
@@ -254,7 +254,7 @@ class PotentialTask(lightning.LightningModule):
         return loss * self.world_size
 
     def on_validation_epoch_start(self) -> None:
-        self.val_tallies = {name: Tally(self.units) for name in self.val_names}
+        self.val_tallies = {name: SetErrors(self.units) for name in self.val_names}
         switch(self.optimizers(use_pl_optimizer=False), training=False)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
