@@ -33,17 +33,26 @@ const std::vector<int> &Committee::atomic_numbers() const
 }
 
 void Committee::evaluate(const Graph &graph, RowExchange *exchange, double *energies,
-                         double *gradient, Deviations *deviations)
+                         double *gradient, Uncertainty *uncertainty)
 {
   if (members_.size() == 1) {
-    members_.front().engine->evaluate(graph, exchange, energies, gradient);
+    AtomicUncertainty own = {};
+    if (uncertainty) {
+      uncertainty->energies.resize(graph.num_local);
+      uncertainty->grades.resize(graph.num_local);
+      own = {uncertainty->energies.data(), uncertainty->grades.data()};
+    }
+    members_.front().engine->evaluate(graph, exchange, energies, gradient,
+                                      uncertainty ? &own : nullptr);
+    if (uncertainty)
+      for (double &value : uncertainty->energies) value = std::sqrt(value);
     return;
   }
   const std::size_t num_members = members_.size();
   const double share = 1.0 / static_cast<double>(num_members);
   std::fill_n(energies, graph.num_local, 0.0);
   std::fill_n(gradient, 3 * graph.num_edges, 0.0);
-  if (deviations) {
+  if (uncertainty) {
     energies_of_.resize(num_members * graph.num_local);
     forces_of_.assign(3 * num_members * graph.num_rows, 0.0);
   }
@@ -68,13 +77,13 @@ void Committee::evaluate(const Graph &graph, RowExchange *exchange, double *ener
 
     for (int64_t row = 0; row < graph.num_local; row++) {
       energies[row] += share * energies_[row];
-      if (deviations) energies_of_[row * num_members + m] = energies_[row];
+      if (uncertainty) energies_of_[row * num_members + m] = energies_[row];
     }
     for (int64_t e = 0; e < own.num_edges; e++) {
       double *mean = &gradient[3 * (all ? e : kept_[e])];
       for (int a = 0; a < 3; a++) mean[a] += share * gradient_[3 * e + a];
     }
-    if (!deviations) continue;
+    if (!uncertainty) continue;
     for (int64_t e = 0; e < own.num_edges; e++) {
       double *centre = &forces_of_[3 * (own.edge_dst[e] * num_members + m)];
       double *neighbor = &forces_of_[3 * (own.edge_src[e] * num_members + m)];
@@ -84,7 +93,7 @@ void Committee::evaluate(const Graph &graph, RowExchange *exchange, double *ener
       }
     }
   }
-  if (deviations) spread(graph, exchange, *deviations);
+  if (uncertainty) spread(graph, exchange, *uncertainty);
 }
 
 // Edges within a cutoff that may be smaller than the graph's; true if that is all of them.
@@ -109,7 +118,7 @@ bool Committee::select_edges(const Graph &graph, double cutoff)
   return false;
 }
 
-void Committee::spread(const Graph &graph, RowExchange *exchange, Deviations &deviations)
+void Committee::spread(const Graph &graph, RowExchange *exchange, Uncertainty &uncertainty)
 {
   const std::size_t num_members = members_.size();
   const double share = 1.0 / static_cast<double>(num_members);
@@ -123,12 +132,12 @@ void Committee::spread(const Graph &graph, RowExchange *exchange, Deviations &de
       sum += (values[m * stride] - mean) * (values[m * stride] - mean);
     return share * sum;
   };
-  deviations.energies.resize(graph.num_local);
-  deviations.forces.resize(graph.num_local);
+  uncertainty.energies.resize(graph.num_local);
+  uncertainty.forces.resize(graph.num_local);
   for (int64_t row = 0; row < graph.num_local; row++) {
     const double *forces = &forces_of_[3 * row * num_members];
-    deviations.energies[row] = std::sqrt(variance(&energies_of_[row * num_members], 1));
-    deviations.forces[row] = std::sqrt(variance(forces, 3) + variance(forces + 1, 3) +
+    uncertainty.energies[row] = std::sqrt(variance(&energies_of_[row * num_members], 1));
+    uncertainty.forces[row] = std::sqrt(variance(forces, 3) + variance(forces + 1, 3) +
                                        variance(forces + 2, 3));
   }
 }

@@ -14,11 +14,13 @@
 
 namespace eqcalc {
 
-// Standard deviations over the members (divided by their number) of each own atom.
-struct Deviations {
+// Of each own atom. Of several potentials standard deviations over the members (divided by their
+// number), of one what it says of itself.
+struct Uncertainty {
   std::vector<double> energies;     // [num_local] eV, of E_i
-  std::vector<double> forces;       // [num_local] eV/Å, sqrt(<|F_i - <F_i>|^2>): Zhang et al.,
-                                    // Phys. Rev. Materials 3, 023804 (2019)
+  std::vector<double> forces;       // [num_local] eV/Å, sqrt(<|F_i - <F_i>|^2>), of several: Zhang
+                                    // et al., Phys. Rev. Materials 3, 023804 (2019)
+  std::vector<double> grades;       // [num_local] extrapolation grades, of one
 };
 
 class Committee {
@@ -38,10 +40,10 @@ class Committee {
   double cutoff() const;                              // Å, the largest
   const std::vector<int> &atomic_numbers() const;     // of the species in graphs: the first member's
 
-  // As of Engine, of the graph with the largest cutoff: means over the members. deviations: filled
+  // As of Engine, of the graph with the largest cutoff: means over the members. uncertainty: filled
   // where asked for, on all processes or none.
   void evaluate(const Graph &, RowExchange *, double *energies, double *gradient,
-                Deviations *deviations);
+                Uncertainty *uncertainty);
 
   double memory() const;     // bytes of the buffers here
 
@@ -56,7 +58,7 @@ class Committee {
   std::vector<double> energies_of_, forces_of_;     // [num_local, members]; [num_rows, members, 3]
 
   bool select_edges(const Graph &, double cutoff);
-  void spread(const Graph &, RowExchange *, Deviations &);
+  void spread(const Graph &, RowExchange *, Uncertainty &);
 };
 
 }    // namespace eqcalc

@@ -263,9 +263,15 @@ class TorchEngine final : public Engine {
     return text;
   }
 
-  void evaluate(const Graph &graph, RowExchange *exchange, double *energies,
-                double *gradient) override
+  std::string lacks_uncertainty() const override
   {
+    return "runs on engine torch, which has no uncertainty here: choose engine fused or exact";
+  }
+
+  void evaluate(const Graph &graph, RowExchange *exchange, double *energies, double *gradient,
+                const AtomicUncertainty *uncertainty) override
+  {
+    if (uncertainty) throw EngineError(options_.path + " " + lacks_uncertainty());
     TorchState state(options_.threads);
     num_atoms_ = graph.num_nodes;
     num_edges_ = graph.num_edges;

@@ -62,6 +62,13 @@ struct Graph {
   const double *edge_vec = nullptr;        // [num_edges, 3] Å, centre -> neighbour
 };
 
+// What a potential says of its own atoms' energies (eqcalc.uncertainty): infinite for species that
+// its training lacked.
+struct AtomicUncertainty {
+  double *variances;     // [num_local] eV^2
+  double *grades;        // [num_local] extrapolation grades: 1 is the edge of the training set
+};
+
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -75,10 +82,14 @@ class Engine {
   virtual const std::string &origin() const = 0;     // one line on what it was imported from, or nothing
   virtual const std::vector<double> &reference_energies() const = 0;     // eV, of each species
 
+  // why evaluate() cannot fill an AtomicUncertainty, after the name of the file; empty if it can
+  virtual std::string lacks_uncertainty() const = 0;
+
   // energies [num_local] eV, gradient [num_edges, 3] eV/Å. Without exchange there are no ghosts.
   // Throws EngineError, or std::bad_alloc where memory is short.
-  virtual void evaluate(const Graph &, RowExchange *exchange, double *energies,
-                        double *gradient) = 0;
+  // uncertainty: filled unless it is null.
+  virtual void evaluate(const Graph &, RowExchange *exchange, double *energies, double *gradient,
+                        const AtomicUncertainty *uncertainty = nullptr) = 0;
 };
 
 // The two symbols of the engine's library. The first opens the file and evaluates the reference structure

@@ -162,6 +162,11 @@ class FusedEngine final : public Engine {
     find(widths, "eqcalc_exchange_widths");
     find(close_, "eqcalc_close");
     find(evaluate_, "eqcalc_evaluate");
+    decltype(&eqcalc_has_uncertainty) has_uncertainty = nullptr;
+    if (!on_gpu()) {
+      find(evaluate_uncertainty_, "eqcalc_evaluate_uncertainty");
+      find(has_uncertainty, "eqcalc_has_uncertainty");
+    }
 
     const std::string network = content(folder + "/network.bin");
     char error[400];
@@ -173,6 +178,7 @@ class FusedEngine final : public Engine {
     if (on_gpu() ? open_on(network.data(), bytes, number, in_turn, &network_, error, sizeof(error))
                  : open(network.data(), bytes, &network_, error, sizeof(error)))
       throw EngineError(path_ + ": " + error);
+    has_uncertainty_ = has_uncertainty && has_uncertainty(network_) != 0;
     exchange_widths_.resize(widths(network_, nullptr, 0));
     widths(network_, exchange_widths_.data(), static_cast<int>(exchange_widths_.size()));
     try {
@@ -208,8 +214,16 @@ class FusedEngine final : public Engine {
     return text;
   }
 
-  void evaluate(const Graph &graph, RowExchange *exchange, double *energies,
-                double *gradient) override
+  std::string lacks_uncertainty() const override
+  {
+    if (on_gpu()) return "runs on a GPU, where it has no uncertainty yet: choose device cpu";
+    return has_uncertainty_ ? ""
+                            : "has no uncertainty: run 'eqcalc calibrate MODEL frames.xyz' with its "
+                              "training frames";
+  }
+
+  void evaluate(const Graph &graph, RowExchange *exchange, double *energies, double *gradient,
+                const AtomicUncertainty *uncertainty) override
   {
     const eqcalc_graph rows = {graph.num_local, graph.num_nodes, graph.num_rows, graph.num_edges,
                                graph.species,   graph.edge_src,  graph.edge_dst, graph.edge_vec};
@@ -228,8 +242,16 @@ class FusedEngine final : public Engine {
           self->exchange->reverse({data, width, self->single});
         }};
     char error[400];
-    const int failed = evaluate_(network_, &rows, exchange ? &callbacks : nullptr, threads_,
-                                 energies, gradient, error, sizeof(error));
+    const auto *const callbacks_or_none = exchange ? &callbacks : nullptr;
+    int failed;
+    if (uncertainty) {
+      const eqcalc_uncertainty wanted = {nullptr, uncertainty->variances, uncertainty->grades};
+      failed = evaluate_uncertainty_(network_, &rows, callbacks_or_none, threads_, energies,
+                                     gradient, &wanted, error, sizeof(error));
+    } else {
+      failed = evaluate_(network_, &rows, callbacks_or_none, threads_, energies, gradient, error,
+                         sizeof(error));
+    }
     if (failed == EQCALC_OUT_OF_MEMORY) throw std::bad_alloc();
     if (failed) throw EngineError(path_ + ": " + error);
   }
@@ -240,13 +262,14 @@ class FusedEngine final : public Engine {
   std::string path_, radial_;
   int threads_;
   double cutoff_ = 0.0, deviation_ = 0.0;
-  bool single_ = false;
+  bool single_ = false, has_uncertainty_ = false;
   std::vector<int> atomic_numbers_, exchange_widths_;
   std::string training_domain_, origin_;
   std::vector<double> reference_energies_;
   void *network_ = nullptr;
   decltype(&eqcalc_close) close_ = nullptr;
   decltype(&eqcalc_evaluate) evaluate_ = nullptr;
+  decltype(&eqcalc_evaluate_uncertainty) evaluate_uncertainty_ = nullptr;
 };
 
 }    // namespace

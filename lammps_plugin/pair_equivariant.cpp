@@ -35,7 +35,7 @@ struct BorderGroup : Comm {
 
 PairEquivariant::PairEquivariant(LAMMPS *lmp) :
     Pair(lmp), processes(lmp), timing(false), on_domain_exit(WARN), cutoff(0.0), energy_unit(1.0),
-    have_deviations(false), num_nodes(0), num_rows(0), graph_build(-1), num_calls(0),
+    have_uncertainty(false), num_nodes(0), num_rows(0), graph_build(-1), num_calls(0),
     num_atom_calls(0.0)
 {
   single_enable = 0;
@@ -371,16 +371,16 @@ void PairEquivariant::evaluate()
   seconds[EDGES] += elapsed();
 
   Exchange exchange(*this);
-  have_deviations = wants_deviations();
+  have_uncertainty = wants_uncertainty();
   potentials.evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
-                      gradient.data(), have_deviations ? &deviations : nullptr);
+                      gradient.data(), have_uncertainty ? &uncertainty : nullptr);
   seconds[EXCHANGE] += exchange.seconds;
   seconds[MODEL] += elapsed() - exchange.seconds;
 
   check_finite();
   processes.stop_together();
   tally();
-  if (have_deviations) store_deviations();
+  if (have_uncertainty) store_uncertainty();
   watch_domain();
   seconds[TALLY] += elapsed();
   num_calls++;

@@ -45,6 +45,20 @@ class PairEquivariant : public Pair {
   void *extract(const char *, int &) override;
   void *extract_peratom(const char *, int &) override;
 
+  // What fix pair makes per-atom vectors of, by the names of extract_peratom(), and fix
+  // equivariant/monitor watches.
+  enum Quantity { ENERGY_DEVIATION, FORCE_DEVIATION, GRADE, NUM_QUANTITIES };
+  static constexpr const char *QUANTITY_NAMES[NUM_QUANTITIES] = {"energy_deviation",
+                                                                 "force_deviation", "grade"};
+  static bool quantity_of(const std::string &name, Quantity &);
+
+  bool is_committee() const { return potentials.size() > 1; }
+  std::string lacking(Quantity) const;           // why the potentials do not have it, or nothing
+  void trigger(Quantity, bool);                  // whether the next evaluation computes it
+  const double *values(Quantity) const;          // [nlocal] of the last one, in units of the run
+  double unit_of_energy() const { return energy_unit; }     // eV in the units of the run
+  int atomic_number_of_type(int itype) const;               // 0 for NULL
+
   int pack_forward_comm(int, int *, double *, int, int *) override;
   void unpack_forward_comm(int, int, double *) override;
   int pack_reverse_comm(int, int, double *) override;
@@ -65,18 +79,14 @@ class PairEquivariant : public Pair {
   double energy_unit;                // eV in the units of the run
   std::vector<eqcalc::TrainingDomain> trainings;     // of each potential
 
-  // What fix pair makes per-atom vectors of, by the names of extract_peratom().
-  enum Quantity { ENERGY_DEVIATION, FORCE_DEVIATION, NUM_QUANTITIES };
-  static constexpr const char *QUANTITY_NAMES[NUM_QUANTITIES] = {"energy_deviation",
-                                                                 "force_deviation"};
   struct PerAtom {
     int triggered = 0;              // for the next evaluation
     int lasting = 0;                // fixes that look at every step
-    std::vector<double> values;     // [nmax], in the units of the run
+    std::vector<double> values;     // [nmax], in units of the run
   };
   std::array<PerAtom, NUM_QUANTITIES> per_atom;
-  eqcalc::Deviations deviations;
-  bool have_deviations;             // of the last evaluation
+  eqcalc::Uncertainty uncertainty;
+  bool have_uncertainty;     // of the last evaluation
 
   // The graph. Rows: own atoms in the order of the neighbor list, then ghosts (several processes
   // only; a single one replaces ghosts by the atoms that they are images of).
@@ -123,9 +133,8 @@ class PairEquivariant : public Pair {
   void number_ghosts();
   void check_finite();
   void tally();
-  bool wants_deviations() const;
-  std::string lacking(Quantity) const;
-  void store_deviations();
+  bool wants_uncertainty() const;
+  void store_uncertainty();
   void watch_edges(int);
   void watch_domain();
   void watch_range(int, eqcalc::TrainingDomain::Quantity, const char *, const char *, double);

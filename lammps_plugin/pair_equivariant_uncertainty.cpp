@@ -4,48 +4,94 @@
    SPDX-License-Identifier: GPL-2.0-only
 ------------------------------------------------------------------------- */
 
-// Deviations of a committee, per atom: for fix pair.
+// Deviations and grades of atoms: for fix pair and fix equivariant/monitor.
 
 #include "pair_equivariant.h"
 
+#include "atom.h"
 #include "error.h"
 #include "update.h"
-
-#include <algorithm>
 
 using namespace LAMMPS_NS;
 
 /* ---------------------------------------------------------------------- */
 
-bool PairEquivariant::wants_deviations() const
+bool PairEquivariant::quantity_of(const std::string &name, Quantity &quantity)
 {
-  return potentials.size() > 1 &&
-      std::any_of(per_atom.begin(), per_atom.end(),
-                  [](const PerAtom &q) { return q.triggered || q.lasting; });
-}
-
-/* ----------------------------------------------------------------------
-   why these potentials do not have it; empty if they do
-------------------------------------------------------------------------- */
-
-std::string PairEquivariant::lacking(Quantity quantity) const
-{
-  if (potentials.size() > 1) return "";
-  return fmt::format("{} is of a committee: name several potentials in pair_coeff",
-                     QUANTITY_NAMES[quantity]);
+  for (int q = 0; q < NUM_QUANTITIES; q++)
+    if (name == QUANTITY_NAMES[q]) {
+      quantity = static_cast<Quantity>(q);
+      return true;
+    }
+  return false;
 }
 
 /* ---------------------------------------------------------------------- */
 
-void PairEquivariant::store_deviations()
+bool PairEquivariant::wants_uncertainty() const
 {
-  const std::vector<double> *rows[NUM_QUANTITIES] = {&deviations.energies, &deviations.forces};
-  for (int q = 0; q < NUM_QUANTITIES; q++) {
-    auto &values = per_atom[q].values;
+  for (int q = 0; q < NUM_QUANTITIES; q++)
+    if ((per_atom[q].triggered || per_atom[q].lasting) && lacking(static_cast<Quantity>(q)).empty())
+      return true;
+  return false;
+}
+
+/* ---------------------------------------------------------------------- */
+
+std::string PairEquivariant::lacking(Quantity quantity) const
+{
+  const char *name = QUANTITY_NAMES[quantity];
+  if (potentials.empty()) return "pair_coeff must follow pair_style";
+  if (is_committee()) {
+    if (quantity != GRADE) return "";
+    return fmt::format("{} is of one potential, but pair_coeff names several: take "
+                       "force_deviation or energy_deviation",
+                       name);
+  }
+  if (quantity == FORCE_DEVIATION)
+    return fmt::format("{} is of a committee: name several potentials in pair_coeff", name);
+  const auto &member = potentials.members().front();
+  const std::string reason = member.engine->lacks_uncertainty();
+  return reason.empty() ? "" : fmt::format("{} is not known: {} {}", name, member.path, reason);
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::trigger(Quantity quantity, bool wanted)
+{
+  per_atom[quantity].triggered = wanted;
+}
+
+/* ---------------------------------------------------------------------- */
+
+const double *PairEquivariant::values(Quantity quantity) const
+{
+  return per_atom[quantity].values.data();
+}
+
+/* ---------------------------------------------------------------------- */
+
+int PairEquivariant::atomic_number_of_type(int itype) const
+{
+  const int species = type2species[itype];
+  return species < 0 ? 0 : potentials.atomic_numbers()[species];
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairEquivariant::store_uncertainty()
+{
+  const auto store = [this](Quantity quantity, const std::vector<double> &rows, double unit) {
+    auto &values = per_atom[quantity].values;
     values.assign(atom->nmax, 0.0);
     for (std::size_t row = 0; row < atom_of_row.size(); row++)
-      values[atom_of_row[row]] = energy_unit * (*rows[q])[row];
-  }
+      values[atom_of_row[row]] = unit * rows[row];
+  };
+  store(ENERGY_DEVIATION, uncertainty.energies, energy_unit);
+  if (is_committee())
+    store(FORCE_DEVIATION, uncertainty.forces, energy_unit);
+  else
+    store(GRADE, uncertainty.grades, 1.0);
 }
 
 /* ----------------------------------------------------------------------
@@ -55,17 +101,14 @@ void PairEquivariant::store_deviations()
 
 void *PairEquivariant::extract_peratom(const char *name, int &columns)
 {
-  const auto found = std::find(std::begin(QUANTITY_NAMES), std::end(QUANTITY_NAMES),
-                               std::string(name));
-  if (found == std::end(QUANTITY_NAMES)) return nullptr;
-  const auto quantity = static_cast<Quantity>(found - std::begin(QUANTITY_NAMES));
+  Quantity quantity;
+  if (!quantity_of(name, quantity)) return nullptr;
   auto &[triggered, lasting, values] = per_atom[quantity];
   columns = 0;
   if (update->whichflag == 0) {     // between runs
     lasting++;
     values.resize(atom->nmax, 0.0);
-  } else if (!have_deviations) {
-    const std::string reason = lacking(quantity);
+  } else if (const std::string reason = lacking(quantity); !reason.empty() || !have_uncertainty) {
     error->all(FLERR, "Pair style equivariant: {}",
                reason.empty() ? "define fix pair after pair_style" : reason);
   }

@@ -4,6 +4,7 @@
    SPDX-License-Identifier: GPL-2.0-only
 ------------------------------------------------------------------------- */
 
+#include "fix_equivariant_monitor.h"
 #include "pair_equivariant.h"
 
 #include "lammps.h"
@@ -32,6 +33,11 @@ static Pair *create_pair(LAMMPS *lmp)
   return new PairEquivariant(lmp);
 }
 
+static Fix *create_monitor(LAMMPS *lmp, int narg, char **arg)
+{
+  return new FixEquivariantMonitor(lmp, narg, arg);
+}
+
 void lammpsplugin_init(void *lmp, void *handle, void *regfunc)
 {
   // The layout of LAMMPS's classes changes even between updates of one release, so nothing of
@@ -53,4 +59,11 @@ void lammpsplugin_init(void *lmp, void *handle, void *regfunc)
   record.creator = reinterpret_cast<void *>(&create_pair);
   record.handle = handle;
   reinterpret_cast<PluginRegister *>(regfunc)(&record, lmp);
+
+  static PluginRecord monitor = record;
+  monitor.style = "fix";
+  monitor.name = "equivariant/monitor";
+  monitor.info = "watches deviations and extrapolation grades of pair_style equivariant";
+  monitor.creator = reinterpret_cast<void *>(&create_monitor);
+  reinterpret_cast<PluginRegister *>(regfunc)(&monitor, lmp);
 }

@@ -168,7 +168,7 @@ def test_wrong_words(files, elements, sentence, quick_model, tmp_path):
 
 def test_one_model_has_no_deviation(quick_model, tmp_path):
     path = script(silica_like(1), tmp_path, committee([quick_model]), after=(DEVIATIONS, "run 0"))
-    with pytest.raises(InputError, match="energy_deviation is of a committee: name several"):
+    with pytest.raises(InputError, match=r"energy_deviation is not known: .* has no uncertainty"):
         run_lmp(path)
 
 
