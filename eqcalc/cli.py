@@ -434,6 +434,13 @@ def sample(
         float,
         typer.Option(help="eV/Å by which a committee may disagree on a force: trajectories end."),
     ] = 0.5,
+    grade: Annotated[
+        float | None,
+        typer.Option(
+            help="Extrapolation grade of an atom (1 at the edge of the training) beyond which "
+            "trajectories end; for models that 'eqcalc calibrate' or training gave one."
+        ),
+    ] = None,
     candidates: Annotated[
         Path | None,
         typer.Option(
@@ -470,6 +477,7 @@ def sample(
         interval=interval,
         timestep=timestep,
         limit=limit,
+        grade=grade,
         strain=strain,
         seed=seed,
         **chosen,

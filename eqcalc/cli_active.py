@@ -90,7 +90,10 @@ def select_command(
         ),
     ] = "d-optimal",
     low: Annotated[
-        float | None, typer.Option(help="Least uncertainty, a committee's in eV/Å.")
+        float | None,
+        typer.Option(
+            help="Least uncertainty: a grade (usually 1), or a committee's deviation in eV/Å."
+        ),
     ] = None,
     high: Annotated[float | None, typer.Option(help="Largest uncertainty.")] = None,
     plot: Annotated[
@@ -105,7 +108,8 @@ def select_command(
     """Frames of a pool that are worth a label: uncertain, new, and unlike each other.
 
     The uncertainty of a frame is that of its most uncertain atom: by how much the forces of a
-    committee's members deviate. A single model's frames are chosen by their features alone.
+    committee's members deviate, or the extrapolation grade of one model. Without either, frames are
+    chosen by their features alone.
     """
     from eqcalc.active.picture import draw
     from eqcalc.active.select import select, written

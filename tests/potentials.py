@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from ase.build import bulk
 
-from eqcalc import export
+from eqcalc import export, uncertainty
 from eqcalc.importers import published
 from eqcalc.models.nequip_config import NequIPConfig
 from eqcalc.models.registry import build
@@ -100,6 +100,21 @@ def write(path, config, elements=(8, 14), *, seed=0, crowding=False):
             torch.nn.init.normal_(parameter)
     model.reference_structure = export.reference_structure(model, species, vectors, *edges)
     return export.save(model, path, {"architecture": config.architecture_name})
+
+
+def calibrated(source, target, frames):
+    """A copy of a potential whose training were these frames."""
+    file = export.load(source, dtype="float64")
+    known = []
+    for atoms in frames:
+        pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, file.cutoff)
+        vectors = torch.from_numpy(pairs.vectors(atoms.positions, atoms.cell.array))
+        edges = torch.from_numpy(pairs.edge_src), torch.from_numpy(pairs.edge_dst)
+        kind = torch.as_tensor(file.species_of(atoms.numbers))
+        features = uncertainty.features(file, kind, vectors, *edges).numpy()
+        known.append(uncertainty.FrameFeatures(kind.numpy(), features))
+    uncertainty.write(source, target, uncertainty.fit(known)[0], {"version": 1})
+    return target
 
 
 def installed_sevenn(folder: Path) -> Path:

@@ -144,6 +144,8 @@ def test_other_units_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"far.xyz' lie -100 eV/atom from those of .*a.xyz'"):
         merge([a, far])
     assert len(merge([a, far], check_units=False).frames) == 7
+    torn = [labelled(f, shift=s) for f, s in zip(crystals([5, 6, 7]), (0.9, 3.0, 2.0), strict=True)]
+    assert len(merge([a, put(tmp_path / "torn.xyz", torn)]).frames) == 7  # high, but not all alike
 
 
 def test_labels_under_other_names(tmp_path):

@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
 from matplotlib.image import imread
-from potentials import untrained
+from potentials import calibrated, untrained
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
@@ -247,3 +247,19 @@ def test_command(paths, pool, tmp_path):
     assert 0.01 < drawn(tmp_path / "alone_picture.png") < 0.5
     result = CliRunner().invoke(app, [*alone, "--plot", str(tmp_path / "a.txt")])
     assert "must end in .png" in str(result.exception)
+
+
+def test_window_of_grades(paths, pool, tmp_path):
+    """By itself it begins at the edge of the training."""
+    known = [crystal(0.03, 200 + k) for k in range(30)]
+    path = calibrated(paths[0], tmp_path / "graded.pth", known)
+    calc = calculator(path)
+    grades = [r["grade"].max() for r in calc.evaluate(pool[:16], uncertainty=True)]
+    assert min(grades[12:]) > max(grades[:12])
+    found = select(calc, named(pool), named(train()), number=99)
+    assert found.measure.values[:16] == pytest.approx(grades, rel=1e-4)
+    assert sorted(found.chosen) == [k for k, g in enumerate(grades) if g >= 1.0]
+    assert found.window == (1.0, np.inf)
+    low, high = np.mean(sorted(grades)[3:5]), np.mean(sorted(grades)[-3:-1])
+    found = select(calc, named(pool), named(train()), number=99, window=(low, high))
+    assert sorted(found.chosen) == [k for k, g in enumerate(grades) if low <= g <= high]

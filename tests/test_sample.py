@@ -11,7 +11,7 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.lj import LennardJones
 from ase.io import read, write
-from potentials import installed_sevenn, untrained
+from potentials import calibrated, installed_sevenn, untrained
 from typer.testing import CliRunner
 
 from eqcalc import EquivariantCalculator, InputError, names
@@ -404,3 +404,23 @@ def test_candidates_are_kept_where_nothing_else_is(paths, starts, tmp_path):
         )
     assert len(read(tmp_path / "stopped.xyz", ":")) == 50
     assert not (tmp_path / "frames.xyz").exists()
+
+
+def test_trajectories_end_beyond_a_grade(paths, starts, tmp_path):
+    """Of one model that knows cold frames of the structure that it starts from."""
+    cold = [starts[0].copy() for _ in range(12)]
+    for k, atoms in enumerate(cold):
+        atoms.rattle(0.03, seed=k)
+    teacher = Networks([calibrated(paths[0], tmp_path / "graded.pth", cold)], engine="torch")
+    assert teacher.label(cold[0])["grade"].max() < 1.001
+    tally = Tally()
+    frames = list(sample(teacher, starts[:1], some(frames=2, grade=1e9), tally))
+    assert all(0.0 < f.info["grade"] < 1e9 for f in frames)
+    assert not tally.candidates
+    limit = 1e-6
+    with pytest.raises(InputError, match="50 where a grade was above the limit"):
+        list(sample(teacher, starts[:1], some(interval=2.0, grade=limit), tally := Tally()))
+    assert tally.graded == len(tally.candidates) == 50
+    assert min(f.info["grade"] for f in tally.candidates) > limit
+    with pytest.raises(InputError, match="teacher has no grades; run 'eqcalc calibrate'"):
+        list(sample(Networks(paths[:1], engine="torch"), starts, some(grade=limit), Tally()))

@@ -23,6 +23,7 @@ NEEDS = {
         "test_training_outputs",
         *("test_training_pairs", "test_training_pretrain", "test_training_store"),
         "test_uncertainty_training",
+        "test_active_loop",
         *("test_training_tools", "test_sample", "test_committee", "test_evaluate", "test_muon"),
     ),
     "compile": (

@@ -35,7 +35,7 @@ def _values(axis: Axes, selection: Selection) -> None:
         axis.hist(selection.novelty[selection.chosen], edges, color=CHOSEN, label="chosen")
         axis.set(ylabel="frames", yscale="log", title="Novelty")
     else:
-        x, y = selection.novelty, measure.values
+        x, y = selection.novelty, np.where(np.isinf(measure.values), np.nan, measure.values)
         axis.scatter(x, y, s=10, c=POOL, lw=0, label="pool")
         axis.scatter(x[selection.chosen], y[selection.chosen], s=24, c=CHOSEN, lw=0, label="chosen")
         for bound in selection.window:

@@ -26,7 +26,13 @@ from eqcalc.data.spellings import drop_labels
 from eqcalc.errors import InputError, did_you_mean
 
 #: of uncertainties, for people
-TITLES = {"forces_deviation": "largest deviation of a force over the members (eV/Å)"}
+TITLES = {
+    "forces_deviation": "largest deviation of a force over the members (eV/Å)",
+    "grade": "largest extrapolation grade of an atom",
+}
+
+#: usual windows: within a grade of 1 a frame is like those of the training
+WINDOWS = {"grade": (1.0, np.inf)}
 
 Images = Sequence[tuple[Atoms, str]]
 
@@ -107,10 +113,13 @@ def copies(pool: Images, train: Images, cutoff: float) -> tuple[list[int], list[
 def uncertainty(results: Mapping[str, Any]) -> tuple[str, float] | None:
     """Its name and value by what a calculator says of a frame; None if it says nothing of it.
 
-    A committee's deviation of forces (eV/Å), the largest of the frame's atoms.
+    A committee's deviation of forces (eV/Å) or the grade of one model, the largest of the frame's
+    atoms.
     """
     if "forces_std" in results:
         return "forces_deviation", float(np.linalg.norm(results["forces_std"], axis=1).max())
+    if "grade" in results:
+        return "grade", float(np.max(results["grade"]))
     return None
 
 
@@ -119,9 +128,10 @@ def _computed(
 ) -> tuple[dict[int, tuple[str, float] | None], dict[str, str]]:
     """Uncertainties by place of the frames that a model can compute, and why not the others."""
     values, impossible = {}, {}
+    graded = len(calc.members) == 1 and "grade" in calc.implemented_properties
     for place, (atoms, source) in enumerate(images):
         try:
-            (results,) = calc.evaluate([atoms])
+            (results,) = calc.evaluate([atoms], uncertainty=graded)
         except InputError as error:
             impossible[source] = str(error).removeprefix("Structure 0 of the list: ")
         else:
@@ -213,10 +223,11 @@ def select(
         measure_of = Measure(told[0][0], np.array([value for _, value in told]))
     if window != (None, None) and places and measure_of is None:
         raise InputError(
-            "This model does not say how uncertain it is of a frame: give a committee, or leave "
-            "the window out."
+            "This model does not say how uncertain it is of a frame: run 'eqcalc calibrate' for "
+            "it first, give a committee, or leave the window out."
         )
-    low, high = (d if w is None else w for w, d in zip(window, (-np.inf, np.inf), strict=True))
+    usual = WINDOWS.get(measure_of.name if measure_of else "", (-np.inf, np.inf))
+    low, high = (u if w is None else w for w, u in zip(window, usual, strict=True))
     if not low < high:
         raise InputError(f"The window {low:g} to {high:g} is empty: its lower bound comes first.")
     values = np.zeros(len(places)) if measure_of is None else measure_of.values

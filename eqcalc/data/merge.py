@@ -30,9 +30,10 @@ from eqcalc.data.spellings import LabelSurvey
 from eqcalc.data.statistics import gather, left_over
 from eqcalc.errors import InputError
 
-#: eV/atom between the medians of two files, after reference energies of all, that no temperature
-#: explains
-FAR = 1.0
+#: eV/atom between the medians of two files, after reference energies of all, and how many times it
+#: the frames of the second must scatter less: another method shifts all frames alike, and heat
+#: does not
+FAR, ALIKE = 1.0, 5.0
 
 #: conflicts that a sentence lists
 LISTED = 5
@@ -171,7 +172,8 @@ def _refuse_units(files: Sequence[_File]) -> None:
     first, *others = np.split(rest, np.cumsum([len(frames) for _, frames in known])[:-1])
     for (file, _), values in zip(known[1:], others, strict=True):
         apart = float(np.median(values) - np.median(first))
-        if abs(apart) > FAR:
+        scatter = float(np.median(np.abs(values - np.median(values))))
+        if abs(apart) > max(FAR, ALIKE * scatter):
             raise InputError(
                 f"Energies of '{file.path}' lie {apart:+.3g} eV/atom from those of "
                 f"'{known[0][0].path}' beside reference energies that fit both: another method, "

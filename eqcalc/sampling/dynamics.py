@@ -3,8 +3,9 @@
 Trajectories start from given structures with velocities of a Maxwell-Boltzmann distribution and go
 on at that temperature (Langevin, cell fixed, strained if wanted); every so often a frame is
 labelled. Where members of a committee disagree on the force of an atom by more than a limit, labels
-would be worth nothing: the trajectory ends, as it does where the teacher fails. The frame at which
-they disagree is a candidate for DFT: it is kept, without labels.
+would be worth nothing: the trajectory ends, as it does where an atom's extrapolation grade is above
+a limit, and where the teacher fails. The frame at which the models are at a loss is a candidate for
+DFT: it is kept, without labels.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Sampling:
         strain: largest component of the strain of a trajectory's cell along periodic directions,
             drawn anew for each: stresses and elastic constants need more than one cell.
         limit: eV/Å, of a committee's `eqcalc.committee.forces_deviation`.
+        grade: largest extrapolation grade of an atom (`eqcalc.uncertainty`), for networks that
+            have one; None for any.
         seed: of starts, velocities and thermostat.
     """
 
@@ -58,10 +61,11 @@ class Sampling:
     friction: float = 0.02
     strain: float = 0.0
     limit: float = 0.5
+    grade: float | None = None
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("frames", "length", "interval", "timestep", "friction", "limit"):
+        for name in ("frames", "length", "interval", "timestep", "friction", "limit", "grade"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} = {value}: it must be positive.")
@@ -76,6 +80,8 @@ class Tally:
     """What has become of the trajectories.
 
     Attributes:
+        stopped: trajectories that ended beyond the limit of the members' disagreement.
+        graded: those that ended beyond the largest grade.
         worst: eV/Å by which the members disagree at most, over the frames taken.
         candidates: the frames at which trajectories were stopped, one each, without labels.
     """
@@ -84,6 +90,7 @@ class Tally:
     trajectories: int = 0
     failed: int = 0
     stopped: int = 0
+    graded: int = 0
     worst: float = 0.0
     candidates: list[Atoms] = field(default_factory=list)
 
@@ -93,6 +100,8 @@ class Tally:
             text += f"; members disagree on forces by at most {self.worst:.3g} eV/Å"
         if self.stopped:
             text += f"; {self.stopped} trajectories ended where they disagree by more"
+        if self.graded:
+            text += f"; {self.graded} trajectories ended where an atom's grade was above the limit"
         if self.failed:
             text += f"; {self.failed} ended where the teacher failed"
         return text
@@ -122,6 +131,8 @@ def _labelled(teacher: Teacher, atoms: Atoms, temperature: float) -> Atoms:
     if "forces_std" in results:
         frame.info["energy_std"] = results["energy_std"]
         frame.info["forces_deviation"] = float(np.linalg.norm(results["forces_std"], axis=1).max())
+    if "grade" in results:
+        frame.info["grade"] = float(np.max(results["grade"]))
     labels = {name: results[name] for name in ("energy", "forces", "stress") if name in results}
     frame.calc = SinglePointCalculator(frame, **labels)
     return frame
@@ -169,6 +180,17 @@ def _strain(atoms: Atoms, largest: float, rng: np.random.Generator) -> None:
     atoms.positions += atoms.positions @ span @ strain @ span
 
 
+def _beyond(frame: Atoms, sampling: Sampling, tally: Tally) -> bool:
+    """Whether the models are at a loss; counts why."""
+    if not frame.info.get("forces_deviation", 0.0) <= sampling.limit:
+        tally.stopped += 1
+        return True
+    if sampling.grade is None or frame.info["grade"] <= sampling.grade:
+        return False
+    tally.graded += 1
+    return True
+
+
 def _starts(
     teacher: Teacher, starts: Sequence[Atoms], sampling: Sampling, rng: np.random.Generator
 ) -> Iterator[tuple[Atoms, float]]:
@@ -184,22 +206,46 @@ def _starts(
         yield atoms, sampling.temperatures[number % len(sampling.temperatures)]
 
 
+def _check(teacher: Teacher, starts: Sequence[Atoms], sampling: Sampling) -> None:
+    """InputError for what would fail in every trajectory."""
+    if not starts:
+        raise InputError("There are no structures to start from.")
+    if sampling.grade is not None and not teacher.graded:
+        raise InputError(
+            f"grade = {sampling.grade:g}: the teacher has no grades; run 'eqcalc calibrate' for "
+            "its models first, or leave the limit out."
+        )
+    for place, atoms in enumerate(starts):
+        try:
+            teacher.check(atoms)
+        except InputError as error:
+            raise InputError(f"Start {place}: {error}") from None
+
+
+def _refuse_hopeless(tally: Tally, sampling: Sampling, trouble: str) -> None:
+    """InputError where hardly any frames have come of many trajectories."""
+    if tally.frames >= FEWEST * tally.trajectories * sampling.length:
+        return
+    graded = f"{tally.graded} where a grade was above the limit, " if tally.graded else ""
+    raise InputError(
+        f"{tally.frames} frames came of {tally.trajectories} trajectories: "
+        f"{tally.stopped} ended where the members disagree by more than "
+        f"{sampling.limit:g} eV/Å, {graded}{tally.failed} where the teacher "
+        f"failed{trouble}. Lower the temperatures, take a better teacher, or label the "
+        "frames at which it stopped."
+    )
+
+
 def sample(
     teacher: Teacher, starts: Sequence[Atoms], sampling: Sampling, tally: Tally
 ) -> Iterator[Atoms]:
     """Labelled frames, one after the other; `tally` is kept up to date.
 
     Raises:
-        InputError: there are no starts; an element that the teacher does not know; trajectories
-            hardly ever come as far as to a first frame.
+        InputError: there are no starts; a limit of grades and none; an element that the teacher
+            does not know; trajectories hardly ever come as far as to a first frame.
     """
-    if not starts:
-        raise InputError("There are no structures to start from.")
-    for place, atoms in enumerate(starts):
-        try:
-            teacher.check(atoms)
-        except InputError as error:
-            raise InputError(f"Start {place}: {error}") from None
+    _check(teacher, starts, sampling)
     rng = np.random.default_rng(sampling.seed)
     trouble = ""
     for atoms, temperature in _starts(teacher, starts, sampling, rng):
@@ -207,27 +253,19 @@ def sample(
         frames = _trajectory(teacher, atoms, temperature, sampling, rng)
         try:
             for frame in islice(frames, sampling.length):
-                deviation = frame.info.get("forces_deviation", 0.0)
-                if not deviation <= sampling.limit:
-                    tally.stopped += 1
+                if _beyond(frame, sampling, tally):
                     tally.candidates.append(_candidate(frame, temperature))
                     break
                 tally.frames += 1
-                tally.worst = max(tally.worst, deviation)
+                tally.worst = max(tally.worst, frame.info.get("forces_deviation", 0.0))
                 yield frame
                 if tally.frames == sampling.frames:
                     return
         except FAILURES as error:
             tally.failed += 1
             trouble = f" (the last failure: {error})"
-        wanted = tally.trajectories * sampling.length
-        if tally.trajectories >= TRIAL and tally.frames < FEWEST * wanted:
-            raise InputError(
-                f"{tally.frames} frames came of {tally.trajectories} trajectories: "
-                f"{tally.stopped} ended where the members disagree by more than "
-                f"{sampling.limit:g} eV/Å, {tally.failed} where the teacher failed{trouble}. Lower "
-                "the temperatures, take a better teacher, or label the frames at which it stopped."
-            )
+        if tally.trajectories >= TRIAL:
+            _refuse_hopeless(tally, sampling, trouble)
 
 
 def write_sample(

@@ -45,14 +45,16 @@ class Teacher(ABC):
     Attributes:
         drivers: calculators for dynamics, of which each trajectory takes the next.
         config_type: of its frames.
+        graded: whether it says how far atoms are from what it knows (`eqcalc.uncertainty`).
     """
 
     drivers: Sequence[Calculator]
     config_type: str
+    graded: bool = False
 
     @abstractmethod
     def label(self, atoms: Atoms) -> Mapping[str, Any]:
-        """Energy, forces and, where there is one, stress, as ASE's; a committee's spread.
+        """Energy, forces and, where there is one, stress, as ASE's; a committee's spread, grades.
 
         atoms have one of `drivers`.
         """
@@ -71,13 +73,14 @@ class Networks(Teacher):
         self.calc = EquivariantCalculator(models, **options)
         self.drivers = [EquivariantCalculator(model, **options) for model in models]
         self.config_type = "committee" if len(models) > 1 else "network"
+        self.graded = "grade" in self.calc.implemented_properties
 
     def check(self, atoms: Atoms) -> None:
         for member in self.calc.members:
             member.potential.species_of(atoms.numbers)
 
     def label(self, atoms: Atoms) -> Mapping[str, Any]:
-        (results,) = self.calc.evaluate([atoms])
+        (results,) = self.calc.evaluate([atoms], uncertainty=self.graded)
         return results
 
 

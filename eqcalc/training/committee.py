@@ -13,6 +13,7 @@ from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError
 from eqcalc.files import user_path, write_json
 from eqcalc.models.base import Potential
+from eqcalc.names import member_files
 from eqcalc.training.distributed import World
 from eqcalc.training.folder import load_run
 from eqcalc.training.loss import UNITS, Prediction, residuals
@@ -25,7 +26,8 @@ from eqcalc.training.task import Errors, predict
 def members_of(config: Config, size: int, *, resplit: bool = False) -> list[Config]:
     """Configs of the members: seeds training.seed, training.seed + 1, ...
 
-    All hold out the same validation frames, unless `resplit` is set.
+    All hold out the same validation frames, unless `resplit` is set. Where fine_tune.model is the
+    folder of a committee, each begins as the member of its place there.
     """
     if size < 2:
         raise InputError(f"--committee {size}: a committee has at least two members.")
@@ -34,10 +36,22 @@ def members_of(config: Config, size: int, *, resplit: bool = False) -> list[Conf
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, split_seed=first)
         )
+    sources = _members(config.fine_tune.model) or [config.fine_tune.model]
     return [
-        dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
-        for seed in range(first, first + size)
+        dataclasses.replace(
+            config,
+            training=dataclasses.replace(config.training, seed=first + k),
+            fine_tune=dataclasses.replace(config.fine_tune, model=sources[k % len(sources)]),
+        )
+        for k in range(size)
     ]
+
+
+def _members(folder: str) -> list[str]:
+    """The potential files of a committee's folder; none of anything else."""
+    if not folder or not (user_path(folder) / "committee.json").is_file():
+        return []
+    return [str(path) for path in member_files([folder])]
 
 
 def train_committee(

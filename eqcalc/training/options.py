@@ -78,7 +78,8 @@ class FineTuneConfig:
 
     Attributes:
         model: a potential file, a model's name ("si", "7net-0"), a run folder or one of its
-            checkpoints; empty starts from random weights. The [model] section is taken from it.
+            checkpoints; or the folder of a committee, from whose members those of another one
+            begin; empty starts from random weights. The [model] section is taken from it.
         freeze: parameters that stay as they are, by name with * and ?, e.g. ["layers.0.*"].
         refit_energies: fit the reference energies of all elements that data.reference_energies and
             data.isolated_atoms do not give, for labels from another electronic structure method;
