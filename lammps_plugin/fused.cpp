@@ -149,8 +149,8 @@ class FusedEngine final : public Engine {
       if (!function) throw EngineError(library + " lacks " + name);
     };
     decltype(&eqcalc_interface_version) version;
-    decltype(&eqcalc_open) open;
-    decltype(&eqcalc_open_on) open_on;
+    decltype(&eqcalc_open) open = nullptr;
+    decltype(&eqcalc_open_on) open_on = nullptr;
     decltype(&eqcalc_exchange_widths) widths;
     find(version, "eqcalc_interface_version");
     if (version() != EQCALC_INTERFACE_VERSION)

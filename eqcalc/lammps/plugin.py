@@ -83,7 +83,7 @@ class Installation:
         digest = hashlib.sha256()
         stat = self.library.stat()
         parts = [self.library, stat.st_size, stat.st_mtime_ns, self.torch, self.torch_version]
-        parts.append(sys.executable)
+        parts.append(Path(sys.executable).parent)  # python and python3 of it are one
         digest.update("\n".join(map(str, parts)).encode())
         for file in [*sorted(self.sources.iterdir()), ENGINE_INCLUDE / "interface.h"]:
             if file.suffix in {".cpp", ".h", ".txt"}:
