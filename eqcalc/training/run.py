@@ -286,8 +286,8 @@ def export_run(
     config, model, setup, epoch = load_run(out)
     if sets is None:
         loaded, numbers = load_frames(config), setup.constants.atomic_numbers
-        val = [dataset(frames, numbers, config) for frames in loaded.val.values()]
-        sets = dataset(loaded.train, numbers, config), val
+        of_val = [dataset(frames, numbers, config) for frames in loaded.val.values()]
+        sets = dataset(loaded.train, numbers, config), of_val
     train, val = sets
     graph = min((frames.smallest().graph for frames in val), key=lambda g: g.num_edges)
     model.reference_structure = export.reference_structure(
