@@ -35,7 +35,7 @@ def test_all_on_the_bundled_model(tmp_path):
     assert verdicts.pop("parity") == "SKIPPED"
     assert verdicts == dict.fromkeys((*STATIC, "nve", "properties"), "PASS")
     page = out.read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "<script" not in page
     assert "C44_clamped" in page

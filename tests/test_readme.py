@@ -85,7 +85,7 @@ def test_options_exist():
         for page, text in TEXTS.items()
         for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         for section, name in re.findall(option, code)
-        if name not in {"pth", "png", "xyz", "nequip"}
+        if name not in {"pth", "png", "xyz", "nequip", "py"}
     }
     assert len(named) > 30
     assert not [each for each in named if each[2] not in known[each[1]]]

@@ -166,7 +166,7 @@ def test_the_parity_tests_can_fail(tmp_path, model):
         assert text.count(way_back) == 1
         return text.replace(way_back, "")
 
-    installation = changed_sources(tmp_path / "sources", "pair_equivariant.cpp", cut)
+    installation = changed_sources(tmp_path / "sources", "pair_exchange.h", cut)
     plugin.compile_plugin(installation, tmp_path, tmp_path / "log")
     atoms = silica_like()
     expected = by_python(model, atoms)
