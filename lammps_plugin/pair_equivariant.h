@@ -111,6 +111,8 @@ class PairEquivariant : public Pair {
     int width = 0;
     const int *row_of_atom = nullptr;      // null: row = atom
     int doubles() const { return singles ? (width + 1) / 2 : width; }
+    int row(int k) const { return row_of_atom ? row_of_atom[k] : k; }     // -1: none
+    void pack(int k, double *buf) const;                                  // zeros where there is none
   } payload;
 
   static constexpr const char *WITH_BONDS =

@@ -35,19 +35,24 @@ void PairEquivariant::reverse(const Payload &what)
 
 /* ---------------------------------------------------------------------- */
 
+void PairEquivariant::Payload::pack(int k, double *buf) const
+{
+  const std::size_t i = row(k), size = width;
+  if (row(k) < 0)
+    std::fill_n(buf, doubles(), 0.0);
+  else if (singles)
+    memcpy(buf, singles + i * size, size * sizeof(float));
+  else
+    memcpy(buf, values + i * size, size * sizeof(double));
+}
+
+/* ---------------------------------------------------------------------- */
+
 int PairEquivariant::pack_forward_comm(int n, int *indices, double *buf, int /*pbc_flag*/,
                                        int * /*pbc*/)
 {
-  const std::size_t width = payload.width, doubles = payload.doubles();
-  for (int k = 0; k < n; k++, buf += doubles) {
-    const int row = payload.row_of_atom ? payload.row_of_atom[indices[k]] : indices[k];
-    if (row < 0)
-      std::fill_n(buf, doubles, 0.0);
-    else if (payload.singles)
-      memcpy(buf, payload.singles + row * width, width * sizeof(float));
-    else
-      memcpy(buf, payload.values + row * width, width * sizeof(double));
-  }
+  const std::size_t doubles = payload.doubles();
+  for (int k = 0; k < n; k++, buf += doubles) payload.pack(indices[k], buf);
   return n * static_cast<int>(doubles);
 }
 
@@ -57,7 +62,7 @@ void PairEquivariant::unpack_forward_comm(int n, int first, double *buf)
 {
   const std::size_t width = payload.width, doubles = payload.doubles();
   for (int k = first; k < first + n; k++, buf += doubles) {
-    const int row = payload.row_of_atom ? payload.row_of_atom[k] : k;
+    const int row = payload.row(k);
     if (row < 0) continue;
     if (payload.singles)
       memcpy(payload.singles + row * width, buf, width * sizeof(float));
@@ -70,16 +75,8 @@ void PairEquivariant::unpack_forward_comm(int n, int first, double *buf)
 
 int PairEquivariant::pack_reverse_comm(int n, int first, double *buf)
 {
-  const std::size_t width = payload.width, doubles = payload.doubles();
-  for (int k = first; k < first + n; k++, buf += doubles) {
-    const int row = payload.row_of_atom ? payload.row_of_atom[k] : k;
-    if (row < 0)
-      std::fill_n(buf, doubles, 0.0);
-    else if (payload.singles)
-      memcpy(buf, payload.singles + row * width, width * sizeof(float));
-    else
-      memcpy(buf, payload.values + row * width, width * sizeof(double));
-  }
+  const std::size_t doubles = payload.doubles();
+  for (int k = first; k < first + n; k++, buf += doubles) payload.pack(k, buf);
   return n * static_cast<int>(doubles);
 }
 
@@ -89,7 +86,7 @@ void PairEquivariant::unpack_reverse_comm(int n, int *indices, double *buf)
 {
   const std::size_t width = payload.width, doubles = payload.doubles();
   for (int k = 0; k < n; k++, buf += doubles) {
-    const int row = payload.row_of_atom ? payload.row_of_atom[indices[k]] : indices[k];
+    const int row = payload.row(indices[k]);
     if (row < 0) continue;
     if (payload.singles) {
       float *to = payload.singles + row * width;

@@ -316,7 +316,8 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         "                T *, const EdgeGradient &);\n};\n"
         + "".join(code)
         + f"const Kernels KERNELS[] = {{{table or '{}'}}};\n{contractions}}}\n",
-        *map(header, ("pair_terms.h", "counts.h", "density.h", "steps.h", "contraction.h")),
-        *map(header, ("uncertainty.h", "network.h", "pairs.h", "engine.h")),
+        *map(header, ("pair_formulas.h", "pair_terms.h", "counts.h", "density.h", "steps.h")),
+        *map(header, ("contraction.h", "uncertainty.h", "graph.h", "network.h", "pairs.h")),
+        header("engine.h"),
     ]
     return "\n".join(parts), kernels

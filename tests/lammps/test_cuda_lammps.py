@@ -35,7 +35,7 @@ def emulated(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("emulated")
-@pytest.mark.parametrize(("device", "ranks"), [("cuda:1", 1), ("cuda", 2)])
+@pytest.mark.parametrize(("device", "ranks"), [("cuda:1", 1), ("cuda", 2), ("cuda", 4)])
 def test_is_the_engine_of_the_cpu(device, ranks, crowded, tmp_path):
     """Ghosts' features and their gradients go through the host, layer by layer."""
     atoms = silica_like(1)

@@ -175,24 +175,9 @@ class Network {
   std::vector<Share> shares_;
   Buffer<T> dx_, dx_next_;         // gradients of features of the layer in work, and of those after
 
-  // what would be read or written out of bounds
-  void check(const eqcalc_graph &graph) const
-  {
-    bool right = 0 <= graph.num_local && graph.num_local <= graph.num_nodes &&
-        graph.num_nodes <= graph.num_rows && 0 <= graph.num_edges;
-    for (I n = 0; right && n < graph.num_nodes; n++)
-      right = 0 <= graph.species[n] && graph.species[n] < num_species_;
-    I last = 0;
-    for (I e = 0; right && e < graph.num_edges; last = graph.edge_dst[e++])
-      right = last <= graph.edge_dst[e] && graph.edge_dst[e] < graph.num_local &&
-          0 <= graph.edge_src[e] && graph.edge_src[e] < graph.num_nodes;
-    if (!right)
-      throw std::runtime_error("species or edges are out of range, or edges not sorted by centre");
-  }
-
   void place_edges(const eqcalc_graph &graph)
   {
-    check(graph);
+    check_graph(graph, num_species_);
     first_edge_.assign(graph.num_local + 1, 0);
     for (I e = 0; e < graph.num_edges; e++) first_edge_[graph.edge_dst[e] + 1]++;
     for (I i = 0; i < graph.num_local; i++) first_edge_[i + 1] += first_edge_[i];

@@ -2,17 +2,6 @@
 
 namespace {
 
-// 1 at r = 0; value, slope and curvature zero at the cutoff: eqcalc.nn.radial
-inline void envelope(double r, double cutoff, I power, double &u, double &slope)
-{
-  const double y = r / cutoff, p = static_cast<double>(power);
-  const double a = (p + 1.0) * (p + 2.0) / 2.0, b = p * (p + 2.0), c = p * (p + 1.0) / 2.0;
-  double q = 1.0;
-  for (I n = 1; n < power; n++) q *= y;
-  u = 1.0 + q * y * (-a + y * (b - c * y));
-  slope = q * (-a * p + y * (b * (p + 1.0) - c * (p + 2.0) * y)) / cutoff;
-}
-
 // Ziegler, Biersack and Littmark (1985), see eqcalc.nn.reference; half to each atom of a pair
 struct CoreRepulsion {
   I num_species = 0, power = 6;
@@ -34,19 +23,10 @@ struct CoreRepulsion {
   void add(I a, I b, double r, double &energy, double &slope) const
   {
     const I ab = a * num_species + b;
-    if (charges.empty() || r >= cutoff[ab]) return;
-    const double x = r / screening[ab];
-    double phi = 0.0, phi_slope = 0.0;
-    for (std::size_t n = 0; n < amplitudes.size(); n++) {
-      const double term = amplitudes[n] * std::exp(-decays[n] * x);
-      phi += term;
-      phi_slope -= decays[n] * term / screening[ab];
-    }
-    double u, u_slope;
-    envelope(r, cutoff[ab], power, u, u_slope);
-    const double q = 0.5 * charges[ab] / r;
-    energy += q * phi * u;
-    slope += q * (phi_slope * u + phi * u_slope - phi * u / r);
+    if (charges.empty()) return;
+    core_repulsion(r, charges[ab], screening[ab], cutoff[ab], static_cast<int>(power),
+                   static_cast<int>(amplitudes.size()), amplitudes.data(), decays.data(), energy,
+                   slope);
   }
 };
 
@@ -68,34 +48,9 @@ struct PairEnergy {
   // adds the energy and its slope at r
   void add(I a, I b, double r, double &energy, double &slope) const
   {
-    if (!terms || r >= cutoff) return;
-    const double *c = coefficients.data() + (a * num_species + b) * terms;
-    const double decay = std::exp(-rate * r);
-    double sum = 0.0, sum_slope = 0.0, power = 1.0;
-    for (I k = 0; k < terms; k++) {
-      power *= decay;
-      sum += c[k] * power;
-      sum_slope -= rate * static_cast<double>(k + 1) * c[k] * power;
-    }
-    double u, u_slope;
-    envelope(r, cutoff, 6, u, u_slope);
-    energy += 0.5 * sum * u;
-    slope += 0.5 * (sum_slope * u + sum * u_slope);
-  }
-};
-
-// 1 up to x = begin, 0 from x = end on, with two continuous derivatives
-struct Fall {
-  double begin = 0.0, end = 1.0;
-
-  double at(double x, double &slope) const
-  {
-    const double t = (x - begin) / (end - begin);
-    slope = 0.0;
-    if (t <= 0.0) return 1.0;
-    if (t >= 1.0) return 0.0;
-    slope = -30.0 * t * t * (1.0 - t) * (1.0 - t) / (end - begin);
-    return 1.0 - t * t * t * (10.0 + t * (6.0 * t - 15.0));
+    if (!terms) return;
+    pair_energy(r, coefficients.data() + (a * num_species + b) * terms, static_cast<int>(terms), rate,
+                cutoff, energy, slope);
   }
 };
 
@@ -114,12 +69,12 @@ class Crowding {
     cutoff_ = cutoff;
     distances_ = from.numbers("distances");
     largest_ = from.numbers("largest");
-    crowded_ = fall(from, "crowded");
+    crowded_ = from.numbers("crowded");
     cost_ = from.number("cost");
     counts_ = from.has("counted");
     if (!counts_) return;
-    counted_ = fall(from, "counted");
-    close_ = fall(from, "close");
+    counted_ = from.numbers("counted");
+    close_ = from.numbers("close");
     closest_ = from.numbers("closest");
   }
 
@@ -133,8 +88,9 @@ class Crowding {
   // a neighbour at r
   void add(int a, int b, double r, Measure &to) const
   {
-    Measure unused;
-    term(a, b, r, to, unused);
+    const Crowd one = crowd(a, b, r);
+    to.number += one.number;
+    to.close += one.close;
   }
 
   // of own atom i of species a; returns what being crowded costs
@@ -143,8 +99,8 @@ class Crowding {
     if (none()) return 0.0;
     Atom &atom = atoms_[i];
     double by_number, by_close;
-    const double few = crowded_.at(found.number / largest_[a], by_number);
-    const double apart = Fall{}.at(found.close, by_close);
+    const double few = fall(crowded_[0], crowded_[1], found.number / largest_[a], by_number);
+    const double apart = fall(0.0, 1.0, found.close, by_close);
     atom = {few * apart, {by_number * apart / largest_[a], few * by_close}, -cost_};
     return cost_ * (1.0 - atom.calm);
   }
@@ -168,10 +124,9 @@ class Crowding {
   // dE/dr of own atom i and its neighbour, once all layers have pulled
   double gradient(I i, int a, int b, double r) const
   {
-    Measure unused, slope;
-    term(a, b, r, unused, slope);
+    const Crowd one = crowd(a, b, r);
     const Atom &atom = atoms_[i];
-    return atom.pull * (atom.slope.number * slope.number + atom.slope.close * slope.close);
+    return atom.pull * (atom.slope.number * one.number_slope + atom.slope.close * one.close_slope);
   }
 
  private:
@@ -181,36 +136,18 @@ class Crowding {
     double pull;        // dE/ds_i
   };
 
-  static Fall fall(const Record &from, const char *name)
+  Crowd crowd(int a, int b, double r) const
   {
-    const std::vector<double> ends = from.numbers(name);
-    return {ends.at(0), ends.at(1)};
-  }
-
-  // adds what a neighbour is, and its derivative by r
-  void term(int a, int b, double r, Measure &value, Measure &slope) const
-  {
-    const double d = distances_[a * num_species_ + b];
-    if (counts_) {
-      const double near = closest_[a * num_species_ + b];
-      double by_number, by_close;
-      value.number += counted_.at(r / d, by_number);
-      value.close += close_.at(r / near, by_close);
-      slope.number += by_number / d;
-      slope.close += by_close / near;
-    } else if (r < cutoff_) {
-      const double q = d / r, q2 = q * q, q4 = q2 * q2, q8 = q4 * q4;
-      double u, u_slope;
-      envelope(r, cutoff_, 6, u, u_slope);
-      value.number += q8 * u;
-      slope.number += q8 * (u_slope - 8.0 * u / r);
-    }
+    const I ab = a * num_species_ + b;
+    if (counts_)
+      return counted_neighbour(r, distances_[ab], closest_[ab], counted_.data(), close_.data());
+    return r < cutoff_ ? weighed_neighbour(r, distances_[ab], cutoff_) : Crowd{0.0, 0.0, 0.0, 0.0};
   }
 
   I num_species_ = 0;
   double cutoff_ = 0.0, cost_ = 0.0;
   bool counts_ = false;
-  Fall counted_, close_, crowded_;
+  std::vector<double> counted_, close_, crowded_;     // [2], where they begin and end to fade
   std::vector<double> distances_, closest_;     // [species, species]
   std::vector<double> largest_;                 // [species]; empty: none
   std::vector<Atom> atoms_;                     // own

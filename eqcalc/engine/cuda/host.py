@@ -47,6 +47,7 @@ def host_library(scalar: str) -> Path:
         text("task.h"),
         "}\n",
         header("description.h"),
+        header("graph.h"),
         *map(text, ("driver.h", "device.h", "network.h")),
         header("pairs.h"),
         text("engine.h"),

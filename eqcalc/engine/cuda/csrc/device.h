@@ -128,13 +128,13 @@ class Waits {
   const Device &device_;
 };
 
-// memory of a device that grows, and is then new; with some to spare after the first time
-template <class U> class OnDevice {
+// memory that grows, and is then new; with some to spare after the first time
+template <class U, class Kind> class Memory {
  public:
-  explicit OnDevice(const Device &device) : device_(device) {}
-  OnDevice(const OnDevice &) = delete;
-  OnDevice &operator=(const OnDevice &) = delete;
-  ~OnDevice() { release(); }
+  explicit Memory(const Device &device) : device_(device) {}
+  Memory(const Memory &) = delete;
+  Memory &operator=(const Memory &) = delete;
+  ~Memory() { release(); }
 
   U *get(std::int64_t count)
   {
@@ -142,14 +142,13 @@ template <class U> class OnDevice {
       const std::int64_t more = count_ ? count + count / 4 : count;
       if (data_) device_.wait();     // it may still be in use
       release();
-      CUdeviceptr p;
-      device_.driver().check(device_.driver().cuMemAlloc_v2(&p, more * sizeof(U)), "give memory");
-      data_ = reinterpret_cast<U *>(p);
+      data_ = static_cast<U *>(Kind::take(device_.driver(), more * sizeof(U)));
       count_ = more;
     }
     return data_;
   }
   U *data() const { return data_; }
+  // to the device
   void give(const std::vector<U> &from)
   {
     device_.up(get(static_cast<std::int64_t>(from.size())), from.data(), from.size() * sizeof(U));
@@ -165,48 +164,37 @@ template <class U> class OnDevice {
   void release()
   {
     const Device::Use use(device_);
-    if (data_) device_.driver().cuMemFree_v2(reinterpret_cast<CUdeviceptr>(data_));
+    if (data_) Kind::give_back(device_.driver(), data_);
     data_ = nullptr;
     count_ = 0;
   }
 };
 
-// memory of the host that the device reads and writes without a detour
-template <class U> class Pinned {
- public:
-  explicit Pinned(const Device &device) : device_(device) {}
-  Pinned(const Pinned &) = delete;
-  Pinned &operator=(const Pinned &) = delete;
-  ~Pinned() { release(); }
-
-  U *get(std::int64_t count)
+struct OfDevice {
+  static void *take(const Driver &driver, std::size_t bytes)
   {
-    if (count > count_) {
-      const std::int64_t more = count_ ? count + count / 4 : count;
-      if (data_) device_.wait();
-      release();
-      void *p;
-      device_.driver().check(device_.driver().cuMemHostAlloc(&p, more * sizeof(U), 0), "pin memory");
-      data_ = static_cast<U *>(p);
-      count_ = more;
-    }
-    return data_;
+    CUdeviceptr p;
+    driver.check(driver.cuMemAlloc_v2(&p, bytes), "give memory");
+    return reinterpret_cast<void *>(p);
   }
-  U *data() const { return data_; }
-  std::int64_t bytes() const { return count_ * static_cast<std::int64_t>(sizeof(U)); }
-
- private:
-  const Device &device_;
-  U *data_ = nullptr;
-  std::int64_t count_ = 0;
-
-  void release()
+  static void give_back(const Driver &driver, void *p)
   {
-    const Device::Use use(device_);
-    if (data_) device_.driver().cuMemFreeHost(data_);
-    data_ = nullptr;
-    count_ = 0;
+    driver.cuMemFree_v2(reinterpret_cast<CUdeviceptr>(p));
   }
 };
+
+// of the host, which the device reads and writes without a detour
+struct OfHost {
+  static void *take(const Driver &driver, std::size_t bytes)
+  {
+    void *p;
+    driver.check(driver.cuMemHostAlloc(&p, bytes, 0), "pin memory");
+    return p;
+  }
+  static void give_back(const Driver &driver, void *p) { driver.cuMemFreeHost(p); }
+};
+
+template <class U> using OnDevice = Memory<U, OfDevice>;
+template <class U> using Pinned = Memory<U, OfHost>;
 
 }    // namespace

@@ -260,18 +260,9 @@ class Network {
 
   void check(const eqcalc_graph &graph) const
   {
-    bool right = 0 <= graph.num_local && graph.num_local <= graph.num_nodes &&
-        graph.num_nodes <= graph.num_rows && 0 <= graph.num_edges;
-    if (right && std::max(graph.num_rows, graph.num_edges) > MOST)
+    check_graph(graph, num_species_);
+    if (std::max(graph.num_rows, graph.num_edges) > MOST)
       throw std::runtime_error("there are too many atoms or edges for one GPU: use more processes");
-    for (I n = 0; right && n < graph.num_nodes; n++)
-      right = 0 <= graph.species[n] && graph.species[n] < num_species_;
-    I last = 0;
-    for (I e = 0; right && e < graph.num_edges; last = graph.edge_dst[e++])
-      right = last <= graph.edge_dst[e] && graph.edge_dst[e] < graph.num_local &&
-          0 <= graph.edge_src[e] && graph.edge_src[e] < graph.num_nodes;
-    if (!right)
-      throw std::runtime_error("species or edges are out of range, or edges not sorted by centre");
   }
 
   static constexpr I MOST = 2'000'000'000;

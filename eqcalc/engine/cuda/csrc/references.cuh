@@ -1,70 +1,14 @@
 // What the energy owes to species and pairs besides the network, and how crowded atoms are:
-// eqcalc.nn.reference, eqcalc.nn.crowding; the same formulas as ../../csrc/pair_terms.h. In double.
+// formulas in ../../csrc/pair_formulas.h.
 
-// 1 at r = 0; value, slope and curvature zero at the cutoff
-__device__ inline void envelope(double r, double cutoff, int power, double &u, double &slope)
-{
-  const double y = r / cutoff, p = power;
-  const double a = (p + 1.0) * (p + 2.0) / 2.0, b = p * (p + 2.0), c = p * (p + 1.0) / 2.0;
-  double q = 1.0;
-  for (int n = 1; n < power; n++) q *= y;
-  u = 1.0 + q * y * (-a + y * (b - c * y));
-  slope = q * (-a * p + y * (b * (p + 1.0) - c * (p + 2.0) * y)) / cutoff;
-}
-
-// Ziegler, Biersack and Littmark (1985), half to each atom; adds energy (eV) and slope (eV/Å)
+// constants: charges, screening, cutoff [pairs], amplitudes, decays [terms]
 __device__ inline void core(const double *c, int ab, double r, double &energy, double &slope)
 {
   const double *charges = c + CORE_AT, *screening = charges + PAIRS, *cutoff = screening + PAIRS;
   const double *amplitudes = cutoff + PAIRS, *decays = amplitudes + CORE_TERMS;
-  if (r >= cutoff[ab]) return;
-  const double x = r / screening[ab];
-  double phi = 0.0, phi_slope = 0.0;
-  for (int n = 0; n < CORE_TERMS; n++) {
-    const double term = amplitudes[n] * exp(-decays[n] * x);
-    phi += term;
-    phi_slope -= decays[n] * term / screening[ab];
-  }
-  double u, u_slope;
-  envelope(r, cutoff[ab], CORE_POWER, u, u_slope);
-  const double q = 0.5 * charges[ab] / r;
-  energy += q * phi * u;
-  slope += q * (phi_slope * u + phi * u_slope - phi * u / r);
+  core_repulsion(r, charges[ab], screening[ab], cutoff[ab], CORE_POWER, CORE_TERMS, amplitudes,
+                 decays, energy, slope);
 }
-
-// the pair potential, half to each atom
-__device__ inline void pair(const double *c, int ab, double r, double &energy, double &slope)
-{
-  if (r >= PAIR_CUTOFF) return;
-  const double *coefficients = c + PAIR_AT + ab * PAIR_TERMS;
-  const double decay = exp(-PAIR_RATE * r);
-  double sum = 0.0, sum_slope = 0.0, power = 1.0;
-  for (int k = 0; k < PAIR_TERMS; k++) {
-    power *= decay;
-    sum += coefficients[k] * power;
-    sum_slope -= PAIR_RATE * (k + 1) * coefficients[k] * power;
-  }
-  double u, u_slope;
-  envelope(r, PAIR_CUTOFF, 6, u, u_slope);
-  energy += 0.5 * sum * u;
-  slope += 0.5 * (sum_slope * u + sum * u_slope);
-}
-
-// 1 up to x = begin, 0 from x = end on, with two continuous derivatives
-__device__ inline double fall(double begin, double end, double x, double &slope)
-{
-  const double t = (x - begin) / (end - begin);
-  slope = 0.0;
-  if (t <= 0.0) return 1.0;
-  if (t >= 1.0) return 0.0;
-  slope = -30.0 * t * t * (1.0 - t) * (1.0 - t) / (end - begin);
-  return 1.0 - t * t * t * (10.0 + t * (6.0 * t - 15.0));
-}
-
-// number and closeness of one neighbour, and their derivatives by r
-struct Crowd {
-  double number, close, number_slope, close_slope;
-};
 
 // constants: distances [pairs], closest [pairs], largest [species], then the ends of crowded,
 // counted and close
@@ -72,22 +16,9 @@ __device__ inline Crowd crowd(const double *c, int ab, double r)
 {
   const double *distances = c + CROWDING_AT, *closest = distances + PAIRS;
   const double *ends = closest + PAIRS + NUM_SPECIES;
-  Crowd one = {0.0, 0.0, 0.0, 0.0};
-  const double d = distances[ab];
-  if (CROWDING_COUNTS) {
-    const double near = closest[ab];
-    one.number = fall(ends[2], ends[3], r / d, one.number_slope);
-    one.close = fall(ends[4], ends[5], r / near, one.close_slope);
-    one.number_slope /= d;
-    one.close_slope /= near;
-  } else {
-    const double q = d / r, q2 = q * q, q4 = q2 * q2, q8 = q4 * q4;
-    double u, u_slope;
-    envelope(r, CUTOFF, 6, u, u_slope);
-    one.number = q8 * u;
-    one.number_slope = q8 * (u_slope - 8.0 * u / r);
-  }
-  return one;
+  if (CROWDING_COUNTS)
+    return counted_neighbour(r, distances[ab], closest[ab], ends + 2, ends + 4);
+  return weighed_neighbour(r, distances[ab], CUTOFF);
 }
 
 // energies begin with these terms, gradients of edges with theirs
@@ -106,7 +37,9 @@ extern "C" __global__ void __launch_bounds__(128) references(const Task t)
       const int ab = a * NUM_SPECIES + t.edge_species[e];
       double slope = 0.0;
       if (CORE_AT >= 0) core(c, ab, r, energy, slope);
-      if (PAIR_AT >= 0) pair(c, ab, r, energy, slope);
+      if (PAIR_AT >= 0)
+        pair_energy(r, c + PAIR_AT + ab * PAIR_TERMS, PAIR_TERMS, PAIR_RATE, PAIR_CUTOFF, energy,
+                    slope);
       if (CROWDING_AT >= 0) {
         const Crowd one = crowd(c, ab, r);
         number += one.number;
