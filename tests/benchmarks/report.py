@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import sys
+import textwrap
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def plot(document: dict[str, Any], path: Path, cases: list[str] | None = None) -
             padding=3,
             fontsize=8,
         )
-        panel.set_title(result["description"], fontsize=9, loc="left")
+        title = "\n".join(textwrap.wrap(result["description"], 72))
+        panel.set_title(title, fontsize=9, loc="left")
         panel.tick_params(labelsize=8)
         panel.xaxis.set_minor_formatter("")
         panel.spines[["top", "right"]].set_visible(False)
