@@ -15,7 +15,7 @@ import typer
 
 from eqcalc import cli_shared as shared
 from eqcalc.cli_active import label_command, select_command
-from eqcalc.cli_calibrate import calibrate_command, show_coverage
+from eqcalc.cli_calibrate import calibrate_command, evaluate_frames, show_coverage
 from eqcalc.cli_calibrate import rows as uncertainty_rows
 from eqcalc.cli_checks import check_app
 from eqcalc.cli_data import (
@@ -337,7 +337,7 @@ def evaluate(
     from eqcalc import export, names
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.report import write_json
-    from eqcalc.data.frames import iter_images, read_frames
+    from eqcalc.data.frames import iter_images
     from eqcalc.data.labels import DEFAULT_KEYS
     from eqcalc.data.store import is_store
     from eqcalc.names import member_files
@@ -369,23 +369,7 @@ def evaluate(
         result = ev.evaluate_store(names.find(members[0]), frames[0], dtype=dtype, device=device)
     else:
         calculator = EquivariantCalculator(members, dtype=dtype, engine=engine, device=device)
-        labelled = read_frames(
-            frames,
-            **keys,
-            pulay_pressure=pulay_pressure,
-            outputs=calculator.outputs,
-            without_energy="energy" not in calculator.implemented_properties,
-        )
-        for frame in labelled:
-            try:
-                for member in calculator.members:
-                    member.potential.species_of(frame.atoms.numbers)
-            except InputError as error:
-                raise InputError(f"{frame.source}: {error}") from None
-        results = calculator.evaluate(
-            (frame.atoms for frame in labelled),
-            uncertainty="grade" in calculator.implemented_properties,
-        )
+        labelled, results = evaluate_frames(calculator, frames, pulay_pressure, **keys)
         result = ev.evaluate_results(labelled, results, calculator.outputs)
         coverage = ev.coverage_of(labelled, results)
     typer.echo(ev.format_table(result.summary()))
@@ -530,8 +514,14 @@ def lammps_doctor(
 
 @lammps_app.command("input")
 def lammps_input(
-    model: Model,
-    structure: shared.Structure = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... STRUCTURE",
+            help="A potential file or a model's name; the folder of a committee, or several "
+            "potentials, whose mean runs; then a structure that ASE reads.",
+        ),
+    ],
     *,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
     frame: Annotated[
@@ -561,7 +551,7 @@ def lammps_input(
     from eqcalc.lammps import write_input
 
     will_write_to(out)
-    model, path = shared.model_and_structure(model, structure, old_model)
+    models, path = shared.models_and_structure(words, old_model)
     for name, value, known in (
         ("ensemble", ensemble, ("nve", "nvt", "npt", "minimize")),
         ("coupling", coupling, ("iso", "aniso", "tri")),
@@ -570,7 +560,7 @@ def lammps_input(
             raise InputError(f"--{name} {value}: it must be one of {', '.join(known)}.")
     script = write_input(
         choose_structure(path, frame),
-        model,
+        models,
         out,
         ensemble,
         temperature,

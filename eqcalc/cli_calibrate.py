@@ -12,6 +12,8 @@ from eqcalc.cli_shared import Model, will_write
 from eqcalc.errors import InputError
 
 if TYPE_CHECKING:
+    from eqcalc.calculator import EquivariantCalculator
+    from eqcalc.data.frames import Frame
     from eqcalc.uncertainty import Coverage
 
 
@@ -31,6 +33,39 @@ def rows(document: dict[str, Any]) -> list[tuple[str, str]]:
     for symbol, (median, largest) in document.get("validation_grade", {}).items():
         found.append((f"  grade of {symbol}", f"{median:.3g} (median), at most {largest:.3g}"))
     return found
+
+
+def evaluate_frames(
+    calculator: EquivariantCalculator,
+    paths: list[Path],
+    pulay_pressure: float = 0.0,
+    **keys: str,
+) -> tuple[list[Frame], list[dict[str, Any]]]:
+    """Labelled frames of files, and a calculator's results for them, uncertainties among these.
+
+    keys: names of the labels, as in `eqcalc.data.frames.read_frames`.
+
+    Raises:
+        InputError: what cannot be read; an element that the model lacks, with the frame's name.
+    """
+    from eqcalc.data.frames import read_frames
+
+    labelled = read_frames(
+        paths,
+        **keys,
+        pulay_pressure=pulay_pressure,
+        outputs=calculator.outputs,
+        without_energy="energy" not in calculator.implemented_properties,
+    )
+    for frame in labelled:
+        try:
+            for member in calculator.members:
+                member.potential.species_of(frame.atoms.numbers)
+        except InputError as error:
+            raise InputError(f"{frame.source}: {error}") from None
+    known = "grade" in calculator.implemented_properties
+    images = (frame.atoms for frame in labelled)
+    return labelled, list(calculator.evaluate(images, uncertainty=known))
 
 
 def show_coverage(coverage: Coverage | None, picture: Path | None) -> dict[str, Any]:

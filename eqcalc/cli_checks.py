@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eqcalc.cli_calibrate import evaluate_frames
+from eqcalc.cli_data import EnergyKey, ForcesKey, StressKey, VirialKey
 from eqcalc.cli_shared import (
     Model,
     OldModel,
@@ -21,6 +23,7 @@ from eqcalc.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from eqcalc.checks.labelled import Labelled
     from eqcalc.checks.references import References
     from eqcalc.checks.report import Report
 
@@ -62,6 +65,19 @@ def _references(path: Path | None) -> References | None:
     return read_references(path)
 
 
+def _labelled(model: str, paths: list[Path], **keys: str) -> Labelled:
+    """What labelled frames say of a model."""
+    from eqcalc.calculator import EquivariantCalculator
+    from eqcalc.checks.labelled import labelled
+    from eqcalc.training import evaluate as ev
+
+    calc = EquivariantCalculator(model, on_domain_exit="ignore")
+    frames, results = evaluate_frames(calc, paths, **keys)
+    errors = ev.evaluate_results(frames, results, calc.outputs).summary()
+    coverage = ev.coverage_of(frames, results)
+    return labelled([p.name for p in paths], errors, coverage.document() if coverage else {})
+
+
 def _say(line: str) -> None:
     typer.echo(line, err=True)
 
@@ -88,20 +104,40 @@ def check_all(
     ] = Path("report.html"),
     out: Annotated[Path | None, typer.Option(hidden=True)] = None,
     references: ReferenceFile = None,
+    frames: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Labelled frames, as far outside of the training as you will go: their errors, "
+            "and where predicted deviations are wrong."
+        ),
+    ] = None,
     lammps: Annotated[bool, typer.Option(help="Run LAMMPS too.")] = True,
     ranks: Ranks = 2,
     steps: Steps = 300,
     timestep: TimeStep = None,
     temperature: Temperature = 600.0,
     threads: Threads = 1,
+    energy_key: EnergyKey = "energy",
+    forces_key: ForcesKey = "forces",
+    stress_key: StressKey = "stress",
+    virial_key: VirialKey = "",
 ) -> None:
     """Every check that fits, as one HTML page; exit status 1 on FAIL, 3 if UNDECIDED."""
+    import dataclasses
+
     from eqcalc.checks.page import write_report
     from eqcalc.checks.suite import check_all as run_checks
     from eqcalc.data.frames import read_structure
 
     output = out or output
     will_write(output, endings=(".html",))
+    keys = {
+        "energy_key": energy_key,
+        "forces_key": forces_key,
+        "stress_key": stress_key,
+        "virial_key": virial_key,
+    }
+    given = _labelled(model, frames, **keys) if frames else None
     suite = run_checks(
         model,
         None if structure is None else read_structure(structure),
@@ -114,7 +150,7 @@ def check_all(
         threads=threads,
         say=_say,
     )
-    written = write_report(suite, output)
+    written = write_report(dataclasses.replace(suite, labelled=given), output)
     typer.echo(f"{suite}\nWritten: {', '.join(map(str, written))}")
     raise typer.Exit(STATUS[suite.verdict])
 

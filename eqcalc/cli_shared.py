@@ -54,6 +54,22 @@ def model_and_structure(first: str, second: Path | None, old_model: str | None) 
     return first, second
 
 
+def models_and_structure(words: list[str], old_model: str | None) -> tuple[list[str], Path]:
+    """MODEL ... STRUCTURE, also as --model MODEL ... STRUCTURE or STRUCTURE --model MODEL ...
+
+    Raises:
+        InputError: there are no models, or there is no structure.
+    """
+    first = [] if old_model is None else [old_model]
+    before = old_model is not None and words[-1].endswith(".pth")
+    structure, models = (words[0], words[1:]) if before else (words[-1], words[:-1])
+    if not first + models:
+        raise InputError(
+            "Give a model, or several, then a structure: eqcalc lammps input MODEL ... STRUCTURE."
+        )
+    return first + models, Path(structure)
+
+
 def precision(value: str | None, old: str | None = None) -> str | None:
     """float32 or float64, however it was spelled; None stays None.
 

@@ -1,6 +1,7 @@
 """Grades and deviations in ASE: results, dynamics, trajectories, the command, training."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from typer.testing import CliRunner
 
 from eqcalc import DisagreementStop, EquivariantCalculator, InputError, export, uncertainty
 from eqcalc.checks import provenance
+from eqcalc.checks.labelled import labelled as labelled_page
 from eqcalc.checks.page import render
 from eqcalc.checks.suite import Suite
 from eqcalc.cli import app
 from eqcalc.committee import KeepUncertainty
+from eqcalc.uncertainty.coverage import Coverage, remarks
+from eqcalc.uncertainty.coverage import text as coverage_text
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +209,72 @@ def test_errors_beside_deviations_in_evaluate_and_the_report(files, tmp_path):
     )
     assert last["within_two"] == float(last["error"] <= 2.0 * last["predicted"])
     assert "within 1 std" in done.output
+    assert last["ratio"] == pytest.approx(last["error"] / last["predicted"], rel=1e-3)
+    assert document["force_rows"][-1]["error"] < 0.1  # labels are the model's own
     assert paths["plot.png"].stat().st_size > 10_000
     predicted = read(paths["predicted.xyz"], "-1")
     grade = calc.get_property("grade", frames[-1])
     assert np.allclose(predicted.arrays["eqcalc_grade"], grade, rtol=1e-4)
     plain = CliRunner().invoke(app, [words[0], str(files[2]), *words[2:], *map(str, more[2:])])
     assert "run 'eqcalc calibrate" in str(plain.exception)
+
+
+def test_deviations_that_are_wrong_far_outside_are_said_to_be():
+    """Errors are as predicted up to grade 1 and four times as large beyond 4; one frame is mute."""
+    rng = np.random.default_rng(4)
+    std = rng.uniform(0.01, 0.05, 4001)
+    far = np.arange(4001) >= 2000
+    error = std * rng.standard_normal(4001) * np.where(far, 4.0, 1.0)
+    grades = [np.array([0.5, 6.0 if f else 0.9]) for f in far[:-1]] + [np.array([1.5, 0.1])]
+    forces = [np.full(2, 0.3 if f else 0.1) for f in far]
+    document = Coverage.of([2] * 4001, error, std, grades, forces).document()
+    near, alone, beyond = document["rows"]
+    assert [row["frames"] for row in document["rows"]] == [2000, 1, 2000]
+    assert near["ratio"] == pytest.approx(1.0, abs=0.05)
+    assert near["within_one"] == pytest.approx(0.683, abs=0.03)
+    assert near["within_two"] == pytest.approx(0.954, abs=0.015)
+    assert beyond["ratio"] == pytest.approx(4.0, rel=0.05)
+    assert beyond["ratio"] == pytest.approx(beyond["error"] / beyond["predicted"], rel=1e-3)
+    assert beyond["within_two"] == pytest.approx(0.383, abs=0.03)  # erf(0.5 / sqrt(2))
+    (said,) = remarks(document)
+    assert said.startswith("Grade 4 to 8: deviations are too small")
+    assert f"{beyond['ratio']:.2g} times" in said
+    assert said in coverage_text(document)
+    (fine,) = remarks(document | {"rows": [near, alone]})
+    assert "agree within a factor of 1.5" in fine
+    (large,) = remarks(document | {"rows": [near | {"ratio": 0.4}]})
+    assert "too large" in large
+    assert remarks(document | {"rows": [alone]}) == []
+    older = [{k: v for k, v in row.items() if k != "ratio"} for row in document["rows"]]
+    assert remarks(document | {"rows": older}) == [said]  # files written before
+    page = labelled_page(["far.xyz"], {}, document)
+    assert any(said in table.note for table in page.tables)
+    suite = Suite({"file": "made.pth"}, "", [], labelled=page)
+    assert {"Labelled frames: far.xyz", f"{beyond['ratio']:.2f}"} <= set(
+        re.findall(r">([^<>]+)<", render(suite))
+    )
+    assert suite.to_dict()["labelled_frames"]["uncertainty"] == document
+
+
+def test_frames_that_a_report_is_given(files, tmp_path, monkeypatch):
+    """`check all --frames` writes what `evaluate` says of the same frames."""
+    frames = labelled(files[0], [two_elements(seed, rattle=0.3) for seed in range(3)])
+    write(tmp_path / "far.xyz", frames)
+    suite = Suite({"file": "made.pth"}, "", [])
+    monkeypatch.setattr("eqcalc.checks.suite.check_all", lambda *_args, **_options: suite)
+    paths = [str(tmp_path / name) for name in ("far.xyz", "report.html", "out.json")]
+    words = ["check", "all", str(files[0]), "--frames", paths[0], "-o", paths[1]]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["evaluate", str(files[0]), paths[0], "-o", paths[2]])
+    assert done.exit_code == 0, done.output
+    report, evaluated = (
+        json.loads((tmp_path / n).read_text()) for n in ("report.json", "out.json")
+    )
+    found = report["labelled_frames"]
+    assert sum(row["frames"] for row in found["uncertainty"]["rows"]) == 3
+    assert found["errors"] | {"uncertainty": found["uncertainty"]} == evaluated
+    assert "far.xyz" in (tmp_path / "report.html").read_text()
 
 
 def test_the_report_shows_them(files, tmp_path):
@@ -245,7 +309,18 @@ def test_a_committee_is_its_folder(files, tmp_path):
         assert len(calc.members) == 2
         assert np.allclose(calc.get_property("forces_std", atoms), expected)
     write(tmp_path / "atoms.xyz", atoms)
-    words = ["lammps", "input", str(folder), str(tmp_path / "atoms.xyz"), "--out", str(tmp_path)]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
-    assert f'pair_coeff * * "{folder}" O Si' in (tmp_path / "in.lammps").read_text()
+    a, b = map(str, files[:2])
+    atoms_file = str(tmp_path / "atoms.xyz")
+    for words, potentials in (
+        ([str(folder), atoms_file], f'"{folder}"'),
+        (["--model", str(folder), atoms_file], f'"{folder}"'),
+        ([a, b, atoms_file], f'"{a}" "{b}"'),
+        (["--model", a, b, atoms_file], f'"{a}" "{b}"'),
+        ([atoms_file, "--model", a, b], f'"{a}" "{b}"'),
+        ([atoms_file, "--model", a], f'"{a}"'),
+    ):
+        done = CliRunner().invoke(app, ["lammps", "input", *words, "--out", str(tmp_path)])
+        assert done.exit_code == 0, (words, done.output, done.exception)
+        assert f"pair_coeff * * {potentials} O Si\n" in (tmp_path / "in.lammps").read_text()
+    alone = CliRunner().invoke(app, ["lammps", "input", atoms_file])
+    assert "Give a model, or several, then a structure" in str(alone.exception)

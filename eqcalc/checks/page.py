@@ -124,6 +124,12 @@ def render(suite: Suite) -> str:
     training += [_words(suite.domain)] if suite.domain else []
     if training:
         training.insert(0, '<h2 id="training">Training, as the file says</h2>')
+    labelled = []
+    if suite.labelled:
+        labelled = [f'<h2 id="frames">{escape(suite.labelled.title)}</h2>']
+        labelled += [_table(table) for table in suite.labelled.tables]
+        if suite.labelled.picture:
+            labelled.append(_image("Errors over deviations of these", suite.labelled.picture))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -137,6 +143,7 @@ def render(suite: Suite) -> str:
 <table class="words"><tbody>{summary}</tbody></table>
 {_words(suite.model | {"structure": suite.structure} | suite.run)}
 {"".join(training)}
+{"".join(labelled)}
 {body}
 </body>
 </html>

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from eqcalc.checks.report import Table, png
 from eqcalc.domain import Domain
-from eqcalc.uncertainty.coverage import draw, table
+from eqcalc.uncertainty.coverage import draw, force_table, remarks, table
 
 if TYPE_CHECKING:
     from eqcalc.calculator import EquivariantCalculator
@@ -66,35 +66,39 @@ def describe_model(calc: EquivariantCalculator) -> dict[str, str]:
 
 def stored_errors(document: dict[str, Any]) -> list[Table]:
     """Tables of the errors that the file was written with, by frames and config_type."""
-    tables = []
-    for frames, groups in document.get("training", {}).get("errors", {}).items():
-        units: dict[str, str] = {}
-        for errors in groups.values():
-            units |= {
-                name: found.get("unit", UNITS.get(name, "")) for name, found in errors.items()
-            }
-        known = list(units)
-        columns = ["", *(f"{name}, {unit}" for name, unit in units.items())]
-        rows = [
-            [group, *(_error(errors.get(name)) for name in known)]
-            for group, errors in groups.items()
-        ]
-        title = f"Errors on {frames} frames: mean absolute / root mean square"
-        tables.append(Table(title, columns, rows))
-    return tables
+    stored = document.get("training", {}).get("errors", {})
+    return [errors_table(f"{frames} frames", groups) for frames, groups in stored.items()]
+
+
+def errors_table(frames: str, groups: dict[str, Any]) -> Table:
+    """Errors on these frames, by config_type (`eqcalc.training.metrics`)."""
+    units: dict[str, str] = {}
+    for errors in groups.values():
+        units |= {name: found.get("unit", UNITS.get(name, "")) for name, found in errors.items()}
+    columns = ["", *(f"{name}, {unit}" for name, unit in units.items())]
+    rows = [
+        [group, *(_error(errors.get(name)) for name in units)] for group, errors in groups.items()
+    ]
+    return Table(f"Errors on {frames}: mean absolute / root mean square", columns, rows)
 
 
 def stored_coverage(document: dict[str, Any]) -> list[Table]:
     """Predicted deviations beside real errors, of the frames that they were fitted to."""
     found = document.get("uncertainty", {}).get("coverage")
-    if not found:
-        return []
-    title = "Uncertainty: real errors and predicted deviations of unseen frames, root mean squares"
+    return coverage_tables("unseen frames", found) if found else []
+
+
+def coverage_tables(frames: str, found: dict[str, Any]) -> list[Table]:
+    """`eqcalc.uncertainty.Coverage.document` of these frames, and what is wrong in it."""
+    title = f"Uncertainty: real errors and predicted deviations of {frames}, root mean squares"
     note = (
         "Grades are 1 at the edge of the training set. 68 and 95 % of normal errors are within one "
         "and two deviations; where fewer are, the deviations are too small."
     )
-    return [Table(title, *table(found), note)]
+    tables = [Table(title, *table(found), " ".join([note, *remarks(found)]))]
+    if found["force_rows"]:
+        tables.append(Table("Forces of atoms, root mean squares of errors", *force_table(found)))
+    return tables
 
 
 def coverage_picture(document: dict[str, Any]) -> bytes:

@@ -28,6 +28,7 @@ from eqcalc.checks.symmetry import check_symmetry
 from eqcalc.errors import InputError
 
 if TYPE_CHECKING:
+    from eqcalc.checks.labelled import Labelled
     from eqcalc.checks.references import References
 
 #: Å, by which atoms are displaced so that no force vanishes by symmetry
@@ -100,6 +101,7 @@ class Suite:
         errors: that the file was written with.
         domain: what the training contained.
         coverage: a picture of real errors over predicted deviations (PNG), or nothing.
+        labelled: what frames with labels say that were given.
     """
 
     model: dict[str, str]
@@ -109,6 +111,7 @@ class Suite:
     errors: list[Table] = field(default_factory=list)
     domain: dict[str, str] = field(default_factory=dict)
     coverage: bytes = b""
+    labelled: Labelled | None = None
 
     @property
     def passed(self) -> bool:
@@ -129,6 +132,7 @@ class Suite:
             "run": self.run,
             "training_domain": self.domain,
             "checks": {outcome.name: outcome.to_dict() for outcome in self.outcomes},
+            **({"labelled_frames": self.labelled.document} if self.labelled else {}),
         }
 
     def __str__(self) -> str:

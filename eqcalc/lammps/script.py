@@ -6,6 +6,7 @@ Units: eV, Å, fs, K, GPa here; LAMMPS's metal units (ps, bar) in the files.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -102,7 +103,7 @@ def _log(box: _Box | None, ensemble: str, every: int, digits: int | None) -> lis
 
 def write_input(
     atoms: Atoms,
-    model_path: str | os.PathLike,
+    model_path: str | os.PathLike | Sequence[str | os.PathLike],
     folder: str | os.PathLike,
     ensemble: str = "nve",
     temperature: float = 300.0,
@@ -128,7 +129,7 @@ def write_input(
     Args:
         atoms: the structure; its velocities are kept if it has any.
         model_path: a potential file, the name of a model (`eqcalc.names`), or the folder of a
-            committee, whose mean runs.
+            committee; several of these run as their mean.
         folder: made if need be.
         ensemble: "nve", "nvt", "npt" or "minimize".
         temperature: K; of the thermostat, and of new velocities where atoms have none.
@@ -159,7 +160,8 @@ def write_input(
     if len(atoms) == 0:
         raise InputError("The structure has no atoms.")
     present = set(atoms.get_chemical_symbols())
-    for file in names.member_files([model_path]):
+    paths = [model_path] if isinstance(model_path, str | os.PathLike) else list(model_path)
+    for file in names.member_files(paths):
         model = names.find(file)
         species = export.read_metadata(model)["species"]
         if not present <= set(species):
@@ -168,6 +170,7 @@ def write_input(
                 f"{', '.join(sorted(present - set(species)))}: use a model trained on these "
                 "elements."
             )
+    potentials = " ".join(_quoted(names.lasting(path)) for path in paths)
     elements = [symbol for symbol in species if symbol in present]
     pbc = [bool(p) for p in atoms.pbc]
     moves = ensemble == "npt" or relax_cell
@@ -186,7 +189,7 @@ def write_input(
         f"read_data {DATA_FILE}",
         "",
         f"pair_style equivariant{style}",
-        f"pair_coeff * * {_quoted(names.lasting(model_path))} {' '.join(elements)}",
+        f"pair_coeff * * {potentials} {' '.join(elements)}",
         f"neighbor {skin:g} bin",
         "neigh_modify every 1 delay 0 check yes",
         "",

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 EDGES = (0.0, 1.0, 2.0, 4.0, 8.0, np.inf)
 
 #: of the columns that may be unknown
-FORMS = (("predicted", ".3g"), ("within_one", ".0%"), ("within_two", ".0%"))
+FORMS = (("predicted", ".3g"), ("ratio", ".2f"), ("within_one", ".0%"), ("within_two", ".0%"))
+
+#: a class of fewer frames says little; errors and deviations agree within a factor of so much
+FEWEST, FACTOR = 8, 1.5
 
 #: frames whose points are kept
 KEPT = 200
@@ -81,18 +84,20 @@ class Coverage:
     def rows(self) -> list[dict[str, Any]]:
         """By grade of a frame's worst atom: frames, root mean squares, shares within 1 and 2 std.
 
-        Without deviations there are None.
+        ratio: of the root mean squares, real by predicted. Without deviations there are None.
         """
         found = []
         for label, inside in _classes(self.grade):
             error, std = self.error[inside], self.std[inside]
             known = bool(np.isfinite(std).all())
+            predicted = _rms(std) if known else None
             found.append(
                 {
                     "grade": label,
                     "frames": int(inside.sum()),
                     "error": _rms(error),
-                    "predicted": _rms(std) if known else None,
+                    "predicted": predicted,
+                    "ratio": _ratio(_rms(error), predicted),
                     "within_one": float(np.mean(np.abs(error) <= std)) if known else None,
                     "within_two": float(np.mean(np.abs(error) <= 2.0 * std)) if known else None,
                 }
@@ -123,9 +128,18 @@ def _rms(values: np.ndarray) -> float:
     return float(f"{np.sqrt(np.mean(np.square(values))):.4g}")
 
 
+def _ratio(error: float, predicted: float | None) -> float | None:
+    return float(f"{error / predicted:.4g}") if predicted else None
+
+
+def _with_ratio(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Files of before have none."""
+    return {"ratio": _ratio(row["error"], row["predicted"]), **row}
+
+
 def table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Column heads and cells of `Coverage.document`, for people."""
-    heads = ["grade", "frames", "error meV/atom", "predicted", "within 1 std", "2 std"]
+    heads = ["grade", "frames", "error meV/atom", "predicted", "ratio", "within 1 std", "2 std"]
     cells = [
         [
             row["grade"],
@@ -133,7 +147,7 @@ def table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{row['error']:.3g}",
             *("-" if row[name] is None else f"{row[name]:{form}}" for name, form in FORMS),
         ]
-        for row in document["rows"]
+        for row in map(_with_ratio, document["rows"])
     ]
     return heads, cells
 
@@ -146,8 +160,33 @@ def force_table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     return ["grade", "atoms", "force error meV/Å"], cells
 
 
+def remarks(document: Mapping[str, Any]) -> list[str]:
+    """Where deviations are wrong, a sentence each, of classes of FEWEST frames or more."""
+    judged = [
+        row
+        for row in map(_with_ratio, document["rows"])
+        if row["frames"] >= FEWEST and row["ratio"] is not None
+    ]
+    wrong = []
+    for row in judged:
+        if 1.0 / FACTOR <= row["ratio"] <= FACTOR:
+            continue
+        side = "small" if row["ratio"] > 1.0 else "large"
+        wrong.append(
+            f"Grade {row['grade']}: deviations are too {side}, errors of energies being "
+            f"{row['ratio']:.2g} times the predicted ones, with {row['within_two']:.0%} of "
+            f"{row['frames']} frames within two deviations (95 % would be right)."
+        )
+    if judged and not wrong:
+        return [f"At these grades errors and deviations agree within a factor of {FACTOR:g}."]
+    return wrong
+
+
 def text(document: Mapping[str, Any]) -> str:
-    """Both tables, root mean squares; 68 and 95 % would be right of normal errors."""
+    """Both tables, root mean squares, and `remarks`.
+
+    68 and 95 % within one and two deviations would be right of normal errors.
+    """
     parts = []
     for heads, cells in (table(document), force_table(document)):
         widths = [max(len(row[k]) for row in (heads, *cells)) for k in range(len(heads))]
@@ -161,7 +200,8 @@ def text(document: Mapping[str, Any]) -> str:
                     for row in (heads, *cells)
                 )
             )
-    return "\n\n".join(parts)
+    said = remarks(document)
+    return "\n\n".join([*parts, "\n".join(said)] if said else parts)
 
 
 def draw(document: Mapping[str, Any]) -> Figure:
