@@ -469,7 +469,6 @@ class EquivariantCalculator(Calculator):
             )
             # only now: what failed leaves no structure behind that older results do not belong to
             self.atoms = atoms
-            super().calculate(None, properties, system_changes)
             results = self._results(structure.numbers, outcomes, volume)
             # of the same structure others may have been asked for before
             self.results = results if system_changes else self.results | results

@@ -14,6 +14,8 @@ Phys. Rev. B 92, 094301 (2015), eq. 23).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,7 +35,12 @@ def stress_volume(cell: np.ndarray, pbc: np.ndarray) -> float | None:
     """
     if not np.any(pbc):
         return None
-    cell = np.asarray(cell, dtype=np.float64)
+    return _volume(np.asarray(cell, dtype=np.float64).tobytes())
+
+
+@lru_cache(maxsize=64)  # most structures have the cell of the one before
+def _volume(entries: bytes) -> float | None:
+    cell = np.frombuffer(entries).reshape(3, 3)
     volume = abs(float(np.linalg.det(cell)))
     # flat up to rounding, like a zero vector
     flat = volume <= 1e-9 * float(np.prod(np.linalg.norm(cell, axis=1)))

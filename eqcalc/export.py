@@ -18,6 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ def _named(number: int) -> str:
     if 0 < number < len(chemical_symbols):
         return chemical_symbols[number]
     return f"atomic number {number} (no element)"
+
+
+@lru_cache(maxsize=64)
+def _species_table(atomic_numbers: tuple[int, ...]) -> np.ndarray:
+    """Species of -1, 0, 1, ..., number of elements + 1; the ends stand for all that lie beyond."""
+    table = np.full(len(chemical_symbols) + 2, -1, dtype=np.int64)
+    table[np.add(atomic_numbers, 1)] = np.arange(len(atomic_numbers))
+    return table
 
 
 def _module_bytes(module: torch.jit.ScriptModule) -> int:
@@ -114,10 +123,7 @@ class PotentialFile:
     def species_of(self, numbers: np.ndarray) -> np.ndarray:
         """Species [N] of atomic numbers [N]; InputError names an element the model lacks."""
         numbers = as_array(numbers, (None,), "atomic numbers", np.int64)
-        # species of -1, 0, 1, ..., number of elements + 1; the ends stand for all that lie beyond
-        table = np.full(len(chemical_symbols) + 2, -1, dtype=np.int64)
-        table[np.add(self.atomic_numbers, 1)] = np.arange(len(self.atomic_numbers))
-        species = table.take(numbers + 1, mode="clip")
+        species = _species_table(tuple(self.atomic_numbers)).take(numbers + 1, mode="clip")
         if species.min(initial=0) < 0:
             unknown = sorted({_named(int(z)) for z in numbers[species < 0]})
             raise InputError(

@@ -201,12 +201,12 @@ class VerletList:
         if (
             self._list is None
             or len(positions) != len(self._positions)
-            or not np.array_equal(pbc, self._pbc)
+            or pbc.tobytes() != self._pbc.tobytes()
         ):
             return False
         smallest = 1.0
         carried = self._positions
-        if not np.array_equal(cell, self._cell):
+        if cell.tobytes() != self._cell.tobytes():  # cheaper than np.array_equal
             if not pbc.all():
                 return False
             map_ = np.linalg.solve(self._cell, cell)
@@ -232,7 +232,7 @@ class VerletList:
         structure = Structure.of(atoms)
         candidates, cell = self.candidates(structure), structure.cell
         made_of, of_cell, pairs = self._pairs
-        if pairs is None or made_of is not candidates or not np.array_equal(of_cell, cell):
+        if pairs is None or made_of is not candidates or of_cell.tobytes() != cell.tobytes():
             pairs = candidates.in_space(cell)
             self._pairs = candidates, cell.copy(), pairs
         return pairs

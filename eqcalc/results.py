@@ -17,7 +17,7 @@ SPREAD = ("energy", "energies", "forces", "stress")
 OF_ONE = ("energies_std", "grade", "energy_std")
 
 #: columns of a flat 3x3 matrix, and of its transpose, in ASE's order xx yy zz yz xz xy
-_VOIGT, _VOIGT_TURNED = [0, 4, 8, 5, 2, 1], [0, 4, 8, 7, 6, 3]
+_VOIGT, _VOIGT_TURNED = np.array([[0, 4, 8, 5, 2, 1], [0, 4, 8, 7, 6, 3]])
 
 
 def of_outcome(
@@ -38,8 +38,9 @@ def of_outcome(
     if outcome.forces is not None:
         results["forces"] = outcome.forces
     if outcome.virials is not None and volume is not None:
-        columns = outcome.virials.reshape(-1, 9).T
-        stresses = (columns[_VOIGT] + columns[_VOIGT_TURNED]).T * (-0.5 / volume)
+        rows = outcome.virials.reshape(-1, 9)
+        stresses = rows.take(_VOIGT, axis=1) + rows.take(_VOIGT_TURNED, axis=1)
+        stresses *= -0.5 / volume
         results["stresses"] = stresses
         results["stress"] = stresses.sum(axis=0)
     return results

@@ -6,6 +6,7 @@ and compiled extensions read the memory as that.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -104,6 +105,15 @@ def check_structure(
     pbc = _directions(pbc)
     if not np.abs(positions).max(initial=0.0) <= FARTHEST:
         _refuse_positions(positions)
+    _check_cell(cell.tobytes(), pbc.tobytes())
+    return positions, cell, pbc
+
+
+@lru_cache(maxsize=64)  # most structures have the cell of the one before
+def _check_cell(entries: bytes, directions: bytes) -> None:
+    """InputError for cell vectors [3, 3] (float64) and pbc [3] that no list can be made of."""
+    cell = np.frombuffer(entries).reshape(3, 3)
+    pbc = np.frombuffer(directions, dtype=bool)
     if not np.isfinite(cell).all():
         raise InputError(f"The cell has entries that are not finite numbers: {cell.tolist()}.")
     if np.abs(cell).max() > FARTHEST:
@@ -120,7 +130,6 @@ def check_structure(
                 f"The structure is periodic along {axes}, but those cell vectors are zero or "
                 f"linearly dependent ({periodic.tolist()}): set the cell, or turn pbc off there."
             )
-    return positions, cell, pbc
 
 
 class Structure(NamedTuple):

@@ -15,7 +15,7 @@ from potentials import untrained
 from eqcalc import EquivariantCalculator, export, names
 from eqcalc.engine import backends, build, fused, kernels, plan, readers, tables
 from eqcalc.errors import InputError
-from eqcalc.neighbors import VerletList, neighbor_list
+from eqcalc.neighbors import Pairs, VerletList, neighbor_list
 
 KINDS = {
     "scalars": {"channels": (9,), "layers": 2},
@@ -289,6 +289,18 @@ def test_selected_pairs_are_those_of_a_new_list(potential_path):
     assert np.abs(got.vec - vectors).max() < 1e-14
     lengths = np.linalg.norm(vectors, axis=1)
     assert lengths[nearest] == pytest.approx(lengths.min(), rel=1e-14)
+    # and all at once is what it is piece by piece
+    species = engine.species_of(atoms.numbers)
+    energies, gradient = engine.run(species, got, 2)
+    forces, virials = engine.forces(len(atoms), got, gradient)
+    listed = pairs.in_space(atoms.cell.array)
+    step = engine.evaluate_pairs(species, atoms.positions, listed, 2)
+    for mine, theirs in zip(step, (energies, forces, virials), strict=False):
+        assert np.array_equal(mine, theirs)
+    assert step[3] == lengths[nearest]
+    alone = engine.evaluate_pairs(species, atoms.positions, listed, 2, gradient=False)
+    assert np.array_equal(alone[0], energies)
+    assert alone[1:3] == (None, None)
 
 
 def test_memory_of_a_thousand_atoms():
@@ -386,6 +398,8 @@ def test_arrays_that_cannot_be_meant_are_refused(potential_path, crystal):
             engine.forces(8, fused.EdgeArrays(other, dst, vec), vec)
         with pytest.raises(ValueError, match="atoms that are not among the 8"):
             engine.select((dst, other), np.zeros_like(vec), crystal.positions)
+        with pytest.raises(InputError, match="atoms that are not there"):
+            engine.evaluate_pairs(species, crystal.positions, Pairs(dst, other, vec), 1)
         with pytest.raises(InputError, match=r"species .* out of range"):
             engine.run(np.full(8, wrong), fused.EdgeArrays(src, dst, vec), 1)
     with pytest.raises(InputError, match="not sorted by centre"):

@@ -30,6 +30,14 @@ def converted(array: Any, dtype: type, *shape: int | None) -> np.ndarray:
     Raises:
         ValueError: another shape, or kind of numbers, than is needed.
     """
+    if (
+        type(array) is np.ndarray
+        and array.dtype == dtype
+        and array.flags.c_contiguous
+        and array.ndim == len(shape)
+        and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
+    ):
+        return array
     given = np.asarray(array)
     require_shape(given, *shape)
     if not np.can_cast(given.dtype, dtype, "same_kind"):

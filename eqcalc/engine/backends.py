@@ -98,6 +98,12 @@ def refuse_overlap(
         )
 
 
+def _refuse_if_nearer(distance: float, positions: np.ndarray, pairs: Pairs) -> None:
+    """The same of a list at these positions [N, 3] Å, whose shortest distance (Å) is known."""
+    if not distance >= OVERLAP:
+        refuse_overlap(pairs.edge_dst, pairs.edge_src, pairs.vectors(positions))
+
+
 def _enough_memory(
     device: torch.device, num_atoms: int, num_pairs: int
 ) -> AbstractContextManager[None]:
@@ -166,21 +172,21 @@ class FusedBackend:
     def compute(
         self, species: np.ndarray, positions: np.ndarray, pairs: Pairs, wanted: Wanted = ALL
     ) -> Outcome:
+        threads = threads_here(self._threads) or torch.get_num_threads()
         with _enough_memory(self.potential.device, len(species), len(pairs.edge_dst)):
+            if not (wanted.features or wanted.uncertainty):
+                *found, distance = self.potential.evaluate_pairs(
+                    species, positions, pairs, threads, gradient=wanted.gradient
+                )
+                _refuse_if_nearer(distance, positions, pairs)
+                return Outcome(*found)
             edges, nearest = self.potential.select(
                 (pairs.edge_dst, pairs.edge_src), pairs.shift, np.ascontiguousarray(positions)
             )
             refuse_overlap(edges.dst, edges.src, edges.vec, nearest)
-            threads = threads_here(self._threads) or torch.get_num_threads()
-            atomic = Atomic()
-            if wanted.features or wanted.uncertainty:
-                energies, slopes, atomic = self.potential.run_with(
-                    species, edges, threads, **wanted._asdict()
-                )
-            else:
-                energies, slopes = self.potential.run(
-                    species, edges, threads, gradient=wanted.gradient
-                )
+            energies, slopes, atomic = self.potential.run_with(
+                species, edges, threads, **wanted._asdict()
+            )
             outcome = Outcome(energies, **atomic._asdict())
             if slopes is None:
                 return outcome
@@ -204,8 +210,7 @@ class GpuBackend(FusedBackend):
             energies, forces, virials, nearest = self._gpu.step(
                 species, positions, pairs, gradient=wanted.gradient
             )
-        if nearest < OVERLAP:
-            refuse_overlap(pairs.edge_dst, pairs.edge_src, pairs.vectors(positions))
+        _refuse_if_nearer(nearest, positions, pairs)
         return Outcome(energies, forces, virials)
 
 

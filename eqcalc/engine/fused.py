@@ -31,6 +31,7 @@ from eqcalc.engine.rows import Lives
 from eqcalc.engine.tables import tabulate, too_many
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
+from eqcalc.neighbors import Pairs
 from eqcalc.reuse import Reused
 from eqcalc.runtime import TurnLock, own_torch
 from eqcalc.uncertainty import MISSING, Atomic, Uncertainty
@@ -344,6 +345,51 @@ class FusedPotential:
         if count < 0:
             raise ValueError(f"Pairs refer to atoms that are not among the {len(positions)}.")
         return EdgeArrays(*(array[:count] for array in arrays)), nearest.value
+
+    def evaluate_pairs(
+        self,
+        species: np.ndarray,
+        positions: np.ndarray,
+        pairs: Pairs,
+        threads: int,
+        *,
+        gradient: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, float]:
+        """`select`, `run` and `forces` in one call: energies, forces, virials, shortest distance.
+
+        Args:
+            species: [N].
+            positions: [N, 3] Å.
+            pairs: all within the cutoff, or more.
+            threads: see `run`.
+            gradient: whether forces and virials are wanted; else they are None.
+        """
+        count = len(species)
+        species, positions = (
+            converted(species, np.int64, None),
+            converted(positions, np.float64, count, 3),
+        )
+        dst = converted(pairs.edge_dst, np.int64, None)
+        src = converted(pairs.edge_src, np.int64, len(dst))
+        shift = converted(pairs.shift, np.float64, len(dst), 3)
+        graph = Graph(count, count, count, len(dst), *map(_place, (species, src, dst)))
+        energies, nearest = np.empty(count), ctypes.c_double()
+        forces = np.empty((count, 3)) if gradient else None
+        virials = np.empty((count, 3, 3)) if gradient else None
+        with self._one_at_a_time, self._networks.one() as handle:
+            self.library.checked(
+                "eqcalc_evaluate_pairs",
+                handle,
+                ctypes.byref(graph),
+                address(shift),
+                address(positions),
+                ctypes.c_double(self.cutoff),
+                ctypes.c_int(threads),
+                address(energies),
+                *(None if array is None else address(array) for array in (forces, virials)),
+                ctypes.byref(nearest),
+            )
+        return energies, forces, virials, nearest.value
 
     def forces(
         self, num_atoms: int, edges: EdgeArrays, gradient: np.ndarray

@@ -19,6 +19,28 @@ import torch
 from worker import Evaluate, Prepare, serve
 
 
+def arguments(network: dict) -> dict:
+    """Of NequIPGNNModel: those that are given, or of one of cases.py."""
+    if "arguments" in network:
+        return network["arguments"] | {"model_dtype": network["dtype"]}
+    depth, (width,) = len(network["radial_mlp"]), set(network["radial_mlp"])
+    return {
+        "model_dtype": network["dtype"],
+        "type_names": network["symbols"],
+        "r_max": network["cutoff"],
+        "num_layers": network["layers"],
+        "l_max": len(network["channels"]) - 1,
+        "parity": False,
+        "num_features": network["channels"],
+        "radial_mlp_depth": depth,
+        "radial_mlp_width": width,
+        "num_bessels": network["num_radial"],
+        "avg_num_neighbors": network["avg_num_neighbors"],
+        "per_type_energy_scales": 1.0,
+        "per_type_energy_shifts": 0.0,
+    }
+
+
 def write_checkpoint(network: dict, checkpoint: Path, example: Path) -> None:
     """An untrained checkpoint, and a structure for `nequip-compile --data-path`."""
     import lightning
@@ -30,25 +52,8 @@ def write_checkpoint(network: dict, checkpoint: Path, example: Path) -> None:
     from nequip.utils.global_state import set_global_state
 
     set_global_state(allow_tf32=False)
-    depth, (width,) = len(network["radial_mlp"]), set(network["radial_mlp"])
     module = NequIPLightningModule(
-        model={
-            "_target_": "nequip.model.NequIPGNNModel",
-            "seed": 0,
-            "model_dtype": network["dtype"],
-            "type_names": network["symbols"],
-            "r_max": network["cutoff"],
-            "num_layers": network["layers"],
-            "l_max": len(network["channels"]) - 1,
-            "parity": False,
-            "num_features": network["channels"],
-            "radial_mlp_depth": depth,
-            "radial_mlp_width": width,
-            "num_bessels": network["num_radial"],
-            "avg_num_neighbors": network["avg_num_neighbors"],
-            "per_type_energy_scales": 1.0,
-            "per_type_energy_shifts": 0.0,
-        },
+        model={"_target_": "nequip.model.NequIPGNNModel", "seed": 0, **arguments(network)},
         num_datasets={"train": 1, "val": 1, "test": 0, "predict": 0},
         info_dict={
             "versions": get_current_code_versions(verbose=False),

@@ -68,6 +68,16 @@ int64_t eqcalc_select(int64_t num_atoms, int64_t num_pairs, const int64_t *src, 
                       const double *shifts, const double *positions, double cutoff,
                       int64_t *edge_src, int64_t *edge_dst, double *edge_vec, int64_t *nearest);
 
+/* All of it at once, of libraries for CPUs: pairs that are within the cutoff at positions
+   [num_atoms, 3] Å, and what follows from them. pairs: a list without edge_vec, within the cutoff or
+   more; shifts [num_edges, 3] Å, what periodicity adds to r_src - r_dst. energies [num_local] eV;
+   unless null, forces [num_local, 3] eV/Å and virials [num_local, 3, 3] eV; nearest: the shortest
+   distance (Å) within the cutoff, else that */
+int eqcalc_evaluate_pairs(void *engine, const eqcalc_graph *pairs, const double *shifts,
+                          const double *positions, double cutoff, int threads, double *energies,
+                          double *forces, double *virials, double *nearest, char *error,
+                          int64_t size);
+
 /* Of libraries for GPUs alone; they work on one GPU whatever `threads` says. eqcalc_open takes the
    first. */
 /* on the GPU of that number; with in_turn it is a process's number, and each takes the next GPU */
