@@ -1,4 +1,4 @@
-"""A network of NequIP, compiled by AOTInductor, as its calculator for ASE runs it: the whole call."""
+"""A network of NequIP, compiled by AOTInductor, through its calculator for ASE: the whole call."""
 
 from __future__ import annotations
 
