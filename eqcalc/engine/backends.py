@@ -175,11 +175,11 @@ class FusedBackend:
         threads = threads_here(self._threads) or torch.get_num_threads()
         with _enough_memory(self.potential.device, len(species), len(pairs.edge_dst)):
             if not (wanted.features or wanted.uncertainty):
-                *found, distance = self.potential.evaluate_pairs(
+                found = self.potential.evaluate_pairs(
                     species, positions, pairs, threads, gradient=wanted.gradient
                 )
-                _refuse_if_nearer(distance, positions, pairs)
-                return Outcome(*found)
+                _refuse_if_nearer(found[3], positions, pairs)
+                return Outcome(*found[:3])
             edges, nearest = self.potential.select(
                 (pairs.edge_dst, pairs.edge_src), pairs.shift, np.ascontiguousarray(positions)
             )
