@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg import block_diag
 
 from eqcalc.engine.arrays import as_array
 from eqcalc.engine.contraction import contraction, terms_of
@@ -21,6 +22,7 @@ from eqcalc.engine.plan import (
     CoreTables,
     CrowdingTables,
     GateBlock,
+    LayerNormStep,
     LayerPlan,
     Layout,
     LinearStep,
@@ -218,6 +220,30 @@ def norm_gate_step(module: Any, source: NamedLayout, target: NamedLayout) -> Nor
     return NormGateStep(source.name, target.name, blocks, float(module._square))
 
 
+def spread(values: np.ndarray, layout: Layout) -> np.ndarray:
+    """Of unpadded columns, to padded ones; zero between them."""
+    row, start = np.zeros(layout.width), 0
+    for block, (dim, _) in enumerate(layout.blocks):
+        channels = layout.channels(block)
+        for m in range(dim):
+            at = layout.offset(block) + m * layout.stride(block)
+            row[at + channels] = values[start : start + len(channels)]
+            start += len(channels)
+    return row
+
+
+def layer_norm_step(module: Any, source: NamedLayout, target: str) -> LayerNormStep:
+    """A `LayerNorm`."""
+    layout, gains = source.layout, 1.0 + as_array(module.gains)
+    columns, shares, first = [], [], 0
+    for _, width, mul in module._blocks:
+        columns.append(np.tile(gains[first : first + mul], width // mul))
+        shares.append(np.full(width, 1.0 / (width * len(module._blocks))))
+        first += mul
+    padded = (spread(np.concatenate(part), layout) for part in (columns, shares))
+    return LayerNormStep(source.name, target, *padded, float(module._square))
+
+
 def activation_scale(name: str) -> float:
     """What eqcalc.nn.activations, which reading a file does not need, multiplies a function by."""
     return ACTIVATION_SCALES[name]
@@ -291,6 +317,15 @@ def radial_matrices(network: Any, weights: RadialWeights, num_weights: int, padd
             filled[: len(matrix), : matrix.shape[1]] = matrix
         padded.append(filled)
     return padded
+
+
+def side_by_side(networks: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """Perceptrons of the same input as one: hidden features in a row, outputs added."""
+    if len(networks) == 1 or len(networks[0]) == 1:
+        return [np.sum(layer, axis=0) for layer in zip(*networks, strict=True)]
+    layers = list(zip(*networks, strict=True))
+    hidden = [block_diag(*layer) for layer in layers[1:-1]]
+    return [np.concatenate(layers[0], axis=1), *hidden, np.concatenate(layers[-1])]
 
 
 def bias(term: Any, layout: Layout) -> np.ndarray:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 #: changes with what the names mean
-DESCRIPTION_VERSION = 9
+DESCRIPTION_VERSION = 10
 
 INTEGER, NUMBER, TEXT, ARRAY, LIST, RECORD = range(1, 7)
 

@@ -89,6 +89,7 @@ def network_bytes(
             "num_weights": layer.num_weights,
             "functions": layer.density and layer.density.width,
             "count": layer.count,
+            "message": layer.message,
             "radial": _radial(layer.radial_network, layer.table, radial),
         }
         for k, layer in enumerate(plan.layers)
@@ -109,6 +110,7 @@ def network_bytes(
             "crowding": plan.crowding,
             "agnesi": plan.agnesi,
             "counts": _counts(plan, radial),
+            "frames": plan.frames,
             "num_features": plan.num_features,
             "uncertainty": _uncertainty(uncertainty),
         }

@@ -15,14 +15,22 @@ A vector holds channels, and m_i stays in the first-level cache. What does not d
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from eqcalc.engine.build import header, machine
 from eqcalc.engine.contraction_kernels import contraction_kernels
 from eqcalc.engine.description import DESCRIPTION_VERSION
 from eqcalc.engine.harmonics import harmonics_source
+from eqcalc.engine.message_kernels import message_source, sphere_constants
 from eqcalc.engine.plan import ConvolutionPlan, DensityStep, LinearStep, Path, Plan
-from eqcalc.engine.terms import Terms, blocks_of, number, pairs_of, times, total, unit
+from eqcalc.engine.terms import (
+    Terms,
+    blocks_of,
+    direction_terms,
+    number,
+    pairs_of,
+    times,
+    total,
+    weight_place,
+)
 
 #: products in a convolution from which on it takes long to compile
 LARGE = 300
@@ -59,11 +67,6 @@ class _Couplings:
         return max(1, len(self._known))
 
 
-def _weight(path: Path) -> str:
-    """Place of the radial weights of channels c .. c + L - 1."""
-    return f"{path.weight} + c / PADDING * {path.weight_step} + c % PADDING"
-
-
 def _forward_groups(block: list[Path]) -> list[list[Path]]:
     """Paths whose sums are made together, so that they stay in registers."""
     most = FEW_SUMS if " avx" in machine() and "avx512f" not in machine() else MOST_SUMS
@@ -78,7 +81,7 @@ def _forward_groups(block: list[Path]) -> list[list[Path]]:
 def _forward_path(path: Path, number: int, couplings: _Couplings) -> list[str]:
     """What one edge adds to the sums a{number}_{m3} of a vector of channels."""
     pairs = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
-    lines = [f"{{ const V w = radial.value({_weight(path)});"]
+    lines = [f"{{ const V w = radial.value({weight_place(path)});"]
     first = path.d1 <= path.d3  # multiply by the radial weight where there are fewer rows
     if first:
         lines += [f"const V z{m} = w * x{m};" for m in range(path.d1)]
@@ -118,26 +121,11 @@ def _forward_loop(paths: list[Path], couplings: _Couplings) -> str:
     }}"""
 
 
-def _direction_terms(path: Path) -> list[str]:
-    """s_{m2} += sum C z_{m1} g_{m3}, with the fewer products of the two orders."""
-    by_g, by_z = defaultdict(list), defaultdict(list)
-    for m1, m2, m3, c in path.terms:
-        if m2 > 0:
-            by_g[m2, m3].append((f"z{m1}", c))
-            by_z[m2, m1].append((f"g{m3}", c))
-    outer, name = (by_g, "g") if len(by_g) <= len(by_z) else (by_z, "z")
-    lines = []
-    for (m2, m), terms in outer.items():
-        inner = total([times(unit(c), x) for x, c in terms])
-        lines.append(f"s{m2} += ({inner}) * {name}{m};")
-    return lines
-
-
 def _backward_path(
     path: Path, couplings: _Couplings, *, features: bool, product: bool
 ) -> list[str]:
     pairs = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
-    lines = [f"{{ V w, dw; radial.value_and_slope({_weight(path)}, w, dw);"]
+    lines = [f"{{ V w, dw; radial.value_and_slope({weight_place(path)}, w, dw);"]
     lines += [f"const V g{m} = load(g + {path.out + m * path.stride} + c);" for m in range(path.d3)]
     used = sorted({m1 for m1, _ in pairs})
     for m1 in used:
@@ -150,7 +138,7 @@ def _backward_path(
     lines.append("sr += dw * q;")
     if product:
         lines.append("product += w * q;")
-    directions = _direction_terms(path)
+    directions = direction_terms(path)
     if directions:
         lines += [f"const V z{m} = w * x{m};" for m in used]
     return [*lines, *directions, "}"]
@@ -264,7 +252,8 @@ def compiler_flags(plan: Plan) -> list[str]:
     degree, and gains 2 % in small ones. Sums are made in the order in which they are written, of
     fused products: where GCC may choose the order, it separates products from sums.
     """
-    most = max(sum(len(p.terms) for p in layer.convolution.paths) for layer in plan.layers)
+    convolutions = [layer.convolution for layer in plan.layers if layer.convolution]
+    most = max((sum(len(p.terms) for p in c.paths) for c in convolutions), default=0)
     return ["-fno-associative-math", *(["-fno-ivopts"] if most > LARGE else [])]
 
 
@@ -282,7 +271,7 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
     different: dict[tuple[ConvolutionPlan, bool, bool], int] = {}
     kernels = [
         None
-        if layer.density
+        if layer.density or layer.message
         else different.setdefault(
             (layer.convolution, k > 0, layer.count is not None), len(different)
         )
@@ -308,8 +297,7 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         + harmonics_source(plan)
         + "}\n",
         header("edges.h"),
-        header("description.h"),
-        header(f"radial_{radial}.h"),
+        *map(header, ("description.h", "envelope.h", f"radial_{radial}.h")),
         "namespace {\nstruct Kernels {\n"
         "  void (*forward)(const Radial &, const Centre &, const int *, const T *, T *);\n"
         "  T (*backward)(const Radial &, const Centre &, const int *, const T *, const T *,\n"
@@ -317,7 +305,10 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         + "".join(code)
         + f"const Kernels KERNELS[] = {{{table or '{}'}}};\n{contractions}}}\n",
         *map(header, ("pair_formulas.h", "pair_terms.h", "counts.h", "density.h", "steps.h")),
-        *map(header, ("contraction.h", "uncertainty.h", "graph.h", "network.h", "pairs.h")),
+        sphere_constants(plan),
+        *map(header, ("contraction.h", "sphere.h")),
+        message_source(plan),
+        *map(header, ("uncertainty.h", "graph.h", "network.h", "pairs.h")),
         header("engine.h"),
     ]
     return "\n".join(parts), kernels

@@ -13,13 +13,16 @@ that no kernel has a remainder. A `Layout` says where a column of the file's row
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from eqcalc.engine.build import EngineUnavailable
+
+if TYPE_CHECKING:
+    from eqcalc.engine.message_plan import FramesPlan, MessagePlan, SphereTables
 
 #: numbers of 64 bytes
 PADDING = {"float": 16, "double": 8}
@@ -105,6 +108,11 @@ class ConvolutionPlan:
     width_out: int
     num_weights: int
     paths: tuple[Path, ...]
+
+    def from_weight(self, first: int) -> ConvolutionPlan:
+        """The same with radial weights that begin there."""
+        paths = tuple(replace(path, weight=path.weight + first) for path in self.paths)
+        return replace(self, paths=paths)
 
 
 @dataclass
@@ -252,6 +260,30 @@ class NormGateStep(TransformStep):
 
 
 @dataclass
+class LayerNormStep(TransformStep):
+    """gains x / n, n^2 = square + sum of shares x^2 (eqcalc.nn.layer_norm)."""
+
+    gains: np.ndarray  # [columns]
+    shares: np.ndarray  # [columns]
+    square: float
+
+    needs_source = True
+    sets_target = True
+    in_place = True
+
+
+@dataclass
+class SphereStep(TransformStep):
+    """A function on the sphere."""
+
+    sphere: SphereTables
+
+    needs_source = True
+    sets_target = True
+    in_place = True
+
+
+@dataclass
 class ReadoutStep(Step):
     """Adds scale[species] weights . activation(source) to the energy (eV).
 
@@ -309,13 +341,14 @@ class DensityPlan:
 
 @dataclass
 class LayerPlan:
-    """One message-passing layer; features and messages: the rows that its convolution reads of
-    neighbours and adds to. Before the first layer features are a table of species, their row's
-    `begin`. Where there is a density, messages are that, and `table` holds its functions.
+    """One message-passing layer; features and messages: the rows that its convolution, or its
+    operations on edges, read of neighbours and add to. Before the first layer features are a table
+    of species, their row's `begin`. Where there is a density, messages are that, and `table` holds
+    its functions.
     count: column of `Plan.counts`; messages are divided by one plus that number of neighbours.
     """
 
-    convolution: ConvolutionPlan
+    convolution: ConvolutionPlan | None
     weights: RadialWeights
     radial_network: list[np.ndarray]
     features: str
@@ -324,11 +357,17 @@ class LayerPlan:
     table: RadialTable | None = None
     density: DensityPlan | None = None
     count: int | None = None
+    message: MessagePlan | None = None
+
+    @property
+    def all_weights(self) -> int:
+        """Padded radial weights of the file."""
+        return (self.message or self.convolution).num_weights
 
     @property
     def num_weights(self) -> int:
         """Padded functions of the distance."""
-        return self.density.width if self.density else self.convolution.num_weights
+        return self.density.width if self.density else self.all_weights
 
 
 @dataclass
@@ -428,6 +467,7 @@ class Plan:
     crowding: CrowdingTables | None = None
     agnesi: AgnesiConstants | None = None
     counts: CountPlan | None = None
+    frames: FramesPlan | None = None
 
     @property
     def num_features(self) -> int:

@@ -2,8 +2,8 @@
 
 Every value on atoms is a row, but for three kinds. Linear maps that one sum reads add to the sum's
 row; a bias is what its source's sum begins with; constants of a normalisation go into the matrices
-that read it. What the species alone decide is worked out here. Operations that do not fit raise
-`NotCovered`.
+that read it, or into messages that operations on edges make. What the species alone decide is
+worked out here. Operations that do not fit raise `NotCovered`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from eqcalc.engine import bricks
 from eqcalc.engine.arrays import as_array
 from eqcalc.engine.bricks import NamedLayout
+from eqcalc.engine.message_plan import FramesPlan
 from eqcalc.engine.plan import (
     AddStep,
     CountPlan,
@@ -27,14 +28,14 @@ from eqcalc.engine.plan import (
     NotCovered,
     Plan,
     Row,
+    SphereStep,
     Step,
 )
+from eqcalc.engine.read_messages import MessageReader, sphere_tables
 from eqcalc.program import operations as ops
-from eqcalc.program.messages import MESSAGES
+from eqcalc.program.messages import EdgeSum, FrameSum
 from eqcalc.program.program import Program
 
-#: operations that no plan has
-NOT_KNOWN = (ops.LayerNorm, ops.Sphere, *MESSAGES)
 UNKNOWN = "The engine does not know the operation {}."
 
 
@@ -108,6 +109,11 @@ class _Reader:
                 table = self.tables[op.source] + bricks.bias(self.modules[op.name], layout)
             case ops.Add():
                 table = sum(self.tables[name] for name in op.sources)
+            case ops.LayerNorm():
+                step = bricks.layer_norm_step(self.modules[op.name], self.row(op.source), "")
+                x = self.tables[op.source]
+                size = np.sqrt(step.square + (step.shares * x * x).sum(axis=1, keepdims=True))
+                table = step.gains * x / size
             case _:
                 raise NotCovered(UNKNOWN.format(type(op).__name__))
         self.tables[op.name] = table
@@ -117,6 +123,12 @@ class _Reader:
         match op:
             case ops.Convolution():
                 self.convolution(op)
+            case FrameSum() | EdgeSum():
+                self.message(op)
+            case ops.Normalization() if isinstance(
+                self.program.by_name[op.source], FrameSum | EdgeSum
+            ):
+                pass  # its constants are in the message
             case ops.Normalization():
                 readers = self.program.readers[op.name]
                 if not all(isinstance(r, ops.Linear) for r in readers):
@@ -129,14 +141,18 @@ class _Reader:
                 steps = self.steps(op, self.row(op.source), self.row(op.name))
                 self.layers[self.program.depth[op.name] - 1].steps += steps
 
-    def steps(self, op: Any, source: NamedLayout, target: NamedLayout) -> list[Step]:
+    def steps(  # noqa: PLR0911 - one for each operation
+        self, op: Any, source: NamedLayout, target: NamedLayout
+    ) -> list[Step]:
         """From row to row."""
         module = self.modules[op.name]
         match op:
             case ops.Linear():
                 before = self.program.by_name[op.source]
                 norm = None
-                if isinstance(before, ops.Normalization):
+                if isinstance(before, ops.Normalization) and not isinstance(
+                    self.program.by_name[before.source], FrameSum | EdgeSum
+                ):
                     norm = as_array(self.modules[before.name].norm)
                 return bricks.linear_steps(module, source, target, norm)
             case ops.Contraction():
@@ -148,7 +164,17 @@ class _Reader:
                 return [GateStep(source.name, target.name, blocks)]
             case ops.NormGate():
                 return [bricks.norm_gate_step(module, source, target)]
+            case ops.LayerNorm():
+                return [bricks.layer_norm_step(module, source, target.name)]
+            case ops.Sphere():
+                return [self.sphere(op, source, target)]
         raise NotCovered(UNKNOWN.format(type(op).__name__))
+
+    def sphere(self, op: ops.Sphere, source: NamedLayout, target: NamedLayout) -> SphereStep:
+        rows = source.layout.rows()
+        every = list(range(len(rows)))
+        tables = sphere_tables(self.modules[op.name], rows, every, source.layout.stride(0))
+        return SphereStep(source.name, target.name, tables)
 
     def readout(self, op: ops.Readout) -> None:
         module = self.modules[op.name]
@@ -189,13 +215,7 @@ class _Reader:
             raise NotCovered(
                 "The engine has one convolution of each depth, of features of its own."
             )
-        fades = "crowding" in dict(self.module.named_children())
-        if fades and not all(
-            isinstance(reader, ops.Normalization) for reader in self.program.readers[op.name]
-        ):
-            raise NotCovered(
-                f"In the engine all messages fade that crowd, also {op.name}, without a norm."
-            )
+        self.fading(op)
         densities = {getattr(reader, "density", "") for reader in self.program.readers[op.name]}
         if len(densities) != 1:
             raise NotCovered(f"In the engine all readers of {op.name} divide it by one density.")
@@ -213,10 +233,53 @@ class _Reader:
             self.counts[density] = weight / math.sqrt(len(weight))
         self.layers.append(layer)
 
+    def fading(self, op: ops.Operation) -> None:
+        """Raises NotCovered where messages of crowded atoms would have to stay."""
+        fades = "crowding" in dict(self.module.named_children())
+        readers = self.program.readers[op.name]
+        if fades and not all(isinstance(reader, ops.Normalization) for reader in readers):
+            raise NotCovered(
+                f"In the engine all messages fade that crowd, also {op.name}, without a norm."
+            )
+
+    def message(self, op: FrameSum | EdgeSum) -> None:
+        """Messages that operations on edges make."""
+        k = self.program.depth[op.name] - 1
+        if k != len(self.layers):
+            raise NotCovered("The engine has messages of one kind for each depth.")
+        self.fading(op)
+        readers = self.program.readers[op.name]
+        (norm,) = readers if len(readers) == 1 else (None,)
+        target = self.row(op.name)
+        norms = np.ones(target.layout.width)
+        if isinstance(norm, ops.Normalization):
+            if norm.density:
+                raise NotCovered("The engine divides messages on edges by no density.")
+            norms = bricks.spread(as_array(self.modules[norm.name].norm), target.layout)
+        reader = MessageReader(self.program, self.modules, self.row, self.padding)
+        plan, features = reader.read(op, target.layout, norms)
+        named = {row.name for row in self.rows}
+        for name in {features, plan.centre} - named:
+            if name in self.tables:
+                self.rows.append(self.row(name).row(self.tables[name]))
+        self.layers.append(
+            LayerPlan(
+                None, reader.weights(), reader.matrices(), features, target.name, [], message=plan
+            )
+        )
+
+    def frames(self) -> FramesPlan | None:
+        if "edge_frames" not in dict(self.module.named_children()):
+            return None
+        frames = self.module.edge_frames
+        matrix, degree = as_array(frames.matrix), int(frames.l_max)
+        width, order = 0, -1
+        while width < matrix.shape[1]:
+            order += 1
+            width = sum((2 * min(k, order) + 1) * (2 * k + 1) for k in range(degree + 1))
+        return FramesPlan(degree, order, matrix, as_array(frames.signs))
+
     def plan(self, scalar: str) -> Plan:
-        for op in self.program.operations:
-            if isinstance(op, NOT_KNOWN):
-                raise NotCovered(UNKNOWN.format(type(op).__name__))
         for op in self.program.operations:
             if isinstance(op, ops.Output):
                 readouts = {o.name for o in self.program.operations if isinstance(o, ops.Readout)}
@@ -225,6 +288,7 @@ class _Reader:
             elif op.name not in self.program.on_edges and not isinstance(op, ops.Density):
                 (self.of_atoms if self.program.depth[op.name] else self.of_species)(op)
         used = {name for layer in self.layers for name in (layer.messages, *_touched(layer.steps))}
+        used |= {layer.message.centre for layer in self.layers if layer.message}
         named = {row.name for row in self.rows}
         for op in self.program.operations:
             if op.name in used - named:
@@ -233,6 +297,7 @@ class _Reader:
         plan = bricks.network_plan(
             self.module, scalar, self.padding, self.rows, self.layers, self.silu
         )
+        plan.frames = self.frames()
         if self.counts:
             plan.counts = CountPlan(np.concatenate(list(self.counts.values()), axis=1))
         return plan

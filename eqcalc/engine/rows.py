@@ -15,7 +15,10 @@ from eqcalc.engine.plan import LayerPlan, Plan, Row, Step
 
 def _used(layer: LayerPlan) -> set[str]:
     """Rows of the atoms that a layer works on, all but its features."""
-    return {layer.messages, *(name for step in layer.steps for name in step.rows)}
+    used = {layer.messages, *(name for step in layer.steps for name in step.rows)}
+    if layer.message and layer.message.centre != layer.features:
+        used.add(layer.message.centre)
+    return used
 
 
 class Lives:
@@ -29,10 +32,16 @@ class Lives:
             for row in plan.rows
         }
         self.features = {layer.features for layer in plan.layers}
+        # rows that messages need on the way back: the centre's, and their own where the weights of
+        # attention share a total
+        by_message = [layer for layer in plan.layers if layer.message]
+        self.read_again = {layer.message.centre for layer in by_message} - self.features
+        self.read_again |= {layer.messages for layer in by_message if layer.message.heads}
 
     def needed(self, name: str) -> bool:
         """By the way back."""
-        return any(step.source == name and step.needs_source for step in self.steps)
+        by_step = any(step.source == name and step.needs_source for step in self.steps)
+        return by_step or name in self.read_again
 
     def carried(self, name: str) -> bool:
         """From layer to layer."""
@@ -42,7 +51,7 @@ class Lives:
         """Its place: "as values", "kept" or "in block"."""
         readers = [step for step in self.steps if step.source == name]
         if self.needed(name):
-            alone = len(readers) == 1 and readers[0].in_place
+            alone = len(readers) == 1 and readers[0].in_place and name not in self.read_again
             return "as values" if alone else "kept" if self.carried(name) else "in block"
         return "as values" if self.carried(name) else "in block"
 

@@ -92,7 +92,7 @@ def sample_counts(module: torch.jit.ScriptModule, plan: Plan, distances: np.ndar
 def too_many(plan: Plan) -> bool:
     """Whether tables for all kinds of bonds would be too large."""
     kinds = 1 if plan.agnesi is None else len(plan.agnesi.bonds)
-    weights = sum(layer.convolution.num_weights for layer in plan.layers)
+    weights = sum(layer.all_weights for layer in plan.layers)
     return kinds > 1 and kinds * weights > MOST_FUNCTIONS
 
 
@@ -221,7 +221,7 @@ def tabulate(
     start = min(covalent_radii[z] for z in module.atomic_numbers)
     borders = _borders(start, plan.basis.envelope_onset, plan.cutoff)
     r = np.linspace(0.0, plan.cutoff, SAMPLES + 1)[1:]
-    if densities:
+    if densities and plan.layers[0].convolution:
         condense(plan, partial(sample, module, plan, 0), r, partial(_scale, start), tolerance)
 
     def fitted(of: Sampler, combine: Sampler, width: int, places: Any) -> tuple[RadialTable, float]:

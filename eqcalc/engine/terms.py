@@ -42,3 +42,23 @@ def blocks_of(plan: ConvolutionPlan) -> list[list[Path]]:
     for path in plan.paths:
         blocks[path.x].append(path)
     return list(blocks.values())
+
+
+def direction_terms(path: Path) -> list[str]:
+    """s_{m2} += sum C z_{m1} g_{m3}, with the fewer products of the two orders."""
+    by_g, by_z = defaultdict(list), defaultdict(list)
+    for m1, m2, m3, c in path.terms:
+        if m2 > 0:
+            by_g[m2, m3].append((f"z{m1}", c))
+            by_z[m2, m1].append((f"g{m3}", c))
+    outer, name = (by_g, "g") if len(by_g) <= len(by_z) else (by_z, "z")
+    lines = []
+    for (m2, m), terms in outer.items():
+        inner = total([times(unit(c), x) for x, c in terms])
+        lines.append(f"s{m2} += ({inner}) * {name}{m};")
+    return lines
+
+
+def weight_place(path: Path) -> str:
+    """Place of the radial weights of channels c .. c + L - 1."""
+    return f"{path.weight} + c / PADDING * {path.weight_step} + c % PADDING"

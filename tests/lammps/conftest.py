@@ -153,9 +153,6 @@ ARCHITECTURES = {
     "tfn": {"architecture": "tfn", "num_channels": [8, 6], "l_max": 1},
     "esen": {**BLOCKS, "architecture": "esen", "l_max": 3},
     "equiformer": {**BLOCKS, "architecture": "equiformer", "num_heads": 2},
-    "equiformer_v2": {
-        **BLOCKS,
-        "architecture": "equiformer_v2",
-        "num_heads": 2,
-    },
+    "equiformer_v2": {**BLOCKS, "architecture": "equiformer_v2", "num_heads": 2},
+    "grid": {**BLOCKS, "architecture": "equiformer_v2", "num_heads": 2, "sphere_points": 6},
 }

@@ -8,6 +8,7 @@ namespace {
 struct EdgeGradient {
   T *y;     // dE/dY, laid out like Edges::y
   T *r;     // dE/dr, per slot
+  T *u;     // dE/du of messages in frames, groups [3][L]; none without them
 };
 
 struct Centre {
@@ -41,6 +42,9 @@ class Edges {
     kinds_ = std::move(kinds);
   }
 
+  // whether messages owe anything to directions beside harmonics
+  void in_frames(bool yes) { in_frames_ = yes; }
+
   void begin(I num_local, const I *first_edge)
   {
     first_slot_.resize(num_local + 1);
@@ -52,6 +56,7 @@ class Edges {
     y_.get(slots * NUM_Y + 1);
     dy_.get(slots * NUM_Y + 1);
     u_.get(slots * 3);
+    if (in_frames_) du_.get(slots * 3);
     inverse_r_.get(slots);
     dr_.get(slots);
     told_slope_.get(slots);
@@ -99,6 +104,7 @@ class Edges {
     in_ranges(slots, threads, [&](I begin, I end) {
       std::fill_n(dy + begin * NUM_Y, (end - begin) * NUM_Y, T(0));
       std::fill_n(dr + begin, end - begin, T(0));
+      if (in_frames_) std::fill_n(du_.data() + begin * 3, (end - begin) * 3, T(0));
     });
   }
 
@@ -111,6 +117,8 @@ class Edges {
     for (I slot = first_slot_[i]; slot < first_slot_[i + 1]; slot += L) {
       const T *u = u_.data() + slot * 3;
       harmonics_gradient(u, y_.data() + slot * NUM_Y, dy_.data() + slot * NUM_Y, du);
+      for (int d = 0; d < 3 && in_frames_; d++)
+        store(du + d * L, load(du + d * L) + load(du_.data() + slot * 3 + d * L));
       const V ux = load(u), uy = load(u + L), uz = load(u + 2 * L);
       const V along = ux * load(du) + uy * load(du + L) + uz * load(du + 2 * L);
       store(dr_.data() + slot, load(dr_.data() + slot) * load(told_slope_.data() + slot));
@@ -130,7 +138,7 @@ class Edges {
     return {first_slot_[i], static_cast<int>(first_edge_[i + 1] - first_edge_[i]),
             y_.get() + first_slot_[i] * NUM_Y};
   }
-  EdgeGradient gradient() { return {dy_.data(), dr_.data()}; }
+  EdgeGradient gradient() { return {dy_.data(), dr_.data(), du_.data()}; }
   // what an edge reads features of: the neighbour, or before the first layer its species
   const int *rows(bool first) const { return first ? species_.get() : row_.get(); }
   I num_centres() const { return static_cast<I>(first_slot_.size()) - 1; }
@@ -144,7 +152,7 @@ class Edges {
 
   I bytes() const
   {
-    return y_.bytes() + dy_.bytes() + u_.bytes() + inverse_r_.bytes() + dr_.bytes() +
+    return y_.bytes() + dy_.bytes() + u_.bytes() + du_.bytes() + inverse_r_.bytes() + dr_.bytes() +
         told_slope_.bytes() + r_.bytes() + row_.bytes() + species_.bytes() +
         kind_.bytes();
   }
@@ -176,7 +184,8 @@ class Edges {
   std::vector<I> first_slot_;
   const I *first_edge_ = nullptr;
   Buffer<T> y_, dy_;              // groups [NUM_Y][L]
-  Buffer<T> u_;                   // groups [3][L], unit vectors
+  Buffer<T> u_, du_;              // groups [3][L], unit vectors
+  bool in_frames_ = false;
   Buffer<T> inverse_r_, dr_;
   Buffer<T> told_slope_;          // of the distance that the network is told
   Buffer<double> r_;

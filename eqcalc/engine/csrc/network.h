@@ -49,8 +49,10 @@ struct Row {
 };
 
 struct Layer {
-  const Kernels *kernels;                     // or a density
+  const Kernels *kernels = nullptr;           // or a density, or operations on edges
   std::unique_ptr<Density> density;
+  std::unique_ptr<Message> message;
+  int centre = -1;                            // row of the centre that those read; -1: its features
   RadialFunctions radial;
   int features, messages;                     // rows
   I count = -1;                               // of neighbours, which messages are divided by; -1: none
@@ -66,6 +68,9 @@ class Network {
       num_species_(from.integer("num_species")), cutoff_(from.number("cutoff"))
   {
     basis_.read(from, cutoff_);
+    envelope_.read(from.record("basis"), cutoff_);
+    edges_.in_frames(from.has("frames"));
+    if (from.has("frames")) frames_.read(from.record("frames"));
     std::vector<std::string> names;
     for (const Record &row : from.records("rows")) {
       names.push_back(row.text("name"));
@@ -100,7 +105,8 @@ class Network {
   {
     I sum = edges_.bytes() + counts_.bytes() + dx_.bytes() + dx_next_.bytes() + basis_.bytes();
     for (const Row &row : rows_) sum += row.bytes();
-    for (const Layer &layer : layers_) sum += layer.radial.bytes();
+    for (const Layer &layer : layers_)
+      sum += layer.radial.bytes() + (layer.message ? layer.message->bytes() : 0);
     for (const Share &s : shares_) sum += s.memory.bytes() + s.dx.bytes();
     return sum + uncertainty_.bytes() + features_.bytes();
   }
@@ -156,12 +162,15 @@ class Network {
   std::vector<Row> rows_;
   std::vector<Layer> layers_;
   RadialBasis basis_;
+  Envelope envelope_;
+  Frames frames_;
   std::vector<double> shift_;
   CoreRepulsion core_;
   PairEnergy pair_;
   Crowding crowding_;
   Counts counts_;
   Uncertainty uncertainty_;
+  bool own_features_ = false;      // whether messages read those of the centre, too
   I num_features_ = 0;
   Buffer<double> features_;        // where they are wanted for the uncertainty alone
   double *wanted_ = nullptr;       // features [own, num_features_] of this evaluation, or null
@@ -194,6 +203,10 @@ class Network {
                     [&](I i) { return first_edge_[i + 1] + 8 * (i + 1); });
     in_parallel(threads_, threads_, [&](I t) {
       I lowest = graph.num_nodes, highest = -1;
+      if (own_features_ && share_[t] < share_[t + 1]) {
+        lowest = share_[t];
+        highest = share_[t + 1] - 1;
+      }
       for (I i = share_[t]; i < share_[t + 1]; i++) {
         edges_.place(i, first_edge_[i], graph.edge_src, graph.edge_vec, node_species_.data());
         for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
@@ -235,15 +248,26 @@ class Network {
   template <class Number> void read_layer(const Record &from, const Number &number)
   {
     Layer layer;
-    if (from.has("functions"))
-      layer.density = std::make_unique<Density>(from.integer("functions"));
-    else
-      layer.kernels = &KERNELS[from.integer("kernels")];
-    layer.radial.read(from.record("radial"), from.integer("num_weights"), basis_);
-    if (from.has("count")) layer.count = from.integer("count");
     layer.features = number(from.text("features"));
     layer.messages = number(from.text("messages"));
     layer.rows = {layer.messages};
+    if (from.has("functions")) {
+      layer.density = std::make_unique<Density>(from.integer("functions"));
+    } else if (from.has("message")) {
+      const Record message = from.record("message");
+      layer.message =
+          std::make_unique<Message>(message, rows_[layer.features].width,
+                                    rows_[layer.messages].width, frames_, envelope_);
+      const int centre = number(message.text("centre"));
+      if (centre == layer.features)
+        own_features_ = true;
+      else
+        layer.rows.push_back(layer.centre = centre);
+    } else {
+      layer.kernels = &KERNELS[from.integer("kernels")];
+    }
+    layer.radial.read(from.record("radial"), from.integer("num_weights"), basis_);
+    if (from.has("count")) layer.count = from.integer("count");
     for (const Record &step : from.records("steps")) {
       layer.steps.push_back(read_step(step, number));
       layer.scratch = std::max(layer.scratch, layer.steps.back()->scratch());
@@ -278,6 +302,8 @@ class Network {
       return std::make_unique<DensityStep>(from, source, target);
     if (from.kind() == "LinearStep") return std::make_unique<LinearStep>(from, source, target);
     if (from.kind() == "GateStep") return std::make_unique<GateStep>(from, source, target);
+    if (from.kind() == "LayerNormStep") return std::make_unique<LayerNormStep>(from, source, target);
+    if (from.kind() == "SphereStep") return std::make_unique<SphereStep>(from, source, target);
     if (from.kind() == "NormGateStep") return std::make_unique<NormGateStep>(from, source, target);
     if (from.kind() == "ContractionStep")
       return std::make_unique<ContractionStep>(from, source, target);
@@ -295,9 +321,11 @@ class Network {
         row.values.get(graph.num_local * row.width);
       if (row.gradient == Row::KEPT) row.gradients.get(graph.num_local * row.width);
     }
+    if (layer.message) layer.message->reserve(graph.num_local);
+    const I of_message = layer.message ? layer.message->scratch() : 0;
     for (int t = 0; t < threads_; t++) {
       Share &share = shares_[t];
-      share.memory.get(layer.scratch_at + layer.scratch + rows_[layer.messages].width);
+      share.memory.get(layer.scratch_at + layer.scratch + rows_[layer.messages].width + of_message);
       share.values.resize(rows_.size());
       share.gradients.resize(rows_.size());
     }
@@ -340,29 +368,65 @@ class Network {
     for (I c = 0; c < width; c += L) store(row + c, factor * load(row + c));
   }
 
-  // to own atom i
-  void make_messages(I i, const Layer &layer, const Radial &radial, const int *neighbours,
-                     const T *x, T *to) const
+  // what the messages of a layer read, and where their gradients go
+  struct Source {
+    const Layer &layer;
+    const Radial &radial;
+    const int *neighbours;
+    const T *x;
+    T *dx;            // null: nobody wants them
+    bool by_species;  // rows of x are of species, not of atoms
+  };
+
+  Message::Own own(I i, const Source &from, const Block &block, int atom) const
   {
+    const Layer &layer = from.layer;
+    if (layer.centre >= 0)
+      return {i, block.values[layer.centre][atom], block.gradients[layer.centre][atom]};
+    const I width = rows_[layer.features].width;
+    return {i, from.x + (from.by_species ? node_species_[i] : i) * width,
+            from.dx ? from.dx + i * width : nullptr};
+  }
+
+  // to own atom i, an atom of the block
+  void make_messages(I i, const Source &from, const Block &block, int atom, T *to) const
+  {
+    const Layer &layer = from.layer;
     const Centre centre = edges_.of(i);
     if (layer.density)
-      layer.density->forward(radial, centre, neighbours, place_.data(),
+      layer.density->forward(from.radial, centre, from.neighbours, place_.data(),
                              static_cast<I>(present_.size()), to);
+    else if (layer.message)
+      layer.message->forward({edges_, from.radial, from.neighbours, from.x, from.dx},
+                             own(i, from, block, atom), to, message_scratch(layer, block));
     else
-      layer.kernels->forward(radial, centre, neighbours, x, to);
+      layer.kernels->forward(from.radial, centre, from.neighbours, from.x, to);
     if (layer.count >= 0) multiply(to, message_width(layer), counts_.scale(i, layer.count));
   }
 
-  void pull_messages(I i, const Layer &layer, const Radial &radial, const int *neighbours,
-                     const T *x, T *gradient, T *dx)
+  void pull_messages(I i, const Source &from, const Block &block, int atom)
   {
+    const Layer &layer = from.layer;
     const Centre centre = edges_.of(i);
+    T *gradient = block.gradients[layer.messages][atom];
+    if (layer.message) {
+      layer.message->backward({edges_, from.radial, from.neighbours, from.x, from.dx},
+                              own(i, from, block, atom), block.values[layer.messages][atom],
+                              gradient, edges_.gradient(), message_scratch(layer, block));
+      return;
+    }
     if (layer.count >= 0) multiply(gradient, message_width(layer), counts_.scale(i, layer.count));
     const T product = layer.density
-        ? layer.density->backward(radial, centre, neighbours, place_.data(),
+        ? layer.density->backward(from.radial, centre, from.neighbours, place_.data(),
                                   static_cast<I>(present_.size()), gradient, edges_.gradient())
-        : layer.kernels->backward(radial, centre, neighbours, x, gradient, dx, edges_.gradient());
+        : layer.kernels->backward(from.radial, centre, from.neighbours, from.x, gradient, from.dx,
+                                  edges_.gradient());
     if (layer.count >= 0) counts_.pull(i, layer.count, product);
+  }
+
+  T *message_scratch(const Layer &layer, const Block &block) const
+  {
+    return block.scratch + layer.scratch + rows_[layer.messages].width;
   }
 
   // of the features that the convolution of layer k reads: before the first by species
@@ -377,7 +441,7 @@ class Network {
     Layer &layer = layers_[k];
     reserve(layer, graph);
     const Radial radial = layer.radial.weights(basis_, edges_, threads_, false);
-    const int *neighbours = edges_.rows(k == 0);
+    const Source from = {layer, radial, edges_.rows(k == 0), features(k), nullptr, k == 0};
     const I width = message_width(layer);
     in_parallel(threads_, threads_, [&](I t) {
       for (I first = share_[t]; first < share_[t + 1]; first += BLOCK) {
@@ -386,7 +450,7 @@ class Network {
           rows_[r].start(block.values[r], block.count, block.species);
         const Span messages = block.values[layer.messages];
         for (int b = 0; b < block.count; b++) {
-          make_messages(first + b, layer, radial, neighbours, features(k), messages[b]);
+          make_messages(first + b, from, block, b, messages[b]);
           if (crowding_.acts(first + b)) crowding_.calm(first + b, messages[b], width);
         }
         for (const auto &step : layer.steps) step->forward(block);
@@ -420,14 +484,15 @@ class Network {
         for (auto step = layer.steps.rbegin(); step != layer.steps.rend(); ++step)
           (*step)->backward(block);
         const Span dm = block.gradients[layer.messages];
+        const Source from = {layer, radial, neighbours, features(k), to, k == 0};
         for (int b = 0; b < block.count; b++) {
           if (crowding_.acts(first + b)) {
             T *message = block.scratch + layer.scratch;     // it was not kept
-            make_messages(first + b, layer, radial, neighbours, features(k), message);
+            make_messages(first + b, from, block, b, message);
             crowding_.pull(first + b, dm[b], message, used);
             crowding_.calm(first + b, dm[b], used);
           }
-          pull_messages(first + b, layer, radial, neighbours, features(k), dm[b], to);
+          pull_messages(first + b, from, block, b);
         }
       }
     });

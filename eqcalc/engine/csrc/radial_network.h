@@ -33,8 +33,7 @@ class RadialBasis {
     const Record &from = network.record("basis");
     cutoff_ = cutoff;
     prefactor_ = from.number("prefactor");
-    power_ = from.number("envelope_power");
-    onset_ = from.number("envelope_onset");
+    envelope_.read(from, cutoff);
     silu_ = static_cast<T>(from.number("silu"));
     if (network.has("agnesi")) {
       const Record &agnesi = network.record("agnesi");
@@ -58,7 +57,7 @@ class RadialBasis {
         if (!bonds_.empty()) transform(r / bonds_[kind_of_[p]], x, dx);
         if (!bonds_.empty()) dx /= bonds_[kind_of_[p]];
         double u = 0.0, du = 0.0;
-        envelope(r, u, du);
+        envelope_(r, u, du);
         std::fill_n(values + p * width_, width_, T(0));
         std::fill_n(slopes + p * width_, width_, T(0));
         for (std::size_t k = 0; k < orders_.size(); k++) {
@@ -88,7 +87,8 @@ class RadialBasis {
   }
 
  private:
-  double cutoff_ = 0.0, prefactor_ = 0.0, power_ = 0.0, onset_ = 0.0;     // no onset: polynomial
+  double cutoff_ = 0.0, prefactor_ = 0.0;
+  Envelope envelope_;
   double a_ = 0.0, q_ = 0.0, p_ = 0.0;
   std::vector<double> bonds_;        // Å, of kinds; empty: distances are not transformed
   T silu_ = 0;
@@ -106,23 +106,6 @@ class RadialBasis {
     const double ratio = top / bottom;
     x = 1.0 / (1.0 + ratio);
     dx = -x * x * ratio / y * (q_ - (q_ - p_) * inner / bottom);
-  }
-
-  // stays zero from the cutoff on
-  void envelope(double r, double &u, double &du) const
-  {
-    if (!(r < cutoff_)) return;
-    if (onset_ > 0.0) {
-      const double rr = r * r, on = onset_ * onset_, cut = cutoff_ * cutoff_;
-      const double norm = 1.0 / ((cut - on) * (cut - on) * (cut - on));
-      u = r < onset_ ? 1.0 : (cut - rr) * (cut - rr) * (cut + 2.0 * rr - 3.0 * on) * norm;
-      du = r < onset_ ? 0.0 : 12.0 * r * (cut - rr) * (on - rr) * norm;
-      return;
-    }
-    const double x = r / cutoff_, n = power_, power = std::pow(x, n - 1.0);
-    const double a = (n + 1.0) * (n + 2.0) / 2.0, b = n * (n + 2.0), c = n * (n + 1.0) / 2.0;
-    u = 1.0 + power * x * (-a + x * (b - c * x));
-    du = power * (-a * n + x * (b * (n + 1.0) - c * (n + 2.0) * x)) / cutoff_;
   }
 
   // An edge and its reverse share a pair; an edge of a ghost may have no reverse.

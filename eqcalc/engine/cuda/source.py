@@ -180,5 +180,7 @@ def _refuse(plan: Plan) -> None:
             "The GPU engine does not know messages that are divided by a learned number of "
             "neighbours."
         )
+    if any(layer.message for layer in plan.layers):
+        raise NotCovered("The GPU engine does not know messages that operations on edges make.")
     if len(plan.rows) > MOST_ROWS:
         raise NotCovered(f"The GPU engine knows networks of at most {MOST_ROWS} rows of numbers.")
