@@ -91,7 +91,6 @@ def test_rows_in_frames_have_places_of_their_own():
 
 # the operations between the features in frames and the sum, one more each time
 RULES = {
-    "modulated": (),
     "mixed": ("SO2Linear",),
     "gated": ("SO2Linear", "FrameGate"),
     "on the sphere": ("SO2Linear", "FrameSphere"),
@@ -162,9 +161,12 @@ def test_each_rule_against_finite_differences(rule, tmp_path):
     assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-7)
 
 
-def test_gpus_refuse_them(tmp_path):
+def test_what_is_refused_and_why(tmp_path):
     path = tmp_path / "model.pth"
     write(path, OfOperations(cutoff=4.0, radial_mlp=[8]))
+    with pytest.raises(NotCovered, match="cannot sum edge_1 as it is: it needs a linear map"):
+        read(export.load(path, dtype="float64"), "double")
+    write(path, OfOperations(cutoff=4.0, radial_mlp=[8], through=RULES["mixed"]))
     plan = read(export.load(path, dtype="float64"), "double")
     with pytest.raises(NotCovered, match="GPU engine does not know messages that operations on"):
         DeviceCode(plan, 7)

@@ -52,7 +52,8 @@ def message_source(plan: Plan) -> str:
     for op in (op for message in messages for op in message.products):
         op.kernels = different.setdefault(op.convolution, len(different))
     degree, order = (plan.frames.degree, plan.frames.order) if plan.frames else (0, 0)
-    most = max(message.most_rows for message in messages)
+    # seven, so that small networks have the same code
+    most = max(7, *(message.most_rows for message in messages))
     return (
         f"namespace {{\nconstexpr int FRAME_DEGREE = {degree}, FRAME_ORDER = {order};\n"
         f"constexpr int MOST_EDGE_ROWS = {most};     // of a linear map\n"

@@ -202,6 +202,8 @@ class MessageReader:
         return plans.EdgeSphere(gradient.source, gradient.name, self.frame_sphere(op), op.source)
 
     def sum(self, op: ops.FrameSum) -> plans.EdgeOperation:
+        if self.layouts[op.source].runs != tuple(runs for _, runs in self.target.blocks):
+            raise NotCovered(f"The engine cannot sum {op.source} as it is: it needs a linear map.")
         degrees = self.degrees(self.layouts[op.source], self.target)
         return plans.FrameSum(op.source, degrees, op.weights or None)
 

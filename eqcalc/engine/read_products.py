@@ -107,7 +107,7 @@ def edge_sum_back(
 
 def _same_layout(reader: MessageReader, op: ops.EdgeSum) -> None:
     if reader.layouts[op.source] != reader.target:
-        raise NotCovered(f"The engine sums values on edges as they are, and {op.name} is not.")
+        raise NotCovered(f"The engine cannot sum {op.source} as it is: it needs a linear map.")
 
 
 FORWARD = {
