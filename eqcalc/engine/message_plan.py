@@ -96,13 +96,13 @@ class EdgeOperation:
 
 
 @dataclass
-class ToFrames(EdgeOperation):
+class ToFramesStep(EdgeOperation):
     target: str
     degrees: list[DegreeRows]
 
 
 @dataclass
-class FromFrames(EdgeOperation):
+class FromFramesStep(EdgeOperation):
     source: str
     degrees: list[DegreeRows]
 
@@ -118,7 +118,7 @@ class ModulatedRows:
 
 
 @dataclass
-class Modulate(EdgeOperation):
+class ModulateStep(EdgeOperation):
     """value: what was modulated, on the way back."""
 
     source: str
@@ -142,7 +142,7 @@ class LinearRows:
 
 
 @dataclass
-class EdgeLinear(EdgeOperation):
+class EdgeLinearStep(EdgeOperation):
     """starts: whether nothing has been added to the target yet."""
 
     source: str
@@ -164,7 +164,7 @@ class GatedRows:
 
 
 @dataclass
-class EdgeGate(EdgeOperation):
+class EdgeGateStep(EdgeOperation):
     """value: what went through the gate, on the way back."""
 
     source: str
@@ -191,7 +191,7 @@ class SphereTables:
 
 
 @dataclass
-class EdgeSphere(EdgeOperation):
+class EdgeSphereStep(EdgeOperation):
     """value: what went through, on the way back."""
 
     source: str
@@ -201,7 +201,7 @@ class EdgeSphere(EdgeOperation):
 
 
 @dataclass
-class FrameSum(EdgeOperation):
+class FrameSumStep(EdgeOperation):
     """weights: of channels; None: the envelope."""
 
     source: str
@@ -210,7 +210,7 @@ class FrameSum(EdgeOperation):
 
 
 @dataclass
-class FrameSpread(EdgeOperation):
+class FrameSpreadStep(EdgeOperation):
     """The way back of a sum: value is what was summed."""
 
     target: str
@@ -237,7 +237,7 @@ class HeadsPlan:
 
 
 @dataclass
-class Attention(EdgeOperation):
+class AttentionStep(EdgeOperation):
     """Weights of channels; exponents: a value with room for the heads."""
 
     source: str
@@ -247,7 +247,7 @@ class Attention(EdgeOperation):
 
 
 @dataclass
-class AttentionBack(EdgeOperation):
+class AttentionBackStep(EdgeOperation):
     """value: the scalars."""
 
     source: str
@@ -258,19 +258,19 @@ class AttentionBack(EdgeOperation):
 
 
 @dataclass
-class PairSum(EdgeOperation):
+class PairSumStep(EdgeOperation):
     """Rows of both atoms added."""
 
     target: str
 
 
 @dataclass
-class PairBack(EdgeOperation):
+class PairBackStep(EdgeOperation):
     source: str
 
 
 @dataclass
-class EdgeProduct(EdgeOperation):
+class EdgeProductStep(EdgeOperation):
     """Clebsch-Gordan products with harmonics, by kernels of their own.
 
     value: what was multiplied, on the way back. kernels: their number in the library.
@@ -284,7 +284,7 @@ class EdgeProduct(EdgeOperation):
 
 
 @dataclass
-class EdgeSum(EdgeOperation):
+class EdgeSumStep(EdgeOperation):
     """weights: of channels; stride: channels of every row."""
 
     source: str
@@ -293,7 +293,7 @@ class EdgeSum(EdgeOperation):
 
 
 @dataclass
-class EdgeSpread(EdgeOperation):
+class EdgeSpreadStep(EdgeOperation):
     """The way back of a sum: value is what was summed."""
 
     target: str
@@ -324,11 +324,11 @@ class MessagePlan:
     @property
     def most_rows(self) -> int:
         """Of a linear map of an edge."""
-        maps = (op for op in (*self.forward, *self.backward) if isinstance(op, EdgeLinear))
+        maps = (op for op in (*self.forward, *self.backward) if isinstance(op, EdgeLinearStep))
         return max((block.dim for op in maps for block in op.blocks), default=1)
 
     @property
-    def products(self) -> list[EdgeProduct]:
+    def products(self) -> list[EdgeProductStep]:
         """On both ways."""
         every = (*self.forward, *self.again, *self.backward)
-        return [op for op in every if isinstance(op, EdgeProduct)]
+        return [op for op in every if isinstance(op, EdgeProductStep)]

@@ -167,56 +167,60 @@ class MessageReader:
     def to_frames(self, op: ops.ToFrames) -> plans.EdgeOperation:
         runs = [(mul, mul) for mul in _channels(op.irreps_in)]
         layout = self.frame_layout(op, runs)
-        return plans.ToFrames(op.name, self.degrees(layout, self.features.layout))
+        return plans.ToFramesStep(op.name, self.degrees(layout, self.features.layout))
 
     def from_frames(self, op: ops.ToFrames, gradient: transpose.Gradient) -> plans.EdgeOperation:
         degrees = self.degrees(self.layouts[op.name], self.features.layout)
-        return plans.FromFrames(gradient.source, degrees)
+        return plans.FromFramesStep(gradient.source, degrees)
 
     def modulate(self, op: ops.Modulation) -> plans.EdgeOperation:
         layout = self.layouts[op.name] = self.layouts[op.source]
-        return plans.Modulate(op.source, op.name, self.modulated(op, layout))
+        return plans.ModulateStep(op.source, op.name, self.modulated(op, layout))
 
-    def modulate_back(self, op: ops.Modulation, gradient: transpose.Gradient) -> plans.Modulate:
+    def modulate_back(self, op: ops.Modulation, gradient: transpose.Gradient) -> plans.ModulateStep:
         blocks = self.modulated(op, self.layouts[op.name])
-        return plans.Modulate(gradient.source, gradient.name, blocks, op.source)
+        return plans.ModulateStep(gradient.source, gradient.name, blocks, op.source)
 
     def linear(self, op: ops.SO2Linear) -> plans.EdgeOperation:
-        return plans.EdgeLinear(op.source, op.name, self.so2_linear(op))
+        return plans.EdgeLinearStep(op.source, op.name, self.so2_linear(op))
 
-    def linear_back(self, op: ops.SO2Linear, gradient: transpose.Gradient) -> plans.EdgeLinear:
+    def linear_back(self, op: ops.SO2Linear, gradient: transpose.Gradient) -> plans.EdgeLinearStep:
         blocks = [block.transposed() for block in self.so2_linear(op)]
         starts = self.starts(gradient.name)
-        return plans.EdgeLinear(gradient.source, gradient.name, blocks, starts)
+        return plans.EdgeLinearStep(gradient.source, gradient.name, blocks, starts)
 
     def gate(self, op: ops.FrameGate) -> plans.EdgeOperation:
-        return plans.EdgeGate(op.source, op.name, self.frame_gate(op))
+        return plans.EdgeGateStep(op.source, op.name, self.frame_gate(op))
 
-    def gate_back(self, op: ops.FrameGate, gradient: transpose.Gradient) -> plans.EdgeGate:
-        return plans.EdgeGate(gradient.source, gradient.name, self.frame_gate(op), op.source)
+    def gate_back(self, op: ops.FrameGate, gradient: transpose.Gradient) -> plans.EdgeGateStep:
+        return plans.EdgeGateStep(gradient.source, gradient.name, self.frame_gate(op), op.source)
 
     def sphere(self, op: ops.FrameSphere) -> plans.EdgeOperation:
-        return plans.EdgeSphere(op.source, op.name, self.frame_sphere(op))
+        return plans.EdgeSphereStep(op.source, op.name, self.frame_sphere(op))
 
-    def sphere_back(self, op: ops.FrameSphere, gradient: transpose.Gradient) -> plans.EdgeSphere:
-        return plans.EdgeSphere(gradient.source, gradient.name, self.frame_sphere(op), op.source)
+    def sphere_back(
+        self, op: ops.FrameSphere, gradient: transpose.Gradient
+    ) -> plans.EdgeSphereStep:
+        return plans.EdgeSphereStep(
+            gradient.source, gradient.name, self.frame_sphere(op), op.source
+        )
 
     def sum(self, op: ops.FrameSum) -> plans.EdgeOperation:
         if self.layouts[op.source].runs != tuple(runs for _, runs in self.target.blocks):
             raise NotCovered(f"The engine cannot sum {op.source} as it is: it needs a linear map.")
         degrees = self.degrees(self.layouts[op.source], self.target)
-        return plans.FrameSum(op.source, degrees, op.weights or None)
+        return plans.FrameSumStep(op.source, degrees, op.weights or None)
 
-    def sum_back(self, op: ops.FrameSum, gradient: transpose.SumGradient) -> plans.FrameSpread:
+    def sum_back(self, op: ops.FrameSum, gradient: transpose.SumGradient) -> plans.FrameSpreadStep:
         degrees = self.degrees(self.layouts[op.source], self.target)
         weights = op.weights or None, gradient.weights or None
-        return plans.FrameSpread(gradient.name, op.source, degrees, *weights)
+        return plans.FrameSpreadStep(gradient.name, op.source, degrees, *weights)
 
     def attention_back(
         self, op: ops.Attention, gradient: transpose.Gradient
-    ) -> plans.AttentionBack:
+    ) -> plans.AttentionBackStep:
         names = gradient.source, gradient.name, op.source, _exponents(op.name)
-        return plans.AttentionBack(*names, self.heads)
+        return plans.AttentionBackStep(*names, self.heads)
 
     def modulated(self, op: ops.Modulation, layout: FrameLayout) -> list[plans.ModulatedRows]:
         if op.radial not in self.first_weight:
@@ -233,7 +237,7 @@ class MessageReader:
             weight += stride
         return blocks
 
-    def attention(self, op: ops.Attention) -> plans.Attention:
+    def attention(self, op: ops.Attention) -> plans.AttentionStep:
         channels, columns = self.target.channels(0), np.full(self.target.width, -1)
         if any(runs != self.target.blocks[0][1] for _, runs in self.target.blocks):
             raise NotCovered("The engine knows attention to equally many channels of each degree.")
@@ -251,7 +255,7 @@ class MessageReader:
         self.heads = plans.HeadsPlan(op.heads, weight, of_scalar, of_channel, columns, silu)
         for name, count in ((op.name, len(channels)), (_exponents(op.name), op.heads)):
             self.layouts[name] = FrameLayout(((count,),), 0, self.padding)
-        return plans.Attention(op.source, op.name, _exponents(op.name), self.heads)
+        return plans.AttentionStep(op.source, op.name, _exponents(op.name), self.heads)
 
     def so2_linear(self, op: ops.SO2Linear) -> list[plans.LinearRows]:
         before = self.layouts[op.source]

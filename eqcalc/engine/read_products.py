@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from eqcalc.engine.read_messages import MessageReader
 
 
-def pair_sum(reader: MessageReader, op: ops.PairSum) -> plans.PairSum:
+def pair_sum(reader: MessageReader, op: ops.PairSum) -> plans.PairSumStep:
     reader.layouts[op.name] = reader.features.layout
-    return plans.PairSum(op.name)
+    return plans.PairSumStep(op.name)
 
 
-def pair_sum_back(_: MessageReader, op: ops.PairSum, g: transpose.Gradient) -> plans.PairBack:
+def pair_sum_back(_: MessageReader, op: ops.PairSum, g: transpose.Gradient) -> plans.PairBackStep:
     del op
-    return plans.PairBack(g.source)
+    return plans.PairBackStep(g.source)
 
 
 def _blocks(reader: MessageReader, op: Linear) -> list[plans.LinearRows]:
@@ -40,7 +40,7 @@ def _blocks(reader: MessageReader, op: Linear) -> list[plans.LinearRows]:
     ]
 
 
-def linear(reader: MessageReader, op: Linear) -> plans.EdgeLinear:
+def linear(reader: MessageReader, op: Linear) -> plans.EdgeLinearStep:
     gates = [r for r in reader.program.readers[op.name] if isinstance(r, Gate)]
     if gates:
         layout = bricks.gate(reader.modules[gates[0].name], reader.padding)[0]
@@ -49,12 +49,12 @@ def linear(reader: MessageReader, op: Linear) -> plans.EdgeLinear:
         blocks = tuple((2 * int(degree) + 1, (int(mul),)) for mul, degree in irreps)
         layout = Layout(blocks, reader.padding)
     reader.layouts[op.name] = layout
-    return plans.EdgeLinear(op.source, op.name, _blocks(reader, op))
+    return plans.EdgeLinearStep(op.source, op.name, _blocks(reader, op))
 
 
-def linear_back(reader: MessageReader, op: Linear, g: transpose.Gradient) -> plans.EdgeLinear:
+def linear_back(reader: MessageReader, op: Linear, g: transpose.Gradient) -> plans.EdgeLinearStep:
     blocks = [block.transposed() for block in _blocks(reader, op)]
-    return plans.EdgeLinear(g.source, g.name, blocks, reader.starts(g.name))
+    return plans.EdgeLinearStep(g.source, g.name, blocks, reader.starts(g.name))
 
 
 def _gated(reader: MessageReader, op: Gate) -> list[plans.GatedRows]:
@@ -70,39 +70,39 @@ def _gated(reader: MessageReader, op: Gate) -> list[plans.GatedRows]:
     ]
 
 
-def gate(reader: MessageReader, op: Gate) -> plans.EdgeGate:
-    return plans.EdgeGate(op.source, op.name, _gated(reader, op))
+def gate(reader: MessageReader, op: Gate) -> plans.EdgeGateStep:
+    return plans.EdgeGateStep(op.source, op.name, _gated(reader, op))
 
 
-def gate_back(reader: MessageReader, op: Gate, g: transpose.Gradient) -> plans.EdgeGate:
-    return plans.EdgeGate(g.source, g.name, _gated(reader, op), op.source)
+def gate_back(reader: MessageReader, op: Gate, g: transpose.Gradient) -> plans.EdgeGateStep:
+    return plans.EdgeGateStep(g.source, g.name, _gated(reader, op), op.source)
 
 
-def product(reader: MessageReader, op: ops.EdgeProduct) -> plans.EdgeProduct:
+def product(reader: MessageReader, op: ops.EdgeProduct) -> plans.EdgeProductStep:
     made = bricks.convolution(reader.modules[op.name], reader.layouts[op.source])
     convolution, weights, reader.layouts[op.name] = made
     first = reader.add_radial(op.radial, weights, convolution.num_weights)
-    return plans.EdgeProduct(op.source, op.name, convolution.from_weight(first))
+    return plans.EdgeProductStep(op.source, op.name, convolution.from_weight(first))
 
 
 def product_back(
     reader: MessageReader, op: ops.EdgeProduct, g: transpose.Gradient
-) -> plans.EdgeProduct:
+) -> plans.EdgeProductStep:
     made = bricks.convolution(reader.modules[op.name], reader.layouts[op.source])[0]
     convolution = made.from_weight(reader.first_weight[op.radial])
-    return plans.EdgeProduct(g.source, g.name, convolution, op.source)
+    return plans.EdgeProductStep(g.source, g.name, convolution, op.source)
 
 
-def edge_sum(reader: MessageReader, op: ops.EdgeSum) -> plans.EdgeSum:
+def edge_sum(reader: MessageReader, op: ops.EdgeSum) -> plans.EdgeSumStep:
     _same_layout(reader, op)
-    return plans.EdgeSum(op.source, op.weights, reader.target.stride(0))
+    return plans.EdgeSumStep(op.source, op.weights, reader.target.stride(0))
 
 
 def edge_sum_back(
     reader: MessageReader, op: ops.EdgeSum, g: transpose.SumGradient
-) -> plans.EdgeSpread:
+) -> plans.EdgeSpreadStep:
     names = g.name, op.source, op.weights, g.weights
-    return plans.EdgeSpread(*names, reader.target.stride(0))
+    return plans.EdgeSpreadStep(*names, reader.target.stride(0))
 
 
 def _same_layout(reader: MessageReader, op: ops.EdgeSum) -> None:

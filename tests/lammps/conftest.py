@@ -139,6 +139,7 @@ def of_architecture(tmp_path_factory):
 
 
 BLOCKS = {"l_max": 2, "num_channels": 4, "hidden_channels": 3, "feed_forward_channels": 5}
+FRAMES = {**BLOCKS, "m_max": 1}
 ARCHITECTURES = {
     "mace": {"architecture": "mace", "num_channels": 5, "l_max": 2},
     "mace with densities": {
@@ -151,8 +152,8 @@ ARCHITECTURES = {
         "distance_transform": "agnesi",
     },
     "tfn": {"architecture": "tfn", "num_channels": [8, 6], "l_max": 1},
-    "esen": {**BLOCKS, "architecture": "esen", "l_max": 3},
+    "esen": {**FRAMES, "architecture": "esen"},
     "equiformer": {**BLOCKS, "architecture": "equiformer", "num_heads": 2},
-    "equiformer_v2": {**BLOCKS, "architecture": "equiformer_v2", "num_heads": 2},
-    "grid": {**BLOCKS, "architecture": "equiformer_v2", "num_heads": 2, "sphere_points": 6},
+    "equiformer_v2": {**FRAMES, "architecture": "equiformer_v2", "num_heads": 2},
+    "grid": {**FRAMES, "architecture": "equiformer_v2", "num_heads": 2, "sphere_points": 6},
 }

@@ -125,25 +125,25 @@ class Message {
     const int source = number(from, "source"), target = number(from, "target");
     const int value = number(from, "value"), weights = number(from, "weights");
     const std::string &kind = from.kind();
-    if (kind == "ToFrames") return std::make_unique<ToFrames>(from, frames_, target);
-    if (kind == "FromFrames") return std::make_unique<FromFrames>(from, frames_, source);
-    if (kind == "Modulate") return std::make_unique<Modulate>(from, source, target, value);
-    if (kind == "EdgeLinear") return std::make_unique<EdgeLinear>(from, source, target);
-    if (kind == "EdgeGate") return std::make_unique<EdgeGate>(from, source, target, value);
-    if (kind == "EdgeSphere") return std::make_unique<EdgeSphere>(from, source, target, value);
-    if (kind == "PairSum") return std::make_unique<PairSum>(target);
-    if (kind == "PairBack") return std::make_unique<PairBack>(source);
-    if (kind == "EdgeProduct") return std::make_unique<EdgeProduct>(from, source, target, value);
-    if (kind == "EdgeSum") return std::make_unique<EdgeSum>(from, source, weights);
-    if (kind == "EdgeSpread")
+    if (kind == "ToFramesStep") return std::make_unique<ToFrames>(from, frames_, target);
+    if (kind == "FromFramesStep") return std::make_unique<FromFrames>(from, frames_, source);
+    if (kind == "ModulateStep") return std::make_unique<Modulate>(from, source, target, value);
+    if (kind == "EdgeLinearStep") return std::make_unique<EdgeLinear>(from, source, target);
+    if (kind == "EdgeGateStep") return std::make_unique<EdgeGate>(from, source, target, value);
+    if (kind == "EdgeSphereStep") return std::make_unique<EdgeSphere>(from, source, target, value);
+    if (kind == "PairSumStep") return std::make_unique<PairSum>(target);
+    if (kind == "PairBackStep") return std::make_unique<PairBack>(source);
+    if (kind == "EdgeProductStep") return std::make_unique<EdgeProduct>(from, source, target, value);
+    if (kind == "EdgeSumStep") return std::make_unique<EdgeSum>(from, source, weights);
+    if (kind == "EdgeSpreadStep")
       return std::make_unique<EdgeSpread>(from, target, value, weights,
                                           number(from, "weight_gradient"));
-    if (kind == "Attention")
+    if (kind == "AttentionStep")
       return std::make_unique<Attention>(from, source, target, number(from, "exponents"));
-    if (kind == "AttentionBack")
+    if (kind == "AttentionBackStep")
       return std::make_unique<AttentionBack>(from, source, target, value, number(from, "exponents"));
-    if (kind == "FrameSum") return std::make_unique<FrameSum>(from, frames_, source, weights);
-    if (kind == "FrameSpread")
+    if (kind == "FrameSumStep") return std::make_unique<FrameSum>(from, frames_, source, weights);
+    if (kind == "FrameSpreadStep")
       return std::make_unique<FrameSpread>(from, frames_, target, value, weights,
                                            number(from, "weight_gradient"));
     throw std::runtime_error("the engine does not know the operation '" + kind + "'");
