@@ -1,10 +1,11 @@
 """CPU time per atom of networks whose messages live on edges: the fused engine against torch.
 
-    python tests/benchmarks/messages.py [--out FOLDER] [--repeats 5]
+    python tests/benchmarks/messages.py [esen ...] [--out FOLDER] [--repeats 5]
 
-The three architectures with their defaults and random weights: energy, forces and stress of
-perturbed diamond silicon with 28 neighbours, float32, one thread. Both engines take turns, and the
-median of the ratios counts, so that other work of the machine matters less. Writes messages.json.
+The three architectures, or those that are named, with their defaults and random weights: energy,
+forces and stress of perturbed diamond silicon with 28 neighbours, float32, one thread. Both engines
+take turns, and the median of the ratios counts, so that other work of the machine matters less.
+Writes messages.json.
 """
 
 from __future__ import annotations
@@ -58,12 +59,13 @@ def seconds(atoms: Atoms, calculator: EquivariantCalculator) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("architectures", nargs="*", default=ARCHITECTURES)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = {}
-    for architecture in ARCHITECTURES:
+    for architecture in arguments.architectures:
         atoms = silicon()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.pth"
