@@ -14,6 +14,7 @@ from ase.build import bulk
 from emulated import Emulated
 from potentials import untrained
 
+from eqcalc.engine.build import MORE_FLAGS
 from eqcalc.engine.cuda import platform
 from eqcalc.engine.fused import NETWORKS
 from eqcalc.export import MODULES
@@ -24,6 +25,11 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items):
     for item in items:
         tiers.mark(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    os.environ[MORE_FLAGS] = tiers.compiler_flags(item)
 
 
 @pytest.fixture(autouse=True)

@@ -37,10 +37,10 @@ def compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(cache, "_told", set())
-    build.compile_library.cache_clear()
+    build.compiled.cache_clear()
     build._too_long.clear()
     yield use
-    build.compile_library.cache_clear()
+    build.compiled.cache_clear()
     build._too_long.clear()
 
 

@@ -40,6 +40,18 @@ NEEDS = {
 #: of these, files whose tests are quick all the same
 QUICK = {"test_muon", "test_domain"}
 
+#: files whose kernels are compiled as users' are; elsewhere quickly, since calculators, LAMMPS and
+#: checks are tried there, and take the kernels as they are
+OPTIMISED = {
+    *("test_fused", "test_fused_programs", "test_kernels", "test_threads", "test_sanitizers"),
+    "test_engine_build",
+}
+
+
+def compiler_flags(item: pytest.Item) -> str:
+    """Beside those of the engine."""
+    return "" if Path(item.path).stem in OPTIMISED else "-O1"
+
 
 def mark(item: pytest.Item) -> None:
     """Adds the markers of a test's file."""

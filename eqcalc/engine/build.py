@@ -23,6 +23,10 @@ FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 ]
 
+#: options for the compiler after ours, which they may replace: -O1 compiles twice as fast, and
+#: -g is for debuggers and profilers
+MORE_FLAGS = "EQCALC_CXXFLAGS"
+
 #: the library in an entry of the cache
 LIBRARY = "kernel.so"
 
@@ -53,16 +57,26 @@ def header(name: str) -> str:
 _too_long: dict[str, str] = {}
 
 
-@lru_cache
+def more_flags() -> list[str]:
+    """The user's options for the compiler."""
+    return os.environ.get(MORE_FLAGS, "").split()
+
+
 def compile_library(source: str, *flags: str) -> Path:
-    """The library made of `source` with FLAGS and `flags`, from the cache if it was made before.
+    """The library made of `source` with FLAGS, `flags` and the user's, from the cache if it was
+    made before.
 
     Without a compiler, one that any compiler has made.
 
     Raises:
         EngineUnavailable: no compiler, or it fails; no place for the library.
     """
-    flags = (*FLAGS, *flags)
+    return compiled(source, *FLAGS, *flags, *more_flags())
+
+
+@lru_cache
+def compiled(source: str, *flags: str) -> Path:
+    """The library made of `source` with these flags; errors of compile_library."""
     made_of = hashlib.sha256("\n".join([source, machine(), *flags]).encode()).hexdigest()[:20]
     compiler = find_compiler()
     if compiler is None:

@@ -29,7 +29,7 @@ import zipfile
 from pathlib import Path
 
 from eqcalc import cache
-from eqcalc.engine.build import LIBRARY, EngineUnavailable, machine
+from eqcalc.engine.build import LIBRARY, EngineUnavailable, machine, more_flags
 from eqcalc.engine.cuda import platform
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
@@ -37,7 +37,8 @@ from eqcalc.files import user_path
 
 def _key(model: Path, precision: str, radial: str) -> str:
     """Changes with all that the prepared files depend on."""
-    digest = hashlib.sha256("\n".join([precision, radial, machine()]).encode())
+    settings = [precision, radial, machine(), *more_flags()]
+    digest = hashlib.sha256("\n".join(settings).encode())
     here = Path(__file__).parent
     folders = [here, here / "csrc"]
     if radial == "gpu":
