@@ -435,6 +435,13 @@ def sample(
     strain: Annotated[
         float, typer.Option(help="Largest strain of a trajectory's cell, drawn anew for each.")
     ] = 0.0,
+    pull: Annotated[
+        float,
+        typer.Option(
+            help="Å; above 0, no dynamics: parts of molecules are pulled away along their bonds, "
+            "by so much at most, for a network to learn what bonds cost."
+        ),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of starts, velocities and thermostat.")] = 1,
     teacher_option: Annotated[
         list[str] | None,
@@ -446,6 +453,7 @@ def sample(
     gfn2: for a network to learn before DFT; a section [pretrain] does both. A universal model: for
     a network of these elements alone, which is many times faster. A committee: to train one
     network, on these and the DFT frames together, that is as good as the mean of several.
+    With --pull, a network of kind mace that has exact isolated atoms: to teach others their bonds.
     """
     from eqcalc.data.frames import iter_images
     from eqcalc.data.labels import config_type, is_isolated_atom
@@ -463,6 +471,7 @@ def sample(
         limit=limit,
         grade=grade,
         strain=strain,
+        pull=pull,
         seed=seed,
         **chosen,
     )

@@ -5,7 +5,8 @@ on at that temperature (Langevin, cell fixed, strained if wanted); every so ofte
 labelled. Where members of a committee disagree on the force of an atom by more than a limit, labels
 would be worth nothing: the trajectory ends, as it does where an atom's extrapolation grade is above
 a limit, and where the teacher fails. The frame at which the models are at a loss is a candidate for
-DFT: it is kept, without labels.
+DFT: it is kept, without labels. Instead of dynamics, parts of molecules may be pulled apart along
+their bonds (`eqcalc.sampling.pulled`), each frame anew from a start.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ase.md.langevin import Langevin
 
 from eqcalc.errors import InputError, Interrupted
 from eqcalc.files import replacing, user_path, write_bytes
+from eqcalc.sampling.pulled import pulled
 from eqcalc.sampling.teachers import FAILURES, Teacher
 
 #: fs, with and without hydrogen: sampling needs no conserved energy
@@ -47,6 +49,7 @@ class Sampling:
         friction: 1/fs.
         strain: largest component of the strain of a trajectory's cell along periodic directions,
             drawn anew for each: stresses and elastic constants need more than one cell.
+        pull: Å by which parts of a molecule are pulled away along bonds, at most; 0: dynamics.
         limit: eV/Å, of a committee's `eqcalc.committee.forces_deviation`.
         grade: largest extrapolation grade of an atom (`eqcalc.uncertainty`), for networks that
             have one; None for any.
@@ -60,6 +63,7 @@ class Sampling:
     timestep: float | None = None
     friction: float = 0.02
     strain: float = 0.0
+    pull: float = 0.0
     limit: float = 0.5
     grade: float | None = None
     seed: int = 1
@@ -71,6 +75,10 @@ class Sampling:
                 raise InputError(f"{name} = {value}: it must be positive.")
         if not 0.0 <= self.strain < 0.5:
             raise InputError(f"strain = {self.strain}: it must be 0 .. 0.5.")
+        if not self.pull >= 0.0:
+            raise InputError(f"pull = {self.pull}: it must not be negative.")
+        if self.pull and self.strain:
+            raise InputError(f"strain = {self.strain}: bonds are pulled in cells as they are.")
         if not self.temperatures or not min(self.temperatures) > 0:
             raise InputError(f"temperatures = {list(self.temperatures)} K: they must be positive.")
 
@@ -123,11 +131,11 @@ def _bare(atoms: Atoms) -> Atoms:
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
-def _labelled(teacher: Teacher, atoms: Atoms, temperature: float) -> Atoms:
-    """A frame without velocities."""
+def _labelled(teacher: Teacher, atoms: Atoms, name: str) -> Atoms:
+    """A frame without velocities; `name` is in its config_type."""
     results = teacher.label(atoms)
     frame = _bare(atoms)
-    frame.info["config_type"] = f"{teacher.config_type}_{temperature:g}K"
+    frame.info["config_type"] = f"{teacher.config_type}_{name}"
     if "forces_std" in results:
         frame.info["energy_std"] = results["energy_std"]
         frame.info["forces_deviation"] = float(np.linalg.norm(results["forces_std"], axis=1).max())
@@ -138,10 +146,10 @@ def _labelled(teacher: Teacher, atoms: Atoms, temperature: float) -> Atoms:
     return frame
 
 
-def _candidate(frame: Atoms, temperature: float) -> Atoms:
+def _candidate(frame: Atoms, name: str) -> Atoms:
     """A frame at which the members disagree: their mean is no label for it."""
     atoms = _bare(frame)
-    atoms.info = {**frame.info, "config_type": f"candidate_{temperature:g}K"}
+    atoms.info = {**frame.info, "config_type": f"candidate_{name}"}
     return atoms
 
 
@@ -167,7 +175,7 @@ def _trajectory(
     )
     while True:
         dynamics.run(max(1, round(sampling.interval / timestep)))
-        yield _labelled(teacher, atoms, temperature)
+        yield _labelled(teacher, atoms, f"{temperature:g}K")
 
 
 def _strain(atoms: Atoms, largest: float, rng: np.random.Generator) -> None:
@@ -189,6 +197,24 @@ def _beyond(frame: Atoms, sampling: Sampling, tally: Tally) -> bool:
         return False
     tally.graded += 1
     return True
+
+
+def _pulled(
+    teacher: Teacher, starts: Sequence[Atoms], sampling: Sampling, rng: np.random.Generator
+) -> Iterator[tuple[str, Iterator[Atoms]]]:
+    """As `_trajectories`, of one frame each."""
+    for number, image in enumerate(pulled([*map(_bare, starts)], sampling.pull, rng)):
+        image.calc = teacher.drivers[number % len(teacher.drivers)]
+        yield "pulled", (_labelled(teacher, image, "pulled") for _ in range(1))
+
+
+def _trajectories(
+    teacher: Teacher, starts: Sequence[Atoms], sampling: Sampling, rng: np.random.Generator
+) -> Iterator[tuple[str, Iterator[Atoms]]]:
+    """Name and labelled frames of one trajectory after the other, without end."""
+    for atoms, temperature in _starts(teacher, starts, sampling, rng):
+        frames = _trajectory(teacher, atoms, temperature, sampling, rng)
+        yield f"{temperature:g}K", islice(frames, sampling.length)
 
 
 def _starts(
@@ -224,14 +250,16 @@ def _check(teacher: Teacher, starts: Sequence[Atoms], sampling: Sampling) -> Non
 
 def _refuse_hopeless(tally: Tally, sampling: Sampling, trouble: str) -> None:
     """InputError where hardly any frames have come of many trajectories."""
-    if tally.frames >= FEWEST * tally.trajectories * sampling.length:
+    length = 1 if sampling.pull else sampling.length
+    if tally.frames >= FEWEST * tally.trajectories * length:
         return
+    milder = "Pull less" if sampling.pull else "Lower the temperatures"
     graded = f"{tally.graded} where a grade was above the limit, " if tally.graded else ""
     raise InputError(
         f"{tally.frames} frames came of {tally.trajectories} trajectories: "
         f"{tally.stopped} ended where the members disagree by more than "
         f"{sampling.limit:g} eV/Å, {graded}{tally.failed} where the teacher "
-        f"failed{trouble}. Lower the temperatures, take a better teacher, or label the "
+        f"failed{trouble}. {milder}, take a better teacher, or label the "
         "frames at which it stopped."
     )
 
@@ -243,18 +271,19 @@ def sample(
 
     Raises:
         InputError: there are no starts; a limit of grades and none; an element that the teacher
-            does not know; trajectories hardly ever come as far as to a first frame.
+            does not know; trajectories hardly ever come as far as to a first frame; no bonds to
+            be pulled.
     """
     _check(teacher, starts, sampling)
     rng = np.random.default_rng(sampling.seed)
     trouble = ""
-    for atoms, temperature in _starts(teacher, starts, sampling, rng):
+    kind = _pulled if sampling.pull else _trajectories
+    for name, frames in kind(teacher, starts, sampling, rng):
         tally.trajectories += 1
-        frames = _trajectory(teacher, atoms, temperature, sampling, rng)
         try:
-            for frame in islice(frames, sampling.length):
+            for frame in frames:
                 if _beyond(frame, sampling, tally):
-                    tally.candidates.append(_candidate(frame, temperature))
+                    tally.candidates.append(_candidate(frame, name))
                     break
                 tally.frames += 1
                 tally.worst = max(tally.worst, frame.info.get("forces_deviation", 0.0))
