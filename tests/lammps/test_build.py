@@ -147,13 +147,16 @@ def changed_sources(folder: Path, name: str, change: Callable[[str], str]) -> pl
     return replace(installation, sources=folder)
 
 
-def test_other_lammps_is_refused(tmp_path, monkeypatch, model):
+def test_other_lammps_is_refused(tmp_path, model):
     """As if compiled for another update, whose classes have another layout."""
-    monkeypatch.setattr(plugin, "_probe", lambda _: ("stable_22Jul2025_update1", "LAMMPS_SMALLBIG"))
-    installation = changed_sources(tmp_path / "sources", "engine.cpp", lambda _: "")  # not reached
-    plugin.compile_plugin(installation, tmp_path, tmp_path / "log")
+    descriptor, _ = plugin._probe(plugin.find_installation())
+    other = descriptor[:-1] + ("1" if descriptor[-1] != "1" else "2")
+    library = (build() / plugin.PLUGIN).read_bytes()
+    assert library.count(descriptor.encode()) == 1
+    changed = library.replace(descriptor.encode(), other.encode())
+    (tmp_path / plugin.PLUGIN).write_bytes(changed)
     done = lmp_with(tmp_path, script(silica_like(1), tmp_path, pair(model)))
-    assert "compiled for LAMMPS stable_22Jul2025_update1, but this is LAMMPS stable" in done.stderr
+    assert f"compiled for LAMMPS {other}, but this is LAMMPS {descriptor}" in done.stderr
     assert "run 'eqcalc lammps build'" in done.stderr
     assert "Unrecognized pair style 'equivariant'" in done.stdout
 
