@@ -26,7 +26,8 @@ class EquiformerV2Config(FramesConfig, AttentionConfig):
     """EquiformerV2, as in arXiv:2306.12059. Lengths in Å.
 
     Attributes:
-        message_nonlinearity: of messages: the sphere, or gates, which are faster.
+        message_nonlinearity: of messages: the sphere, or gates, which are faster. On a grid
+            (sphere_points above 0) it runs on torch alone.
     """
 
     architecture: str = "equiformer_v2"
