@@ -9,6 +9,13 @@ from ase import Atoms
 from potentials import write
 from scipy.spatial.transform import Rotation
 from test_fused import graph
+from test_fused_programs import (  # noqa: F401 - the same exam, of the networks below
+    SMALL,
+    test_gradient_is_that_of_the_energy,
+    test_is_the_network_of_the_file,
+    test_tables_are_as_good_as_the_network,
+    test_threads_change_nothing_but_rounding,
+)
 
 from eqcalc import export
 from eqcalc.engine import fused
@@ -17,7 +24,9 @@ from eqcalc.engine.message_plan import FrameLayout
 from eqcalc.engine.plan import NotCovered
 from eqcalc.engine.readers import read
 from eqcalc.models.config import ModelConfig
+from eqcalc.models.equiformer import EquiformerConfig
 from eqcalc.models.equiformer_v2 import EquiformerV2Config
+from eqcalc.models.esen import ESENConfig
 from eqcalc.nn.frames import wigner_of_rotations
 from eqcalc.program import (
     Attention,
@@ -38,6 +47,24 @@ from eqcalc.program import (
     operations,
     transpose,
 )
+
+BLOCKS = {"l_max": 2, "num_channels": 6, "hidden_channels": 3, "readout": 3}
+BLOCKS |= {"feed_forward_channels": 4}
+HEADS = {"num_heads": 2, "attention_channels": 3}
+# but for the last, all share their kernels
+NETWORKS = {
+    "esen": ESENConfig(**SMALL, **BLOCKS, m_max=1),
+    "esen, sphere, crowded": ESENConfig(**SMALL, **BLOCKS, m_max=1, nonlinearity="sphere"),
+    "equiformer_v2": EquiformerV2Config(**SMALL, **BLOCKS, **HEADS, m_max=1),
+    "equiformer": EquiformerConfig(**SMALL, **BLOCKS, **HEADS),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def program(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("messages") / "model.pth"
+    write(path, NETWORKS[request.param], crowding="crowded" in request.param)
+    return path, fused.fuse(path, dtype="float64", radial="network")
 
 
 def test_every_operation_on_edges_has_a_transpose():

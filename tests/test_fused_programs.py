@@ -16,9 +16,6 @@ from eqcalc.engine.build import EngineUnavailable
 from eqcalc.engine.contraction import contraction
 from eqcalc.engine.density import few_functions
 from eqcalc.models.config import ModelConfig
-from eqcalc.models.equiformer import EquiformerConfig
-from eqcalc.models.equiformer_v2 import EquiformerV2Config
-from eqcalc.models.esen import ESENConfig
 from eqcalc.models.invariant import InvariantConfig
 from eqcalc.models.mace import MACEConfig
 from eqcalc.models.tfn import TFNConfig
@@ -32,9 +29,6 @@ def mace(**options):
     return MACEConfig(**SMALL, num_channels=5, l_max=2, **options)
 
 
-BLOCKS = {"l_max": 2, "num_channels": 6, "hidden_channels": 3, "readout": 3}
-BLOCKS |= {"feed_forward_channels": 4}
-HEADS = {"num_heads": 2, "attention_channels": 3}
 # those of a kind share their kernels
 PROGRAMS = {
     "mace": mace(),
@@ -49,10 +43,6 @@ PROGRAMS = {
     "tfn, gates": TFNConfig(**SMALL, l_max=1, num_channels=[5, 3], nonlinearity="gate"),
     "tfn, crowded": TFNConfig(**SMALL, l_max=1, num_channels=[5, 3]),
     "invariant": InvariantConfig(**SMALL, num_channels=9),
-    "esen": ESENConfig(**SMALL, **BLOCKS, m_max=1),
-    "esen, sphere, crowded": ESENConfig(**SMALL, **BLOCKS, m_max=1, nonlinearity="sphere"),
-    "equiformer_v2": EquiformerV2Config(**SMALL, **BLOCKS, **HEADS, m_max=1),
-    "equiformer": EquiformerConfig(**SMALL, **BLOCKS, **HEADS),
 }
 
 
