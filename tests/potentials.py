@@ -8,7 +8,7 @@ from ase.build import bulk
 
 from eqcalc import export, uncertainty
 from eqcalc.importers import published
-from eqcalc.models.nequip_config import NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
 from eqcalc.models.registry import build
 from eqcalc.neighbors import neighbor_list
 from eqcalc.nn.crowding import CrowdingConstants

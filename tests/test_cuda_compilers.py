@@ -15,7 +15,7 @@ from eqcalc.engine.cuda.source import DeviceCode
 from eqcalc.engine.fused import TABLES
 from eqcalc.engine.readers import read
 from eqcalc.models.mace import MACEConfig
-from eqcalc.models.nequip_config import NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
 
 NVCC = shutil.which("nvcc")
 

@@ -10,7 +10,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from eqcalc.contract import set_precision
 from eqcalc.engine.dense import FusedGate, FusedLinear, FusedRadial, Passes, open_library
 from eqcalc.errors import InputError
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.registry import build
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import SpeciesLinear
 from eqcalc.nn.radial import RadialNetwork
@@ -206,7 +207,7 @@ def test_compiled_muon_takes_the_plain_steps(kernels):
     config = NequIPConfig(
         num_layers=2, l_max=2, num_channels=[33, 20, 5], radial_mlp=[12], product_channels=7
     )
-    plain = set_precision(NequIP(config, [8, 14], 10.0, [1.0] * 2, [0.0] * 2), dtype)
+    plain = set_precision(build(config, [8, 14], 10.0, [1.0] * 2, [0.0] * 2), dtype)
     compiled = copy.deepcopy(plain)
     start = copy.deepcopy(plain)
     optimizers = Muon(plain, 0.02, 0.1), Muon(compiled, 0.02, 0.1, library=library)

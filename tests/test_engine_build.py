@@ -12,7 +12,8 @@ from eqcalc import EquivariantCalculator, cache
 from eqcalc.engine import build
 from eqcalc.engine.prepare import prepared
 from eqcalc.errors import InputError
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models import registry
+from eqcalc.models.nequip import NequIPConfig
 from eqcalc.training.network import ready
 from eqcalc.training.options import TrainingConfig
 
@@ -81,7 +82,7 @@ def test_torch_takes_over_from_a_compiler_that_fails(compiler, script, sentence,
         EquivariantCalculator(potential_path, engine="fused")
     with pytest.raises(InputError, match=sentence):
         prepared(potential_path, "double", "table")
-    model = NequIP(
+    model = registry.build(
         NequIPConfig(l_max=1, num_channels=[2, 2], num_layers=1), [14], 4.0, [1.0], [0.0]
     )
     with pytest.warns(UserWarning, match=f"Training without compiled kernels, .*{sentence}"):

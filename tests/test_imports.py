@@ -52,7 +52,8 @@ ALLOWED = {
     "data": {"derivatives", "errors", "graph", "neighbors", "outputs"},
     "training": {
         *("contract", "data", "derivatives", "engine", "errors", "export", "graph", "models", "nn"),
-        *("domain", "names", "outputs", "runtime", "sampling", "sections", "uncertainty"),
+        *("domain", "names", "outputs", "program", "runtime", "sampling", "sections"),
+        "uncertainty",
     },
     "importers": {"errors", "export", "models", "neighbors", "nn", "origin"},
     "network": {"derivatives", "errors", "export", "neighbors", "structure"},

@@ -23,7 +23,7 @@ from eqcalc.engine.training import (
 )
 from eqcalc.errors import InputError
 from eqcalc.models.mace import MACEConfig
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
 from eqcalc.models.registry import build
 from eqcalc.nn.contraction import Contraction
 
@@ -80,16 +80,20 @@ def test_equal_to_plain_network(channels, parity, layers, products, product_l_ma
         product_channels=products,
         product_l_max=product_l_max,
     )
-    plain = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
+    plain = build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
     graph = mixed_batch()
     # in float32 too: the plain network's own rounding is up to 5e-5 here
     expected = derivatives_of(set_precision(plain, torch.float64), graph)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         fused = fuse(set_precision(copy.deepcopy(plain), dtype))
-        assert all(isinstance(layer.convolution, FusedConvolution) for layer in fused.layers)
+        assert all(
+            isinstance(getattr(layer, f"sum_{k}"), FusedConvolution)
+            for k, layer in enumerate(fused.layers)
+        )
         if products:
             assert all(
-                isinstance(layer.product.channel_product, FusedProduct) for layer in fused.layers
+                isinstance(getattr(layer, f"products_{k}"), FusedProduct)
+                for k, layer in enumerate(fused.layers)
             )
         assert list(fused.state_dict()) == list(plain.state_dict())
         for a, b in zip(expected, derivatives_of(fused, graph), strict=True):
@@ -147,7 +151,7 @@ def test_copies_compute_the_same():
     config = NequIPConfig(
         cutoff=4.0, num_layers=2, l_max=1, num_channels=[4, 2], product_channels=3
     )
-    model = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
+    model = build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
     fused = fuse(set_precision(model, torch.float32))
     graph = mixed_batch()
     twin = copy.deepcopy(fused)
@@ -168,9 +172,7 @@ def test_threads_do_not_change_the_numbers():
     config = NequIPConfig(
         cutoff=4.0, num_layers=2, l_max=2, num_channels=[6, 4, 2], product_channels=3
     )
-    model = fuse(
-        set_precision(NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]), torch.float64)
-    )
+    model = fuse(set_precision(build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]), torch.float64))
     graph = mixed_batch()
     before = torch.get_num_threads()
     try:
@@ -203,7 +205,7 @@ def forces_of(model, graph):
 def test_radial_networks_once_per_pair_change_nothing():
     torch.manual_seed(3)
     config = NequIPConfig(cutoff=4.0, num_layers=3, l_max=2, num_channels=[6, 4, 2])
-    plain = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
+    plain = build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
     set_precision(plain, torch.float64)
     fused = fuse(copy.deepcopy(plain))
     rows = []
@@ -221,7 +223,7 @@ def test_radial_networks_once_per_pair_change_nothing():
 def test_copies_have_pairs_of_their_own():
     torch.manual_seed(3)
     config = NequIPConfig(cutoff=4.0, num_layers=2, l_max=1, num_channels=[4, 2])
-    fused = fuse(NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]))
+    fused = fuse(build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]))
     twin = copy.deepcopy(fused)
     assert list(twin.state_dict()) == list(fused.state_dict())
     graph = mixed_batch()

@@ -16,7 +16,7 @@ from eqcalc.contract import set_precision
 from eqcalc.errors import InputError
 from eqcalc.export import quiet_torchscript
 from eqcalc.graph import Graph
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
 from eqcalc.models.registry import build, model_config
 from eqcalc.neighbors import neighbor_list
 from eqcalc.nn.angular import SphericalHarmonics
@@ -164,7 +164,7 @@ def make(case, dtype=torch.float64, num_layers=None, seed=1, **options):
         **further,
         **options,
     )
-    model = NequIP(config, [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0], some_pairs(2))
+    model = build(config, [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0], some_pairs(2))
     return set_precision(model, dtype).eval()
 
 
@@ -526,16 +526,12 @@ def test_calibrated_messages_have_the_mean_square_asked_for(structure, target, r
     model.calibrate(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst, target)
     edges = model.edges(graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst)
     x = model.embed(graph.species).detach()
-    for layer in model.layers:
-        messages = layer.messages(x, edges, graph.num_atoms) * layer.message_norm
-        for part, (mul, ir) in zip(
-            messages.split([mul * ir.dim for mul, ir in layer.convolution.irreps_out], 1),
-            layer.convolution.irreps_out,
-            strict=True,
-        ):
-            rms = part.detach().square().mean().sqrt().item()
-            assert rms == pytest.approx(target, rel=5e-3), (mul, ir)
+    for k, layer in enumerate(model.layers):
+        norm, scaled = getattr(layer, f"m_{k}"), []
+        norm.register_forward_hook(lambda *call, kept=scaled: kept.append(call[2].detach()))
         x, _ = layer(x, edges, graph.num_atoms)
+        for part in scaled[0].split(norm.widths, 1):
+            assert part.square().mean().sqrt().item() == pytest.approx(target, rel=5e-3), k
 
     again = make("l_max 2", num_layers=4)
     again.set_message_scales(model.message_scales())
@@ -589,7 +585,7 @@ def test_isolated_atoms_have_their_reference_energy(name):
 def test_initial_weights_of_species_are_correlated_as_asked(correlation):
     torch.manual_seed(0)
     config = NequIPConfig(species_correlation=correlation)
-    model = NequIP(config, [1, 6, 8], 20.0, [1.0] * 3, [0.0] * 3)
+    model = build(config, [1, 6, 8], 20.0, [1.0] * 3, [0.0] * 3)
     for table in model.species_tables()[1:]:  # the embedding is too small to tell
         assert table.shape[0] == 3
         expected = torch.full((3, 3), correlation).fill_diagonal_(1.0)

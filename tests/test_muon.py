@@ -3,7 +3,8 @@
 import torch
 from e3nn import o3
 
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.registry import build
 from eqcalc.nn.linear import SpeciesLinear
 from eqcalc.training.muon import Muon, matrix_shapes, orthogonalize
 
@@ -11,7 +12,7 @@ from eqcalc.training.muon import Muon, matrix_shapes, orthogonalize
 def potential():
     torch.manual_seed(3)
     config = NequIPConfig(num_layers=2, l_max=1, num_channels=[8, 4], radial_mlp=[8], readout=4)
-    return NequIP(config, [3, 8], 10.0, [1.0, 1.0], [0.0, 0.0])
+    return build(config, [3, 8], 10.0, [1.0, 1.0], [0.0, 0.0])
 
 
 def test_orthogonalize_keeps_directions_and_levels_sizes():
@@ -34,7 +35,7 @@ def test_every_weight_is_a_matrix_or_known_not_to_be():
     for name, blocks in shapes.items():
         assert sum(rows * columns for rows, columns in blocks) == sizes[name], name
     rest = {name for name in sizes if name not in shapes and sizes[name]}
-    assert rest == {"species_embedding", "layers.1.readout_in", "layers.1.readout_out"}
+    assert rest == {"species_embedding", "layers.1.energies.inner", "layers.1.energies.outer"}
 
 
 def test_matrix_of_a_species_linear_steps_as_alone():
@@ -76,8 +77,8 @@ def test_the_rest_takes_adamw_steps():
         theirs.step()
     difference = model.species_embedding - other.species_embedding
     assert difference.abs().max() < 1e-6
-    untouched = potential().layers[0].linear_up.linear.weight
-    assert torch.equal(model.layers[0].linear_up.linear.weight, untouched)
+    untouched = potential().layers[0].up_0.weight
+    assert torch.equal(model.layers[0].up_0.weight, untouched)
 
 
 def test_parameters_without_decay():

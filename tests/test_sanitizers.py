@@ -23,7 +23,8 @@ from test_kernels import forces_of, mixed_batch
 from eqcalc.contract import set_precision
 from eqcalc.engine import build, dense, fused, training
 from eqcalc.engine.build import header
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models import registry
+from eqcalc.models.nequip import NequIPConfig
 
 HERE = Path(__file__).parent
 CSRC = Path(fused.__file__).parent / "csrc"
@@ -129,12 +130,12 @@ def _record_training(file, patch):
     config = NequIPConfig(
         cutoff=4.0, num_layers=2, l_max=1, num_channels=[5, 3], product_channels=3, radial_mlp=[9]
     )
-    model = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
+    model = registry.build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
     model = training.fuse(set_precision(model, torch.float64))
     batch = mixed_batch()
     forces_of(model, batch)
-    large = torch.randn(3000, model.layers[1].linear_up.linear._kernels.width_in).double()
-    model.layers[1].linear_up.linear(large, torch.arange(3000) % 2)  # on several threads
+    large = torch.randn(3000, model.layers[1].up_1._kernels.width_in).double()
+    model.layers[1].up_1(large, torch.arange(3000) % 2)  # on several threads
 
 
 def _record_muon(file, run):

@@ -36,7 +36,8 @@ import numpy as np, torch
 from test_kernels import forces_of, mixed_batch
 from eqcalc.contract import set_precision
 from eqcalc.engine.training import fuse
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.registry import build
 from eqcalc.training.muon import Muon
 config = NequIPConfig(
     cutoff=4.0, num_layers=2, l_max=1, num_channels=[150, 100], product_channels=4
@@ -44,7 +45,7 @@ config = NequIPConfig(
 graph = mixed_batch()
 for threads in (1, 2, 4):
     torch.manual_seed(3)
-    model = NequIP(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
+    model = build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
     model = fuse(set_precision(model, torch.float64))
     torch.set_num_threads(threads)
     results = [t.numpy() for t in forces_of(model, graph)]

@@ -226,7 +226,7 @@ def test_elements_without_data_are_kept(data, original, tmp_path, optimizer):
     train(config, tmp_path, quiet=True)
     old, new = read_source(str(original)), read_source(str(tmp_path))
     assert without_crowding(new) == without_crowding(old)
-    for name in ("species_embedding", "layers.0.self_connection.weight"):
+    for name in ("species_embedding", "layers.0.own_0.weight"):
         assert torch.equal(new.weights[name][1], old.weights[name][1])
         assert not torch.equal(new.weights[name][0], old.weights[name][0])
 

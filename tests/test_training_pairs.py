@@ -19,7 +19,8 @@ from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import Frame, read_frames
 from eqcalc.data.store import pack
 from eqcalc.errors import InputError
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.registry import build
 from eqcalc.nn.radial import InnerLimit
 from eqcalc.nn.reference import CoreRepulsion, PairConstants, PairEnergy, zbl_slope
 from eqcalc.training import pairs
@@ -405,7 +406,7 @@ def test_constants_that_a_network_has_no_use_for():
     """The core repulsion of a network without the option ends where it always did."""
     config = NequIPConfig(num_channels=[4, 3, 2], radial_mlp=[4], readout=2)
     constants = PairConstants([[[1.0] * PairEnergy.TERMS]], [[1.0]], [[1.0]])
-    model = NequIP(config, [14], 10.0, [1.0], [0.0], constants)
+    model = build(config, [14], 10.0, [1.0], [0.0], constants)
     reference = model.reference_energy
     assert model.inner_limit is None
     assert reference.pair is None

@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from former_nequip import FormerNequIP
 from runs import history, tiny, train_and_kill, weights, write_frames
 
 from eqcalc.errors import InputError
+from eqcalc.training import network
+from eqcalc.training.finetune import read_source
 from eqcalc.training.folder import load_run
 from eqcalc.training.prepare import prepare
 from eqcalc.training.run import train
@@ -56,6 +59,33 @@ def test_older_folders_are_resumed(frames, tmp_path, monkeypatch, version):
     assert history(out) == history(whole)
     assert all(torch.equal(t, weights(out)[name]) for name, t in weights(whole).items())
     assert json.loads(path.read_text()) == json.loads((whole / "setup.json").read_text())
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_folders_with_former_names_are_resumed(frames, tmp_path, monkeypatch, optimizer):
+    """Weights, their average and the optimiser's state find their places, whatever their order."""
+    config = tiny(frames, optimizer=optimizer)
+    whole, out = tmp_path / "whole", tmp_path / "former"
+    train(config, whole, quiet=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(network, "build", FormerNequIP)
+        train_and_kill(config, out, monkeypatch)
+    assert "model.layers.0.linear_up.linear.weight" in weights(out)
+    best = {name: p.detach() for name, p in load_run(out).model.named_parameters()}
+    assert read_source(str(out)).weights.keys() == best.keys()
+    train(config, out, quiet=True)
+    assert history(out) == history(whole)
+    assert all(torch.equal(t, weights(out)[name]) for name, t in weights(whole).items())
+
+
+def test_folders_of_other_networks_are_refused(frames, tmp_path, monkeypatch):
+    config = tiny(frames)
+    train_and_kill(config, tmp_path, monkeypatch)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del saved["state_dict"]["model.layers.0.mix_0.weight"]
+    torch.save(saved, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"network had other parts.*fine_tune\.model"):
+        train(config, tmp_path, quiet=True)
 
 
 def test_later_folders_are_refused(frames, tmp_path):

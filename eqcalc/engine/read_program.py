@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,13 +43,11 @@ UNKNOWN = "The engine does not know the operation {}."
 class _Reader:
     """Makes a plan, an operation at a time."""
 
-    def __init__(self, program: Program, module: Any, padding: int) -> None:
-        self.program, self.module, self.padding = program, module, padding
-        self.modules = {
-            name: child
-            for layer in bricks.children(module.layers)
-            for name, child in ((n, getattr(layer, n)) for n, _ in layer.named_children())
-        }
+    def __init__(
+        self, program: Program, modules: Mapping[str, Any], module: Any, padding: int
+    ) -> None:
+        self.program, self.modules = program, modules
+        self.module, self.padding = module, padding
         self.silu = bricks.activation_scale("silu")
         self.scale = as_array(module.reference_energy.scale)
         self.tables: dict[str, np.ndarray] = {}  # [species, width], of values before any layer
@@ -308,11 +307,22 @@ def _touched(steps: list[Step]) -> set[str]:
 
 
 def read_program(
-    program: Program, module: torch.jit.ScriptModule, scalar: str, padding: int
+    program: Program,
+    modules: Mapping[str, Any],
+    module: torch.jit.ScriptModule,
+    scalar: str,
+    padding: int,
 ) -> Plan:
-    """The plan of a scripted `eqcalc.models.assembled.Assembled` in float64.
+    """The plan of a scripted potential in float64.
+
+    Args:
+        program: what it computes.
+        modules: those of its operations, by their names.
+        module: the potential.
+        scalar: of the engine, "float" or "double".
+        padding: of runs of channels.
 
     Raises:
         NotCovered: an operation, or a use of one, that the engine does not know.
     """
-    return _Reader(program, module, padding).plan(scalar)
+    return _Reader(program, modules, module, padding).plan(scalar)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-
 from eqcalc import export
+from eqcalc.engine.bricks import children
 from eqcalc.engine.plan import PADDING, NotCovered, Plan
-from eqcalc.engine.read_nequip import read_nequip
+from eqcalc.engine.read_former import former_nequip, is_former
 from eqcalc.engine.read_program import read_program
 from eqcalc.outputs import refusal
 from eqcalc.program import Convolution, Program
-
-#: of architectures, as metadata name them, whose modules are not those of a program
-READERS: dict[str, Callable[[torch.jit.ScriptModule, str, int], Plan]] = {"NequIP": read_nequip}
 
 
 def read(potential: export.PotentialFile, scalar: str, padding: int | None = None) -> Plan:
@@ -30,16 +24,18 @@ def read(potential: export.PotentialFile, scalar: str, padding: int | None = Non
     if refusal(potential.outputs, energy=potential.has_energy):
         made = ", ".join(output.name for output in potential.outputs)
         raise NotCovered(f"The engine makes energies and their derivatives, not {made}.")
-    if architecture in READERS and not potential.outputs:
-        return READERS[architecture](potential.module, scalar, padding)
+    if is_former(potential.module):
+        return read_program(*former_nequip(potential.module), potential.module, scalar, padding)
     unknown = NotCovered(f"The fused engine does not know the architecture {architecture}.")
     document = export.program_document(potential.path)
     if document is None:
         raise unknown
     program = Program.from_document(document).reaching("energy")
-    named = {
-        name for layer in potential.module.layers.children() for name, _ in layer.named_children()
+    modules = {
+        name: child
+        for layer in children(potential.module.layers)
+        for name, child in ((n, getattr(layer, n)) for n, _ in layer.named_children())
     }
-    if any(op.name not in named for op in program.operations if isinstance(op, Convolution)):
+    if any(op.name not in modules for op in program.operations if isinstance(op, Convolution)):
         raise unknown
-    return read_program(program, potential.module, scalar, padding)
+    return read_program(program, modules, potential.module, scalar, padding)

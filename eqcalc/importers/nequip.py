@@ -22,6 +22,7 @@ from e3nn import o3
 from torch import Tensor
 
 from eqcalc.errors import InputError
+from eqcalc.importers.interactions import Interaction, interactions
 from eqcalc.importers.weights import (
     E3NN_SILU,
     E3NN_TANH,
@@ -32,8 +33,9 @@ from eqcalc.importers.weights import (
     linear_blocks,
     wigner_signs,
 )
-from eqcalc.models.nequip import InteractionLayer, NequIP
-from eqcalc.models.nequip_config import NequIPConfig
+from eqcalc.models.assembled import Assembled
+from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.registry import build
 from eqcalc.nn.convolution import Coupling, allowed_paths
 from eqcalc.nn.linear import SpeciesLinear
 from eqcalc.nn.reference import COULOMB
@@ -240,7 +242,7 @@ def _columns(paths: list[Coupling], kept: list[Coupling]) -> list[int]:
 
 
 def _fill_layer(
-    layer: InteractionLayer,
+    layer: Interaction,
     theirs: Layer,
     after: o3.Irreps,
     attributes: Tensor,
@@ -275,17 +277,17 @@ def _fill_layer(
         fill_linear(linear, cut, out)
 
     up = _by_irrep(theirs.up, irreps, irreps)
-    fill_linear(layer.linear_up.linear, {ir: ratios[ir] * m for ir, m in up.items()}, irreps)
-    put(layer.linear_mix.linear, _by_irrep(theirs.mix, middle, before), layer.gate.irreps_in, {})
+    fill_linear(layer.up, {ir: ratios[ir] * m for ir, m in up.items()}, irreps)
+    put(layer.mix, _by_irrep(theirs.mix, middle, before), layer.gate.irreps_in, {})
     if theirs.own is None:
-        layer.self_connection.weight.data.zero_()
+        layer.own.weight.data.zero_()
     else:
         own = _own(theirs.own, irreps, before, attributes)
-        put(layer.self_connection, own, layer.gate.irreps_in, ratios)
-    if layer.linear_up.linear.num_species > 1:
-        layer.linear_up.linear.weight.mul_(norm.unsqueeze(1))
+        put(layer.own, own, layer.gate.irreps_in, ratios)
+    if layer.up.num_species > 1:
+        layer.up.weight.mul_(norm.unsqueeze(1))
         norm = torch.ones(1)
-    layer.message_norm.fill_(float(norm[0]))
+    layer.norm.fill_(float(norm[0]))
     *hidden, last = theirs.radial
     scaled = [m * math.sqrt(m.shape[0]) for m in (*hidden, last[:, _columns(paths, kept)])]
     # `fill_radial` expects the SiLU of e3nn
@@ -294,7 +296,7 @@ def _fill_layer(
     fill_radial(layer, scaled, list(range(len(kept))), signs)
 
 
-def convert(n: Network, keep: list[int] | None) -> tuple[NequIP, NequIPConfig]:
+def convert(n: Network, keep: list[int] | None) -> tuple[Assembled, NequIPConfig]:
     """The network in float64, and its options.
 
     Args:
@@ -309,23 +311,23 @@ def convert(n: Network, keep: list[int] | None) -> tuple[NequIP, NequIPConfig]:
     reached = _reached(n, so3=so3)
     config = _config(n, reached, so3=so3)
     scale, shift = (values[rows].tolist() for values in (n.scale, n.shift))
-    model = NequIP(config, numbers, 1.0, scale, shift).double()
+    model = build(config, numbers, 1.0, scale, shift).double()
     ratios = {SCALAR: 1.0}
     with torch.no_grad():
         model.species_embedding.copy_(n.features[rows])
-        for layer, theirs, after in zip(model.layers, n.layers, reached, strict=True):
+        for layer, theirs, after in zip(interactions(model), n.layers, reached, strict=True):
             norm = theirs.norm.expand(len(n.types))[rows]
             _fill_layer(layer, theirs, after, n.attributes[rows], norm, ratios, so3=so3)
             ratios = {ir: E3NN_SILU / OUR_SILU for _, ir in after}
             if o3.Irrep("0o") in ratios:
                 ratios[o3.Irrep("0o")] = E3NN_TANH / OUR_TANH
-        last = model.layers[-1]
+        last = interactions(model)[-1].readout
         first, out = n.readout[0] * ratios[SCALAR], n.readout[-1]
         if len(n.readout) == 2:
-            last.readout_in.copy_(first * math.sqrt(len(first)))
-            last.readout_out.copy_(out.flatten() * math.sqrt(len(out)) / OUR_SILU)
+            last.inner.copy_(first * math.sqrt(len(first)))
+            last.outer.copy_(out.flatten() * math.sqrt(len(out)) / OUR_SILU)
         else:
-            last.readout_out.copy_(first.flatten() * math.sqrt(len(first)))
+            last.outer.copy_(first.flatten() * math.sqrt(len(first)))
         repulsion = model.reference_energy.repulsion
         repulsion.charges.mul_(n.coulomb / COULOMB)
         if n.coulomb and n.pair_cutoffs is not None:

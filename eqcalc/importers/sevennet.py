@@ -12,6 +12,7 @@ import torch
 from e3nn import o3
 
 from eqcalc.errors import InputError
+from eqcalc.importers.interactions import Interaction, interactions
 from eqcalc.importers.weights import (
     E3NN_SILU,
     E3NN_TANH,
@@ -23,8 +24,9 @@ from eqcalc.importers.weights import (
     linear_blocks,
     wigner_signs,
 )
-from eqcalc.models.nequip import InteractionLayer, NequIP
-from eqcalc.models.nequip_config import NequIPConfig, target_irreps
+from eqcalc.models.assembled import Assembled
+from eqcalc.models.nequip import NequIPConfig, target_irreps
+from eqcalc.models.registry import build
 from eqcalc.nn.convolution import Coupling, allowed_paths
 
 CITATION = "Park et al., J. Chem. Theory Comput. 20, 4857 (2024), doi:10.1021/acs.jctc.4c00190"
@@ -209,11 +211,11 @@ class _Task:
 
 
 def _own(
-    weights: Weights, layer: InteractionLayer, k: int, rows: list[int], of: int
+    weights: Weights, layer: Interaction, k: int, rows: list[int], of: int
 ) -> dict[o3.Irrep, torch.Tensor]:
     """Matrices of the self-connection: shared, or [species, in, out]."""
     name, out = f"{k}_self_connection_intro", layer.gate.irreps_in
-    if layer.self_connection.num_species == 1 and f"{name}.linear.weight" in weights:
+    if layer.own.num_species == 1 and f"{name}.linear.weight" in weights:
         blocks = linear_blocks(weights.take(f"{name}.linear.weight"), layer.irreps_in, out)
         return {out[n].ir: matrix for (_, n), matrix in blocks.items()}
     flat = weights.take(f"{name}.fc_tensor_product.weight").flatten()
@@ -230,7 +232,7 @@ def _own(
     return matrices
 
 
-def _all_paths(layer: InteractionLayer, options: dict[str, Any], *, last: bool) -> list[Coupling]:
+def _all_paths(layer: Interaction, options: dict[str, Any], *, last: bool) -> list[Coupling]:
     """Those of the file: into every irrep up to the highest degree that the layer keeps."""
     parities = (1,) if last or not options["is_parity"] else (1, -1)
     degrees = range(layer.irreps_out.lmax + 1)
@@ -239,7 +241,7 @@ def _all_paths(layer: InteractionLayer, options: dict[str, Any], *, last: bool) 
     return allowed_paths(layer.irreps_in, l_max, into, so3=so3)
 
 
-def _columns(layer: InteractionLayer, paths: list[Coupling], version: str) -> list[int]:
+def _columns(layer: Interaction, paths: list[Coupling], version: str) -> list[int]:
     """Columns of the file's radial weights in the order of ours; `paths` are the file's."""
     places = list(range(len(paths)))
     if _sorted_paths(version):
@@ -252,7 +254,7 @@ def _columns(layer: InteractionLayer, paths: list[Coupling], version: str) -> li
 
 
 def _fill_layer(
-    layer: InteractionLayer,
+    layer: Interaction,
     weights: Weights,
     k: int,
     task: _Task,
@@ -270,18 +272,18 @@ def _fill_layer(
         weights.take(f"{k}_self_interaction_1.linear.weight"), irreps, irreps,
         "use_modal_self_inter_intro",
     )  # fmt: skip
-    every = _all_paths(layer, task.options, last=layer.has_readout)
+    every = _all_paths(layer, task.options, last=layer.readout is not None)
     messages = o3.Irreps([(path.mul, path.ir_out) for path in every]).sort().irreps.simplify()
     mix, mix_bias = task.split(
         weights.take(f"{k}_self_interaction_2.linear.weight"), messages, before,
         "use_modal_self_inter_outro",
     )  # fmt: skip
     own = _own(weights, layer, k, rows, of)
-    fill_linear(layer.linear_up.linear, {ir: m * ratios[ir] for ir, m in up.items()}, irreps)
-    fill_linear(layer.self_connection, {ir: m * ratios[ir] for ir, m in own.items()}, before)
-    fill_linear(layer.linear_mix.linear, mix, before)
+    fill_linear(layer.up, {ir: m * ratios[ir] for ir, m in up.items()}, irreps)
+    fill_linear(layer.own, {ir: m * ratios[ir] for ir, m in own.items()}, before)
+    fill_linear(layer.mix, mix, before)
     with torch.no_grad():
-        layer.message_norm.fill_(1.0 / float(weights.take(f"{k}_convolution.denominator", 1)))
+        layer.norm.fill_(1.0 / float(weights.take(f"{k}_convolution.denominator", 1)))
         for module, bias in ((layer.up_bias, up_bias), (layer.gate_bias, mix_bias)):
             if bias is not None:
                 module.bias.copy_(bias)
@@ -292,9 +294,9 @@ def _fill_layer(
     )
     matrices = [
         weights.take(f"{k}_convolution.weight_nn.layer{n}.weight", len(w) * w.shape[1])
-        for n, w in enumerate(layer.radial_network.weights[:-1])
+        for n, w in enumerate(layer.radial.weights[:-1])
     ]
-    width = len(layer.radial_network.weights[-1]) * sum(path.mul for path in every)
+    width = len(layer.radial.weights[-1]) * sum(path.mul for path in every)
     of_paths = weights.take(f"{k}_convolution.weight_nn.layer{len(matrices)}.weight", width)
     matrices.append(of_paths[:, _columns(layer, every, version)])
     fill_radial(layer, matrices, list(range(len(paths))), signs)
@@ -302,7 +304,7 @@ def _fill_layer(
 
 def convert(
     content: dict[str, Any], source: str, keep: list[int] | None, task: str | None
-) -> tuple[NequIP, NequIPConfig, dict[str, Any]]:
+) -> tuple[Assembled, NequIPConfig, dict[str, Any]]:
     """The network in float64, its options, and what metadata say of its origin.
 
     Args:
@@ -340,14 +342,14 @@ def convert(
     out = weights.take("reduce_hidden_to_energy.linear.weight", hidden) / hidden**0.5
     if constant is not None:
         shift = shift + scale * float(constant @ out)
-    model = NequIP(config, numbers, 1.0, scale.tolist(), shift.tolist()).double()
+    model = build(config, numbers, 1.0, scale.tolist(), shift.tolist()).double()
     table = weights.take("onehot_to_feature_x.linear.weight", of * config.embedding)
     with torch.no_grad():
         model.species_embedding.copy_(table.view(of, -1)[rows] / of**0.5)
-        for k, layer in enumerate(model.layers):
+        for k, layer in enumerate(interactions(model)):
             _fill_layer(layer, weights, k, chosen, rows, of, str(c["version"]))
         readout = v[o3.Irrep("0e")] @ out * (E3NN_SILU / OUR_SILU)
-        model.layers[-1].readout_out.copy_(readout * len(readout) ** 0.5)
+        interactions(model)[-1].readout.outer.copy_(readout * len(readout) ** 0.5)
     weights.finish(_is_constant)
     origin = {
         "package": "SevenNet",

@@ -14,6 +14,7 @@ from e3nn import o3
 from torch import Tensor
 
 from eqcalc.errors import InputError
+from eqcalc.importers.interactions import Interaction
 from eqcalc.nn.activations import silu, tanh
 from eqcalc.nn.linear import SpeciesLinear
 
@@ -164,12 +165,12 @@ def wigner_signs(
 
 
 def fill_radial(
-    layer: torch.nn.Module, matrices: list[Tensor], order: list[int], signs: list[float]
+    layer: Interaction, matrices: list[Tensor], order: list[int], signs: list[float]
 ) -> None:
     """Puts a radial network with e3nn's SiLU into a layer.
 
     Args:
-        layer: of `eqcalc.models.nequip`.
+        layer: to be filled.
         matrices: [in, out] of each layer of the network.
         order: paths of the convolution in the order of the file's columns.
         signs: of each path.
@@ -184,6 +185,6 @@ def fill_radial(
     ]
     ratio = E3NN_SILU / OUR_SILU
     with torch.no_grad():
-        for n, weight in enumerate(layer.radial_network.weights):
+        for n, weight in enumerate(layer.radial.weights):
             theirs = matrices[n] if n + 1 < len(matrices) else torch.cat(columns, dim=1)
             weight.copy_(theirs * (ratio if n else 1.0))

@@ -31,7 +31,7 @@ from eqcalc.nn.norm_gate import NormGate
 from eqcalc.nn.normalization import Density, DensityNormalization, Normalization
 from eqcalc.nn.output_constants import OutputConstants, ReferenceOutputs
 from eqcalc.nn.product import ChannelProduct
-from eqcalc.nn.radial import EdgeRadialNetwork, RadialNetwork
+from eqcalc.nn.radial import EdgeRadialNetwork, PairCutoffs, RadialNetwork
 from eqcalc.nn.readout import Readout
 from eqcalc.nn.reference import PairConstants
 from eqcalc.nn.sphere import SphereActivation
@@ -105,6 +105,12 @@ def _module(op: ops.Operation, around: Surroundings) -> nn.Module:
     return MODULES[type(op)](op, around)
 
 
+def harmonics_degree(program: Program) -> int:
+    """The highest of the harmonics that its operations read."""
+    products = [o for o in program.operations if isinstance(o, ops.Convolution | EdgeProduct)]
+    return max((o.l_max for o in products), default=0)
+
+
 class _Text:
     """The text of a stage's class."""
 
@@ -112,6 +118,7 @@ class _Text:
         self._stage = stage
         self._all_rows = {*stage.takes, *stage.everywhere}
         self._on_edges = program.on_edges
+        self._l_max = harmonics_degree(program)
         made = {op.name for op in stage.operations}
         terms = {
             out.name: [name for name in out.sources if name in made] for out in program.outputs
@@ -145,7 +152,9 @@ class _Text:
             case ops.Density():
                 arguments = "edges.radial, edges.dst, num_local"
             case ops.Convolution():
-                harmonics = f"edges.attrs[:, :{(op.l_max + 1) ** 2}]"
+                harmonics = "edges.attrs"
+                if op.l_max < self._l_max:
+                    harmonics += f"[:, :{(op.l_max + 1) ** 2}]"
                 edges = f"{harmonics}, {op.radial}, edges.src, edges.dst"
                 arguments = f"{op.source}, {edges}, num_local"
             case ops.Normalization():
@@ -272,13 +281,14 @@ class Assembled(Potential):
         super().__init__(atomic_numbers, config.cutoff)
         self.program = program
         self.radial_basis = config.radial_basis()
-        products = [o for o in program.operations if isinstance(o, ops.Convolution | EdgeProduct)]
-        self.spherical_harmonics = SphericalHarmonics(max((o.l_max for o in products), default=0))
+        self.spherical_harmonics = SphericalHarmonics(harmonics_degree(program))
         if any(isinstance(op, InFrames) for op in program.operations):
             self.edge_frames = EdgeFrames(*frame_limits(program))
         transforms = {op.transform for op in program.operations if isinstance(op, ops.Radial)}
         if transforms == {"agnesi"}:
             self.distance_transform = AgnesiTransform(self.atomic_numbers)
+        elif transforms == {"pair_cutoffs"}:
+            self.pair_cutoffs = PairCutoffs(config.pair_cutoffs_of(atomic_numbers), config.cutoff)
         elif transforms != {""}:
             raise ValueError(f"distances are transformed in one way for all, not {transforms}")
         (embedding,) = (op for op in program.operations if isinstance(op, ops.Embedding))

@@ -43,8 +43,8 @@ class ModelConfig:
             (with products in five layers, forces of 200 eV/Å on acetylacetone), which training
             must forget; 0.5 makes a smooth one.
         exact_isolated_atoms: the energy of an atom without neighbours is its reference energy, as
-            in MACE: the first layer has no self-connection (NequIP's is zero and untrained), so
-            that no feature is left where there is no message. Atoms of low coordination, at
+            in MACE: the first layer has no self-connection, so that no feature is left where there
+            is no message. Atoms of low coordination, at
             surfaces and in clusters, are then between what is known, and bonds cost what they
             should; the reference energies must be those of atoms. Not given, training has it
             where an isolated atom of each element is among the data.
@@ -110,6 +110,10 @@ class ModelConfig:
         if self.bessel_frequencies:
             basis.orders.copy_(torch.tensor(self.bessel_frequencies, dtype=torch.float64))
         return basis
+
+    def pair_cutoffs_of(self, numbers: list[int]) -> list[list[float]]:
+        """Where pairs of species (Z) end, [centre, neighbour] Å, for `Radial`s that ask for it."""
+        return [[self.cutoff] * len(numbers)] * len(numbers)
 
     def not_positive(self, *names: str) -> Problems:
         """Rules that these options are above zero."""

@@ -12,8 +12,6 @@ from eqcalc.errors import InputError, did_you_mean
 from eqcalc.models.assembled import Assembled, WithOutputs
 from eqcalc.models.base import Potential
 from eqcalc.models.config import ModelConfig
-from eqcalc.models.nequip import NequIP
-from eqcalc.models.nequip_config import NequIPConfig
 from eqcalc.nn.reference import PairConstants
 from eqcalc.objects import named
 from eqcalc.sections import section
@@ -76,6 +74,4 @@ def build(
     rest = (atomic_numbers, avg_num_neighbors, scale, shift, pair_constants)
     if config.outputs:
         return WithOutputs(config.program(), config, *rest)
-    if isinstance(config, NequIPConfig):
-        return NequIP(config, *rest)
     return Assembled(config.program(), config, *rest)

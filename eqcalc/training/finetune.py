@@ -33,13 +33,14 @@ from eqcalc.nn.output_constants import OutputConstants
 from eqcalc.nn.reference import PairConstants, no_pairs
 from eqcalc.training.domain import crowding_of
 from eqcalc.training.folder import load_run
+from eqcalc.training.former import present_state
 from eqcalc.training.network import build_model
 from eqcalc.training.options import Config
 from eqcalc.training.pairs import relimited
 from eqcalc.training.setup import Constants
 
-#: names of the buffers that `Potential.calibrate` measures
-NORMS = "message_norm", ".norm"
+#: what names of the buffers that `Potential.calibrate` measures end in
+NORM = ".norm"
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ def read_source(name: str) -> Source:
     reference = file.module.reference_energy
     scale, shift = reference.scale.tolist(), reference.shift.tolist()
     blank = build(model_config(hyper), file.atomic_numbers, neighbors, scale, shift)
-    kept = dict(file.module.named_buffers())
+    kept = present_state(dict(file.module.named_buffers()))
     for place, buffer in blank.named_buffers():
-        if place.endswith(NORMS):
+        if place.endswith(NORM):
             buffer.copy_(kept[place])
     constants = Constants(
         file.atomic_numbers,
@@ -93,7 +94,9 @@ def read_source(name: str) -> Source:
         _crowding(file.module),
         _outputs(file.module),
     )
-    weights = {k: p.detach() for k, p in file.module.named_parameters()}
+    weights = {
+        k: p.detach() for k, p in present_state(dict(file.module.named_parameters())).items()
+    }
     origin = file.metadata.get("origin", {})
     source = Source(name, model_config(hyper), constants, weights, origin)
     _check_rebuilt(source, file)

@@ -25,6 +25,7 @@ from eqcalc.errors import InputError
 from eqcalc.files import user_path
 from eqcalc.models.base import Potential
 from eqcalc.training.config import from_dict
+from eqcalc.training.former import present_state
 from eqcalc.training.network import build_model
 from eqcalc.training.options import Config
 from eqcalc.training.setup import RunSetup
@@ -124,6 +125,7 @@ def load_run(out: str | Path, checkpoint: str = "best.ckpt") -> StoredRun:
         raise not_a_checkpoint(out / checkpoint) from None
     # weights in the precision they were trained in; constants stay in float64, so that the export
     # is exactly equivariant in either precision
+    state = present_state(saved["state_dict"])
     for name, parameter in model.named_parameters():
-        parameter.data = saved["state_dict"][f"model.{name}"]
+        parameter.data = state[f"model.{name}"]
     return StoredRun(config, model.eval(), setup, int(saved["epoch"]))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from eqcalc.errors import InputError
 from eqcalc.models.config import ModelConfig
-from eqcalc.models.nequip_config import NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
 
 
 @dataclass(frozen=True)

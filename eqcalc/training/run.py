@@ -45,9 +45,11 @@ from eqcalc.training.folder import (
     not_a_checkpoint,
     read_json,
 )
+from eqcalc.training.former import renew
 from eqcalc.training.frames import UNNAMED, dataset, load_frames
 from eqcalc.training.loss import units_of
 from eqcalc.training.network import build_model, ready
+from eqcalc.training.optimizers import make_optimizer
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.prepare import Prepared, prepare
 from eqcalc.training.pretrain import (
@@ -157,6 +159,9 @@ def fit(prepared: Prepared, out: Path, world: World, *, quiet: bool) -> None:
     )
     last = out / "last.ckpt"
     try:
+        if last.is_file() and world.rank == 0:
+            renew(last, task, make_optimizer(model, options, prepared.undecayed))
+        wait()
         trainer.fit(
             task,
             train_loader,

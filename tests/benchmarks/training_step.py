@@ -20,7 +20,8 @@ from ase.build import bulk
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import Frame
 from eqcalc.engine.training import fuse
-from eqcalc.models.nequip import NequIP, NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.registry import build
 from eqcalc.training.task import predict
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     config = NequIPConfig(num_channels=options.channels, l_max=len(options.channels) - 1)
-    plain = NequIP(config, [14], 28.0, [1.0], [0.0])
+    plain = build(config, [14], 28.0, [1.0], [0.0])
     fused = fuse(copy.deepcopy(plain))
     print(f"{'system':<12}{'plain µs/atom':>16}{'fused µs/atom':>16}{'ratio':>8}")
     for name, displacement in (("crystal", 0.05), ("disordered", 0.4)):

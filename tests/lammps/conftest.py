@@ -14,7 +14,7 @@ from potentials import some_crowding, some_pairs
 from eqcalc import export
 from eqcalc.contract import set_precision
 from eqcalc.models.config import ModelConfig
-from eqcalc.models.nequip_config import NequIPConfig
+from eqcalc.models.nequip import NequIPConfig
 from eqcalc.models.registry import build, model_config
 
 # more processes than cores: those of MPICH that wait step aside (8 on 2 cores: 4 times faster)
