@@ -209,7 +209,7 @@ def test_radial_networks_once_per_pair_change_nothing():
     set_precision(plain, torch.float64)
     fused = fuse(copy.deepcopy(plain))
     rows = []
-    network = fused.layers[1].radial_network
+    network = fused.layers[1].r_1
     network.register_forward_hook(lambda _, __, out: rows.append(len(out)))
     graph = mixed_batch()
     results = forces_of(fused, graph)
@@ -228,6 +228,6 @@ def test_copies_have_pairs_of_their_own():
     assert list(twin.state_dict()) == list(fused.state_dict())
     graph = mixed_batch()
     with pairs_of(twin, graph):
-        assert twin.layers[0].radial_network._pairing is twin.fused.pairing
+        assert twin.layers[0].r_0._pairing is twin.fused.pairing
         assert twin.fused.pairing.first is not None
         assert fused.fused.pairing.first is None

@@ -64,7 +64,8 @@ def test_older_folders_are_resumed(frames, tmp_path, monkeypatch, version):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_folders_with_former_names_are_resumed(frames, tmp_path, monkeypatch, optimizer):
     """Weights, their average and the optimiser's state find their places, whatever their order."""
-    config = tiny(frames, optimizer=optimizer)
+    model = {"readout": 0, "scalar_bias": True, "product_channels": 2}
+    config = tiny(frames, model=model, optimizer=optimizer, epochs=3, precision="float64")
     whole, out = tmp_path / "whole", tmp_path / "former"
     train(config, whole, quiet=True)
     with monkeypatch.context() as patched:
@@ -74,8 +75,8 @@ def test_folders_with_former_names_are_resumed(frames, tmp_path, monkeypatch, op
     best = {name: p.detach() for name, p in load_run(out).model.named_parameters()}
     assert read_source(str(out)).weights.keys() == best.keys()
     train(config, out, quiet=True)
-    assert history(out) == history(whole)
-    assert all(torch.equal(t, weights(out)[name]) for name, t in weights(whole).items())
+    for name, known in weights(whole).items():
+        torch.testing.assert_close(weights(out)[name], known, rtol=1e-9, atol=1e-12)
 
 
 def test_folders_of_other_networks_are_refused(frames, tmp_path, monkeypatch):

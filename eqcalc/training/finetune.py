@@ -283,6 +283,8 @@ def graft(model: Potential, source: Source) -> None:
     rows = {z: n for n, z in enumerate(source.constants.atomic_numbers)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.numel():
+                continue
             weight = source.weights[name]
             if weight.shape != parameter.shape:
                 mean = weight.mean(dim=0)

@@ -48,8 +48,8 @@ def renew(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> None
             state = present_state(saved[key])
             if not wanted.keys() <= state.keys():
                 raise different
-            saved[key] = {name: state[name] for name in wanted}
-    empty = [name for name, value in old.items() if name not in wanted and not value.numel()]
+            saved[key] = {n: state[n] if value.numel() else value for n, value in wanted.items()}
+    empty = [name for name, value in old.items() if not value.numel()]
     names = {p: name for name, p in parameters.items()}
     places = {name: n for n, name in enumerate(old)}
     (state,) = saved["optimizer_states"]
