@@ -19,7 +19,7 @@ from eqcalc.models.nequip import NequIPConfig
 from eqcalc.models.registry import architectures, build, model_config
 from eqcalc.nn.contraction import Contraction, symmetric_basis
 from eqcalc.program import Add, Convolution, Embedding, Linear, Output, Program, Radial, Readout
-from eqcalc.program.former import present_name
+from eqcalc.program.former import former_name, present_name
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,9 @@ def test_the_program_of_nequip_is_nequip(options, crystal):
     theirs = {present_name(name): p for name, p in written.named_parameters() if p.numel()}
     ours = {name: p for name, p in assembled.named_parameters() if p.numel()}
     assert ours.keys() == theirs.keys()
+    assert [former_name(name) for name in theirs] == [
+        n for n, p in written.named_parameters() if p.numel()
+    ]
     with torch.no_grad():
         for name, p in ours.items():
             assert torch.equal(p, theirs[name])  # a seed means the same as ever

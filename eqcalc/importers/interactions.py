@@ -27,14 +27,14 @@ class Interaction:
     convolution: Convolution
     norm: Tensor
     mix: SpeciesLinear
-    own: SpeciesLinear
+    own: SpeciesLinear | None
     gate_bias: ScalarBias | None
     gate: Gate
     readout: Readout | None
 
 
 def interactions(model: Assembled) -> list[Interaction]:
-    """Of a network with self-connections in all layers."""
+    """Of a network of this architecture."""
     found = []
     for k, layer in enumerate(model.layers):
         parts = dict(layer.named_children())
@@ -49,7 +49,7 @@ def interactions(model: Assembled) -> list[Interaction]:
                 convolution=convolution,
                 norm=parts[f"m_{k}"].norm,
                 mix=parts[f"mix_{k}"],
-                own=parts[f"own_{k}"],
+                own=parts.get(f"own_{k}"),
                 gate_bias=parts.get(f"gate_bias_{k}"),
                 gate=gate,
                 readout=parts.get("energies"),

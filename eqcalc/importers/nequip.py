@@ -279,9 +279,9 @@ def _fill_layer(
     up = _by_irrep(theirs.up, irreps, irreps)
     fill_linear(layer.up, {ir: ratios[ir] * m for ir, m in up.items()}, irreps)
     put(layer.mix, _by_irrep(theirs.mix, middle, before), layer.gate.irreps_in, {})
-    if theirs.own is None:
+    if theirs.own is None and layer.own is not None:
         layer.own.weight.data.zero_()
-    else:
+    elif theirs.own is not None:
         own = _own(theirs.own, irreps, before, attributes)
         put(layer.own, own, layer.gate.irreps_in, ratios)
     if layer.up.num_species > 1:

@@ -34,3 +34,17 @@ def present_name(name: str) -> str:
     before, number, part, rest = found.groups()
     k = int(number)
     return f"{before}{k}.{FORMER[part].format(k=k, next=k + 1)}{rest}"
+
+
+def former_name(name: str) -> str:
+    """Of a parameter or buffer that may have had one: what `present_name` takes back."""
+    found = re.fullmatch(r"(.*layers\.)(\d+)\.(.+)", name)
+    if not found:
+        return name
+    before, number, rest = found.groups()
+    k = int(number)
+    for part, present in FORMER.items():
+        now = present.format(k=k, next=k + 1)
+        if rest == now or rest.startswith(f"{now}."):
+            return f"{before}{k}.{part}{rest.removeprefix(now)}"
+    return name

@@ -31,6 +31,7 @@ from eqcalc.models.registry import build, model_config
 from eqcalc.nn.crowding import CrowdingConstants
 from eqcalc.nn.output_constants import OutputConstants
 from eqcalc.nn.reference import PairConstants, no_pairs
+from eqcalc.program.former import former_name
 from eqcalc.training.domain import crowding_of
 from eqcalc.training.folder import load_run
 from eqcalc.training.former import present_state
@@ -367,14 +368,18 @@ def species_tables(model: Potential) -> list[str]:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Excludes parameters from training, by name with * and ?.
+    """Excludes parameters from training, by name (or former name) with * and ?.
 
     Raises:
         InputError: a pattern that fits no parameter.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.numel()}
     for pattern in patterns:
-        chosen = [p for name, p in parameters.items() if fnmatch(name, pattern)]
+        chosen = [
+            p
+            for name, p in parameters.items()
+            if fnmatch(name, pattern) or fnmatch(former_name(name), pattern)
+        ]
         if not chosen:
             words = [name.split(".") for name in parameters]
             groups = {".".join([*w[:n], "*"]) for w in words for n in range(1, len(w))}

@@ -30,7 +30,7 @@ def last_weights(module: nn.Module, program: Program | None) -> list[str]:
         operations = program.reaching("energy").operations
         ends = [f".{op.name}.outer" for op in operations if isinstance(op, Readout)]
         found = [name for end in ends for name in names if name.endswith(end)]
-    # modules of eqcalc.models.nequip, whatever the program calls their readout
+    # files of NequIP from before its modules were those of its program
     found = found or [name for name in names if name.endswith(".readout_out")]
     if not found:
         raise InputError("The network has no readout, and so no uncertainty of an energy.")
