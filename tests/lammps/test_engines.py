@@ -84,10 +84,9 @@ def test_energy_forces_and_stress_are_consistent(model, tmp_path):
 
 
 def test_architectures_unknown_to_it_run_on_torch(model, tmp_path):
-    potential = export.load(model)
-    document = {**potential.metadata, "architecture": "Unheard"}
+    document = {**export.load(model).metadata, "architecture": "Unheard"}
     other = tmp_path / "other.pth"
-    _copy_with_metadata(model, other, document)
+    _changed_copy(model, other, {export.METADATA_FILE: document, export.PROGRAM_FILE: None})
     atoms = silica_like()
     got, _, output = by_lammps(script(atoms, tmp_path, pair(other)), 2)
     warning = "runs on torch, which is many times slower: The fused engine does not know the"
@@ -100,8 +99,7 @@ def test_architectures_unknown_to_it_run_on_torch(model, tmp_path):
 def test_bugs_of_the_reader_are_not_covered_up(model, tmp_path):
     """A file whose reading ends in something else than what the engine does not cover."""
     other = tmp_path / "other.pth"
-    document = {**export.load(model).metadata, "architecture": ["a list is a key of nothing"]}
-    _copy_with_metadata(model, other, document)
+    _changed_copy(model, other, {export.PROGRAM_FILE: ["a list has no version"]})
     path = script(silica_like(), tmp_path, pair(other))
     with pytest.raises(InputError, match=r"could not read .* for its generated kernels"):
         run_lmp(path)
@@ -116,13 +114,15 @@ def test_without_a_working_python_it_runs_on_torch(model, tmp_path):
     assert_equal(got, by_python(model, atoms))
 
 
-def _copy_with_metadata(source, target, document):
+def _changed_copy(source, target, documents):
+    """Of a potential file, with other documents in it; None: without them."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for item in old.infolist():
-            content = old.read(item)
-            if item.filename.endswith(export.METADATA_FILE):
-                content = json.dumps(document).encode()
-            new.writestr(item, content)
+            content, name = old.read(item), item.filename.rpartition("/")[2]
+            if name in documents:
+                content = json.dumps(documents[name]).encode()
+            if documents.get(name, content) is not None:
+                new.writestr(item, content)
 
 
 def test_engine_that_cannot_be(model, tmp_path):
