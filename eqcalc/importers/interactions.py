@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from e3nn import o3
 from torch import Tensor
@@ -37,7 +38,7 @@ def interactions(model: Assembled) -> list[Interaction]:
     """Of a network of this architecture."""
     found = []
     for k, layer in enumerate(model.layers):
-        parts = dict(layer.named_children())
+        parts: dict[str, Any] = dict(layer.named_children())
         convolution, gate = parts[f"sum_{k}"], parts[f"x_{k + 1}"]
         found.append(
             Interaction(
