@@ -31,11 +31,22 @@ OUTPUTS = [
     {"name": "twist", "irreps": "0o", "per": "structure"},
     {"name": "axial", "irreps": "2x1e", "per": "atom"},
 ]
+BLOCKS = {
+    "l_max": 2,
+    "num_layers": 2,
+    "num_channels": 4,
+    "hidden_channels": 3,
+    "feed_forward_channels": 5,
+}
 NETWORKS = {
     "nequip": {"num_channels": [5, 4, 3]},
     "tfn": {"num_channels": [5, 4, 3]},
     "tfn, gates, one map": {"num_channels": [4, 4, 3], "nonlinearity": "gate", "readout": 0},
     "mace": {"num_channels": 3, "l_max": 2, "feature_l_max": 1},
+    "esen": BLOCKS,
+    "esen, sphere": {**BLOCKS, "nonlinearity": "sphere", "readout": 0},
+    "equiformer": BLOCKS | {"num_heads": 2, "attention_channels": 2},
+    "equiformer_v2": BLOCKS | {"num_heads": 2, "attention_channels": 2},
     "nequip, isolated atoms": {"num_channels": [5, 4, 3], "exact_isolated_atoms": True},
 }
 ROTATION = Rotation.random(random_state=3).as_matrix()
@@ -123,7 +134,7 @@ def test_a_pseudoscalar_vanishes_where_a_mirror_image_is_the_molecule(chiral):
     assert abs(results(model, flat)["twist"]) < 1e-12 < abs(results(model, chiral)["twist"])
 
 
-@pytest.mark.parametrize("case", ["nequip", "mace"])
+@pytest.mark.parametrize("case", ["nequip", "mace", "equiformer"])
 def test_batch_equals_single_and_isolated_atoms_have_their_shifts(case, crystal, molecule):
     model = make(case)
     structures = [crystal, molecule, Atoms("Si")]

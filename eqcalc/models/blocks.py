@@ -8,6 +8,13 @@ from typing import Literal
 from e3nn import o3
 
 from eqcalc.models.config import ModelConfig, Problems
+from eqcalc.models.outputs import (
+    Features,
+    needs_both_parities,
+    of_both_parities,
+    output_operations,
+    wanted_irreps,
+)
 from eqcalc.nn.gate import gate_input
 from eqcalc.program import (
     Add,
@@ -85,20 +92,26 @@ class BlocksConfig(ModelConfig):
         operations: list[Operation] = [Embedding("x_0", self.num_channels)]
         before = natural(self.num_channels, 0)
         for k in range(self.num_layers):
-            after = natural(self.num_channels, 0 if k + 1 == self.num_layers else self.l_max)
+            last = k + 1 == self.num_layers
+            after = natural(self.num_channels, self._last_degree() if last else self.l_max)
             operations.append(LayerNorm(f"n_{k}", f"x_{k}", str(before)))
             operations += self.messages(k, before, after)
             operations += self._after_messages(k, before, after)
             before = after
-        last = self.num_layers
-        return Program(
-            (
-                *operations,
-                LayerNorm(f"n_{last}", f"x_{last}", str(before)),
-                Readout("energies", f"n_{last}", str(before), self.readout),
-                Output("energy", ("energies",)),
-            )
-        )
+        normed = Features(f"n_{self.num_layers}", before)
+        operations.append(LayerNorm(normed.name, f"x_{self.num_layers}", str(before)))
+        if self.energy:
+            operations.append(Readout("energies", normed.name, str(before), self.readout))
+            operations.append(Output("energy", ("energies",)))
+        if needs_both_parities(self.outputs):
+            made, normed = of_both_parities(normed, self.outputs, self.num_channels)
+            operations += made
+        return Program((*operations, *output_operations(self.outputs, [normed], self.readout)))
+
+    def _last_degree(self) -> int:
+        """Of features behind the last layer: what outputs are, or are made of."""
+        wanted = self.l_max if needs_both_parities(self.outputs) else 0
+        return min(self.l_max, max([wanted, *(ir.l for ir in wanted_irreps(self.outputs))]))
 
     def messages(self, k: int, before: o3.Irreps, after: o3.Irreps) -> list[Operation]:
         """Of the features n_k, up to their scaled sums out_k of irreps `after`."""

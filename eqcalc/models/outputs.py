@@ -13,8 +13,9 @@ from e3nn import o3
 
 from eqcalc.errors import InputError
 from eqcalc.nn.gate import gate_input
+from eqcalc.nn.product import product_irreps
 from eqcalc.outputs import OutputConfig
-from eqcalc.program import Gate, Linear, Output
+from eqcalc.program import Add, Gate, LayerNorm, Linear, Output, Product
 from eqcalc.program.operations import Operation
 
 
@@ -42,6 +43,41 @@ def last_features(outputs: Sequence[OutputConfig], hidden: o3.Irreps) -> o3.Irre
     first = [(mul, ir) for mul, ir in hidden if ir == scalar]
     wanted = wanted_irreps(outputs, scalar)
     return o3.Irreps([*first, *((mul, ir) for mul, ir in hidden if ir in wanted)])
+
+
+def of_both_parities(
+    x: Features, outputs: Sequence[OutputConfig], channels: int
+) -> tuple[list[Operation], Features]:
+    """Features with the irreps of the outputs, from some of natural parity alone.
+
+    The product of a vector and a tensor of second degree has a part that is no natural one (2o),
+    whose products with the others are pseudovectors (1e), pseudoscalars (0o) and so on.
+
+    Args:
+        x: with equally many channels of each degree, natural parity.
+        outputs: that are wanted.
+        channels: of the products' factors.
+    """
+    plain = o3.Irreps([(channels, ir) for _, ir in x.irreps])
+    other = o3.Irreps([(channels, (ir.l, -ir.p)) for _, ir in x.irreps if ir.l])
+    first = product_irreps(plain, other)
+    both = plain + o3.Irreps([(channels, ir) for _, ir in first])
+    wanted = [(channels, ir) for ir in wanted_irreps(outputs, o3.Irrep("0e"))]
+    second = product_irreps(both, o3.Irreps(wanted))
+    made = o3.Irreps([(channels, "0e"), *wanted])
+    made = o3.Irreps([(mul, ir) for mul, ir in made if ir in plain or ir in second])
+    return [
+        Linear("factors", x.name, str(x.irreps), str(plain)),
+        Product("products", "factors", str(plain), str(other), str(first)),
+        LayerNorm("normed_products", "products", str(first)),
+        Linear("plain_factors", x.name, str(x.irreps), str(both)),
+        Linear("other_factors", "normed_products", str(first), str(both)),
+        Add("all_factors", ("plain_factors", "other_factors"), str(both)),
+        Product("all_products", "all_factors", str(both), str(o3.Irreps(wanted)), str(second)),
+        Linear("plain_features", x.name, str(x.irreps), str(made)),
+        Linear("other_features", "all_products", str(second), str(made)),
+        Add("features", ("plain_features", "other_features"), str(made)),
+    ], Features("features", made)
 
 
 def output_operations(
