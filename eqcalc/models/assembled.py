@@ -362,7 +362,7 @@ class WithOutputs(Assembled):
         if made != [output.name for output in config.outputs]:
             raise InputError(
                 f"The architecture {config.architecture} has no outputs beside the energy: remove "
-                "model.outputs, or take mace, tfn or nequip."
+                "model.outputs, or take nequip."
             )
         self.has_energy = config.energy
         self.refused_by_lammps = refusal(self.output_configs, energy=config.energy)
