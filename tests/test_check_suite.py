@@ -20,6 +20,11 @@ from eqcalc.cli import app, main
 STATIC = ("symmetry", "gradients", "smoothness")
 
 
+def never(*_, **__):
+    """In the place of a check."""
+    raise InputError("not now")
+
+
 def call(*arguments):
     return CliRunner().invoke(app, ["check", *map(str, arguments)])
 
@@ -46,6 +51,8 @@ def test_all_on_the_bundled_model(tmp_path):
 def test_all_says_why_a_model_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("eqcalc.checks.suite.EquivariantCalculator", Wrong)
     monkeypatch.setattr("eqcalc.checks.nve.EquivariantCalculator", Wrong)
+    for check in ("smoothness", "properties"):  # are not looked at here
+        monkeypatch.setattr(f"eqcalc.checks.suite.check_{check}", never)
     out = tmp_path / "r.html"
     result = call("all", "si", "--out", out, "--no-lammps", "--steps", 30)
     assert result.exit_code == 1
@@ -74,11 +81,12 @@ def test_all_on_other_structures(kind, monkeypatch):
 
 
 def test_structure_that_does_not_relax_is_a_failure(monkeypatch):
-    def never(*_, **__):
+    def does_not(*_, **__):
         raise InputError("The structure does not relax.")
 
-    monkeypatch.setattr("eqcalc.checks.suite.crystal.relax", never)
-    monkeypatch.setattr("eqcalc.checks.suite.check_nve", never)
+    monkeypatch.setattr("eqcalc.checks.suite.crystal.relax", does_not)
+    for check in ("nve", "smoothness", "properties"):
+        monkeypatch.setattr(f"eqcalc.checks.suite.check_{check}", never)
     suite = check_all("si", lammps=False)
     assert not suite.passed
     assert suite.outcomes[0].failures == ["The structure does not relax."]
