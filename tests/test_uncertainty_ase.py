@@ -245,6 +245,12 @@ def test_deviations_that_are_wrong_far_outside_are_said_to_be():
     (large,) = remarks(document | {"rows": [near | {"ratio": 0.4}]})
     assert "too large" in large
     assert remarks(document | {"rows": [alone]}) == []
+    shifted = Coverage.of(
+        [2] * 2000, error[:2000] + 0.3, std[:2000] + 0.3, grades[:2000]
+    ).document()
+    assert shifted["offset"] == pytest.approx(150.0, abs=2.0)
+    assert shifted["scatter"] == pytest.approx(1e3 * np.std(error[:2000]) / 2.0, rel=1e-3)
+    assert any(f"one offset, {shifted['offset']:+.3g} meV/atom" in s for s in remarks(shifted))
     older = [{k: v for k, v in row.items() if k != "ratio"} for row in document["rows"]]
     assert remarks(document | {"rows": older}) == [said]  # files written before
     page = labelled_page(["far.xyz"], {}, document)

@@ -112,11 +112,16 @@ class Coverage:
         ]
 
     def document(self) -> dict[str, Any]:
-        """For JSON, with points of at most KEPT frames spread evenly: error, std, grade."""
+        """For JSON, with points of at most KEPT frames spread evenly: error, std, grade.
+
+        offset, scatter: mean of the errors, and their standard deviation from it.
+        """
         chosen = np.unique(np.linspace(0, len(self.error) - 1, KEPT).round().astype(int))
         points = np.stack([self.error, self.std, self.grade], axis=1)[chosen]
         return {
             "unit": "meV/atom",
+            "offset": float(f"{self.error.mean():.4g}"),
+            "scatter": float(f"{self.error.std():.4g}"),
             "rows": self.rows(),
             "force_unit": "meV/Å",
             "force_rows": self.force_rows(),
@@ -178,7 +183,14 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
             f"{row['frames']} frames within two deviations (95 % would be right)."
         )
     if judged and not wrong:
-        return [f"At these grades errors and deviations agree within a factor of {FACTOR:g}."]
+        wrong.append(f"At these grades errors and deviations agree within a factor of {FACTOR:g}.")
+    offset, scatter = document.get("offset", 0.0), document.get("scatter", 0.0)
+    if judged and abs(offset) > scatter:
+        wrong.append(
+            f"These errors are mostly one offset, {offset:+.3g} meV/atom, with a scatter of "
+            f"{scatter:.3g} around it, so that they say little of energy differences; "
+            "'eqcalc calibrate --refit-energies' leaves constants out."
+        )
     return wrong
 
 
