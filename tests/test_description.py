@@ -17,7 +17,7 @@ def prepared(potential_path):
 
 
 def opened(library, network):
-    return fused.Networks(library, network, lambda: network)
+    return fused.NetworkPool(library, network, lambda: network)
 
 
 def test_may_lie_anywhere_in_memory(prepared):

@@ -419,7 +419,7 @@ def test_out_of_memory_is_said_and_leaves_the_engine_usable(potential_path, crys
     species, vec, src, dst = (a.numpy() for a in graph(engine, crystal))
     edges = fused.EdgeArrays(src, dst, vec)
     expected = engine.run(species, edges, 2)
-    rows = fused.Graph(8, 8, 2**45, len(src), *(a.ctypes.data for a in (species, *edges)))
+    rows = fused.GraphArguments(8, 8, 2**45, len(src), *(a.ctypes.data for a in (species, *edges)))
     arrays = np.empty(8), np.empty_like(vec)
     with (
         engine._networks.one() as handle,

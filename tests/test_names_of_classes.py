@@ -9,9 +9,6 @@ PACKAGE = Path(__file__).parent.parent / "eqcalc"
 #: a module of eqcalc.nn computes the operation of the same name in eqcalc.program
 PAIRED = {"nn", "program"}
 
-#: names that two modules still share: no more of them
-SHARED = {"Graph", "Networks", "Outcome", "Source"}
-
 
 def defined() -> dict[str, set[str]]:
     """Modules by the names of their public classes."""
@@ -29,5 +26,5 @@ def test_classes_do_not_share_names():
     assert len(found) > 200
     for name, modules in found.items():
         parts = [module.partition("/")[0] for module in sorted(modules)]
-        fine = len(modules) == 1 or parts == sorted(PAIRED) or name in SHARED
+        fine = len(modules) == 1 or parts == sorted(PAIRED)
         assert fine, f"{name}: {sorted(modules)}"

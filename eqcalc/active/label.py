@@ -47,7 +47,7 @@ _SETTINGS = ("initial_magmoms", "initial_charges", "tags")
 
 
 @dataclass
-class Outcome:
+class LabelTally:
     """What a run has made.
 
     Attributes:
@@ -190,7 +190,7 @@ def label_frames(
     images: Sequence[tuple[Atoms, str]],
     output: str | os.PathLike,
     progress: Callable[[], object] = lambda: None,
-) -> Outcome:
+) -> LabelTally:
     """Writes frames with labels as extended XYZ, in order; what failed goes to NAME_failed.xyz.
 
     Args:
@@ -267,9 +267,9 @@ def _finish(
     known: Mapping[str, Mapping[str, Any]],
     failed: Mapping[str, str],
     output: Path,
-) -> Outcome:
+) -> LabelTally:
     """Writes both files whole."""
-    outcome = Outcome()
+    outcome = LabelTally()
     texts, refused = [], []
     for (_, source), atoms, key in zip(images, structures, keys, strict=True):
         if key in known:

@@ -117,7 +117,7 @@ def network_bytes(
     )
 
 
-class Graph(ctypes.Structure):
+class GraphArguments(ctypes.Structure):
     """`eqcalc_graph` of csrc/interface.h."""
 
     _fields_ = (
@@ -168,7 +168,7 @@ class Library:
         return getattr(self._library, name)
 
 
-class Networks:
+class NetworkPool:
     """Opened networks of one file, as many as were in use at the same time.
 
     Args:
@@ -226,7 +226,7 @@ class FusedPotential:
     device = torch.device("cpu")
 
     def __init__(
-        self, path: Path, metadata: dict[str, Any], networks: Networks, dtype: torch.dtype
+        self, path: Path, metadata: dict[str, Any], networks: NetworkPool, dtype: torch.dtype
     ) -> None:
         self.path = path
         self.metadata = metadata
@@ -262,7 +262,7 @@ class FusedPotential:
         atomic: what else is wanted, to be filled, with variances for standard deviations.
         """
         species, edges = converted(species, np.int64, None), edges.converted()
-        graph = Graph(len(species), len(species), len(species), len(edges.src))
+        graph = GraphArguments(len(species), len(species), len(species), len(edges.src))
         graph.species, graph.edge_src = species.ctypes.data, edges.src.ctypes.data
         graph.edge_dst, graph.edge_vec = edges.dst.ctypes.data, edges.vec.ctypes.data
         energies = np.empty(len(species))
@@ -374,7 +374,7 @@ class FusedPotential:
         dst = converted(pairs.edge_dst, np.int64, None)
         src = converted(pairs.edge_src, np.int64, len(dst))
         shift = converted(pairs.shift, np.float64, len(dst), 3)
-        graph = Graph(count, count, count, len(dst), *map(_place, (species, src, dst)))
+        graph = GraphArguments(count, count, count, len(dst), *map(_place, (species, src, dst)))
         energies, nearest = np.empty(count), ctypes.c_double()
         forces = np.empty((count, 3)) if gradient else None
         virials = np.empty((count, 3, 3)) if gradient else None
@@ -455,7 +455,9 @@ def fuse(
     return FusedPotential(path, metadata, networks, chosen)
 
 
-def _checked(path: Path, content: str, dtype: torch.dtype, radial: str, threads: int) -> Networks:
+def _checked(
+    path: Path, content: str, dtype: torch.dtype, radial: str, threads: int
+) -> NetworkPool:
     """The network of a file of that hash, which reproduces its reference structure."""
     return checked_networks(
         path, content, dtype, threads, lambda potential: prepare(potential, dtype, radial)
@@ -468,8 +470,8 @@ def checked_networks(
     dtype: torch.dtype,
     threads: int,
     make: Callable[[export.PotentialFile], tuple[Library, bytes]],
-    kind: Callable[..., Networks] | None = None,
-) -> Networks:
+    kind: Callable[..., NetworkPool] | None = None,
+) -> NetworkPool:
     """The network of a file of that hash, which reproduces its reference structure.
 
     Args:
@@ -489,7 +491,7 @@ def checked_networks(
             return make(potential)[1]
 
     with own_torch():
-        networks = (kind or Networks)(*make(potential), again)
+        networks = (kind or NetworkPool)(*make(potential), again)
         fused = FusedPotential(path, potential.metadata, networks, dtype)
         difference = export.deviation(potential.module, partial(fused.evaluate, threads=threads))
     if not max(difference.values()) <= export.TOLERANCE[dtype]:

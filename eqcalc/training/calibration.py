@@ -30,13 +30,13 @@ MOST_ATOMS = 300_000
 HELD_OUT = 10
 
 
-class Source(Protocol):
+class FeatureSource(Protocol):
     """Energies [N] eV and features [N, H] of the atoms of a graph."""
 
     def __call__(self, graph: Graph) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def of_module(model: Potential) -> Source:
+def of_module(model: Potential) -> FeatureSource:
     """Those of a network in training."""
     names = uncertainty.last_weights(model, model.program)
 
@@ -51,7 +51,7 @@ def of_module(model: Potential) -> Source:
     return source
 
 
-def of_file(path: Path, engine: str = "auto") -> Source:
+def of_file(path: Path, engine: str = "auto") -> FeatureSource:
     """Those of a potential file, on the engine that runs it: the compiled one if there is one."""
     if engine != "torch":
         radial = "network" if engine == "exact" else "table"
@@ -71,7 +71,7 @@ def of_file(path: Path, engine: str = "auto") -> Source:
     return source
 
 
-def _compiled(potential: FusedPotential) -> Source:
+def _compiled(potential: FusedPotential) -> FeatureSource:
     def source(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
         edges = EdgeArrays(graph.edge_src.numpy(), graph.edge_dst.numpy(), graph.edge_vec.numpy())
         energies, _, atomic = potential.run_with(
@@ -84,7 +84,7 @@ def _compiled(potential: FusedPotential) -> Source:
 
 
 def frame_features(
-    source: Source, frames: GraphDataset, indices: Sequence[int]
+    source: FeatureSource, frames: GraphDataset, indices: Sequence[int]
 ) -> Iterator[FrameFeatures]:
     """Features, and errors of energies, of frames of a set."""
     for n in indices:
@@ -160,7 +160,7 @@ def describe(
 def add_to(
     path: str | os.PathLike,
     target: str | os.PathLike,
-    source: Source,
+    source: FeatureSource,
     train: GraphDataset,
     validation: Sequence[GraphDataset] = (),
     *,

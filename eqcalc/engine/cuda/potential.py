@@ -22,9 +22,9 @@ from eqcalc.engine.fused import (
     TABLES,
     EdgeArrays,
     FusedPotential,
-    Graph,
+    GraphArguments,
     Library,
-    Networks,
+    NetworkPool,
     checked_networks,
 )
 from eqcalc.engine.plan import NotCovered
@@ -39,7 +39,7 @@ from eqcalc.uncertainty import MISSING, Atomic
 PADDING = 32
 
 
-class GpuNetworks(Networks):
+class GpuNetworkPool(NetworkPool):
     """Opened networks, each with the list of pairs that is on the GPU.
 
     Attributes:
@@ -72,7 +72,7 @@ class GpuPotential(FusedPotential):
         self,
         path: Path,
         metadata: dict[str, Any],
-        networks: GpuNetworks,
+        networks: GpuNetworkPool,
         dtype: torch.dtype,
         number: int,
         memory_limit: int | None = None,
@@ -154,7 +154,7 @@ class GpuPotential(FusedPotential):
         src = converted(pairs.edge_src, np.int64, None)
         dst = converted(pairs.edge_dst, np.int64, len(src))
         shift = converted(pairs.shift, np.float64, len(src), 3)
-        graph = Graph(len(species), len(species), len(species), len(src))
+        graph = GraphArguments(len(species), len(species), len(species), len(src))
         graph.species, graph.edge_src, graph.edge_dst = (
             array.ctypes.data for array in (species, src, dst)
         )
@@ -223,7 +223,7 @@ def fuse_on_gpu(
             chosen,
             1,
             lambda file: prepare(file, chosen, number),
-            partial(GpuNetworks, number),
+            partial(GpuNetworkPool, number),
         ),
     )
     return GpuPotential(path, metadata, networks, chosen, number, memory_limit)
