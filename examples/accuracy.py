@@ -5,7 +5,8 @@
     eqcalc train examples/train_elements.toml --out runs/mo     (li and si by --set, see there)
     python examples/accuracy.py --data PATH/TO/DATA --runs runs --out examples
 
-Every set whose run (or examples/NAME.pth) is there is evaluated on its test frames, the others keep
+acac.pth has been trained further (acac_bonds.py): move runs/acac away to have its figures. Every
+set whose run (or examples/NAME.pth) is there is evaluated on its test frames, the others keep
 what accuracy.json says of them; writes accuracy.json and accuracy.png and prints the table.
 References are figures of the MACE paper
 (arXiv:2206.07697) for molecules and of Zuo et al. (2020) for elements; their force errors of
