@@ -111,7 +111,6 @@ def test_unknown_options_are_named(checkpoint):
         ("something_new", 3),
         ("readout_as_fcn", True),
         ("act_radial", "relu"),
-        ("_normalize_sph", False),
         ("cutoff_function", {"cutoff_function_name": "cosine"}),
     ):
         before = content["config"].get(name)
@@ -133,14 +132,19 @@ def test_options_of_training_change_nothing(checkpoint):
     assert before[0] == after[0]
 
 
-def test_harmonics_of_vectors_are_refused_with_what_to_take(checkpoint):
+def test_solid_harmonics(checkpoint):
+    """Of vectors instead of directions, as in SevenNet-0 of 22 May 2024 (`GOLDEN`)."""
     content, imported = checkpoint
-    content["config"]["_normalize_sph"] = False
-    with pytest.raises(InputError, match="SevenNet-0 of 22 May 2024; take that of 11 July"):
-        imported()
+    before = results(imported(), structure(), engine="torch")
     del content["config"]["_normalize_sph"]  # checkpoints of before did not say it
-    with pytest.raises(InputError, match="SevenNet-0 of 22 May 2024"):
-        imported()
+    out = imported()
+    energy, forces = results(out, structure(), engine="torch")
+    assert np.abs(forces - before[1]).max() > 1e-3
+    fused = results(out, structure(), engine="fused")
+    assert fused[0] == pytest.approx(energy, abs=3e-9)
+    assert fused[1] == pytest.approx(forces, abs=3e-9)
+    with pytest.raises(InputError, match="radial functions are tables alone"):
+        EquivariantCalculator(out, engine="exact")
 
 
 def test_every_weight_is_used(checkpoint):
@@ -219,6 +223,10 @@ GOLDEN = {
     ("7net-0", None): [
         (-45.29233838, [2.57693819, -2.71021343, 0.86968482]),
         (-41.83867076, [-1.94056928, 0.56311169, -0.31483268]),
+    ],
+    ("7net-0_22May2024", None): [
+        (-45.52325830, [3.44012925, -2.96013839, 0.99543966]),
+        (-42.18977600, [-1.63508325, 0.32978569, 0.03996884]),
     ],
     ("7net-l3i5", None): [
         (-45.19850004, [3.27591228, -2.69609579, 0.8111563]),

@@ -19,7 +19,7 @@ from eqcalc.graph import Graph
 from eqcalc.models.nequip import NequIPConfig
 from eqcalc.models.registry import build, model_config
 from eqcalc.neighbors import neighbor_list
-from eqcalc.nn.angular import SphericalHarmonics
+from eqcalc.nn.angular import SolidHarmonics, SphericalHarmonics
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import Linear, SpeciesLinear, block_offsets
 from eqcalc.nn.product import ChannelProduct
@@ -400,6 +400,9 @@ def test_spherical_harmonics_equal_e3nn(l_max):
     irreps = o3.Irreps.spherical_harmonics(l_max)
     theirs = o3.spherical_harmonics(irreps, vec, normalize=True, normalization="component")
     assert (ours - theirs).abs().max() < 1e-12
+    solid = SolidHarmonics(l_max)(vec, vec.norm(dim=1))
+    theirs = o3.spherical_harmonics(irreps, vec, normalize=False, normalization="component")
+    assert (solid - theirs).abs().max() < 1e-12 * max(1.0, float(theirs.abs().max()))
 
 
 def component_major(irreps, x):

@@ -28,6 +28,7 @@ from eqcalc.engine.plan import (
     LinearStep,
     NormGateBlock,
     NormGateStep,
+    NotCovered,
     PairTables,
     Path,
     Plan,
@@ -129,6 +130,7 @@ def convolution(module: Any, inputs: Layout) -> tuple[ConvolutionPlan, RadialWei
     paths = []
     weight_places: list[np.ndarray] = []
     scales: list[np.ndarray] = []
+    degrees: list[np.ndarray] = []
     weight = 0
     for block, (at, dim, mul, _, num_paths, rows) in enumerate(module._blocks):
         coupling = as_array(buffers[f"coupling_{block}"]).reshape(-1, rows, dim)
@@ -152,9 +154,11 @@ def convolution(module: Any, inputs: Layout) -> tuple[ConvolutionPlan, RadialWei
             paths.append(Path(x, dim, out, len(mine), stride, first, step, padded, terms))
             weight_places.append(first + channels // padding * step + channels % padding)
             scales.append(np.full(mul, scale))
+            degrees.append(np.full(mul, math.isqrt(terms[0][1])))
         weight += num_paths * padded
     plan = ConvolutionPlan(inputs.width, outputs.width, weight, tuple(paths))
-    return plan, RadialWeights(np.concatenate(weight_places), np.concatenate(scales)), outputs
+    weights = RadialWeights(*map(np.concatenate, (weight_places, scales, degrees)))
+    return plan, weights, outputs
 
 
 def product_layout(module: Any, padding: int) -> Layout:
@@ -427,6 +431,9 @@ def network_plan(
         bonds, kinds = np.unique(as_array(term.bonds), return_inverse=True)
         kinds = kinds.reshape(term.bonds.shape)
         agnesi = AgnesiConstants(kinds, bonds, *map(float, term.constants))
+    solid = bool(getattr(module.spherical_harmonics, "solid", False))
+    if solid and inner is not None:
+        raise NotCovered("of a network with solid harmonics, limits of distances are not covered")
     return Plan(
         scalar=scalar,
         padding=padding,
@@ -453,4 +460,5 @@ def network_plan(
         stretch=stretch,
         crowding=crowding,
         agnesi=agnesi,
+        solid=solid,
     )

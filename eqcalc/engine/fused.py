@@ -25,7 +25,7 @@ from eqcalc.engine.arrays import address, converted
 from eqcalc.engine.build import compile_library, load_library
 from eqcalc.engine.description import DESCRIPTION_VERSION, encode
 from eqcalc.engine.kernels import compiler_flags, library_source
-from eqcalc.engine.plan import Plan, RadialTable
+from eqcalc.engine.plan import NotCovered, Plan, RadialTable
 from eqcalc.engine.readers import read
 from eqcalc.engine.rows import Lives
 from eqcalc.engine.tables import tabulate, too_many
@@ -512,6 +512,8 @@ def prepare(
     degree, tolerance = TABLES[scalar]
     if too_many(plan):
         radial = "network"
+    if plan.solid and radial == "network":
+        raise NotCovered("of a network with solid harmonics, radial functions are tables alone")
     if radial == "table":
         tabulate(potential.module, plan, degree=degree, tolerance=tolerance)
     source, kernels = library_source(plan, radial, degree)

@@ -308,11 +308,12 @@ class ReadoutStep(Step):
 @dataclass
 class RadialWeights:
     """places: of the file's radial weights among the padded ones; scales: what they are multiplied
-    by, so that most coefficients of a path are 1 or -1.
+    by, so that most coefficients of a path are 1 or -1; degrees: of their harmonics.
     """
 
     places: np.ndarray
     scales: np.ndarray
+    degrees: np.ndarray | None = None
 
 
 @dataclass
@@ -468,6 +469,7 @@ class Plan:
     agnesi: AgnesiConstants | None = None
     counts: CountPlan | None = None
     frames: FramesPlan | None = None
+    solid: bool = False  # harmonics are r^l Y_lm; tables have the r^l
 
     @property
     def num_features(self) -> int:

@@ -20,7 +20,7 @@ from scipy.interpolate import make_interp_spline
 
 from eqcalc.engine.arrays import as_array
 from eqcalc.engine.density import Sampler, condense
-from eqcalc.engine.plan import Plan, RadialTable
+from eqcalc.engine.plan import NotCovered, Plan, RadialTable
 
 #: length (Å) that makes an error of a slope comparable with one of a value
 RADIAL_SCALE = 0.2
@@ -72,7 +72,13 @@ def sample(
     with torch.no_grad():
         if plan.agnesi is None:
             positive = torch.from_numpy(np.maximum(np.abs(distances), 1e-6))
-            return as_array(module.radial(layer, positive))[:, None]
+            weights = as_array(module.radial(layer, positive))[:, None]
+            degrees = plan.layers[layer].weights.degrees
+            if plan.solid and degrees is None:
+                raise NotCovered("of messages on edges, solid harmonics are not covered")
+            if plan.solid:  # r^l, odd for odd l
+                weights = weights * distances[:, None, None] ** degrees
+            return weights
         every = np.stack([as_array(b) for b in basis(module, plan, distances)], axis=1)
     x = np.zeros((*every.shape[:2], len(plan.layers[layer].radial_network[0])))
     x[..., : every.shape[2]] = every

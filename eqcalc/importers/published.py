@@ -13,6 +13,7 @@ _FOLDER = "pretrained_potentials"
 #: name -> file in the sevenn package
 SEVENN = {
     "7net-0": "SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",
+    "7net-0_22May2024": "SevenNet_0__22May2024/checkpoint_sevennet_0.pth",
     "7net-l3i5": "SevenNet_l3i5/checkpoint_l3i5.pth",
     "7net-mf-0": "SevenNet_MF_0/checkpoint_sevennet_mf_0.pth",
 }
@@ -21,6 +22,10 @@ _MIT = "MIT, as part of sevenn 0.12.1 and later"
 KNOWN = {
     "7052cb42b7b3be42b40b97fa0d21077a48c54b5548948fc4dcf346629f813c36": (
         "SevenNet-0 (11 July 2024)",
+        _MIT,
+    ),
+    "5d389fafd512e6ae2830d74d0b66ffc49a55d3832653ff8e7bf7f1343013c1d1": (
+        "SevenNet-0 (22 May 2024)",
         _MIT,
     ),
     "a7ff190d41efe5b8317a03d20a468e4036a1a3e64e0b14fdbab64ac3f4bfc09d": ("SevenNet-l3i5", _MIT),

@@ -41,7 +41,7 @@ COVERED = {
     "lmax_node": (-1,),
     "use_bias_in_linear": (False,),
     "readout_as_fcn": (False,),
-    "_normalize_sph": (True,),
+    "_normalize_sph": (True, False),
     "use_modal_node_embedding": (False,),
 }
 READ = {
@@ -94,12 +94,6 @@ def _refuse(source: str, name: str, value: Any) -> InputError:
 
 
 def _check_options(c: dict[str, Any], source: str) -> None:
-    if not c["_normalize_sph"]:
-        raise InputError(
-            f"{source}: its option _normalize_sph = False is not covered: its harmonics are of "
-            "vectors, not of directions, as in SevenNet-0 of 22 May 2024; take that of 11 July "
-            "2024 (7net-0), which replaced it."
-        )
     for name, value in c.items():
         if name in COVERED:
             if value not in COVERED[name]:
@@ -137,6 +131,7 @@ def _config(c: dict[str, Any], frequencies: list[float], *, tasks: bool) -> Nequ
         l_max=c["lmax"],
         num_channels=[by_degree.get(l, 1) for l in range(c["lmax"] + 1)],  # noqa: E741
         so3=not c["is_parity"],
+        solid_harmonics=not c["_normalize_sph"],
         layer_irreps=[str(irreps) for irreps in layers],
         embedding=o3.Irreps(c["irreps_manual"][0]).dim if c["irreps_manual"] else c["channel"],
         gate_activation="silu",

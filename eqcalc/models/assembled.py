@@ -20,7 +20,7 @@ from eqcalc.errors import InputError
 from eqcalc.models.base import Edges, Potential
 from eqcalc.models.config import ModelConfig
 from eqcalc.models.edge_modules import ARGUMENTS, EDGE_MODULES, frame_limits
-from eqcalc.nn.angular import SphericalHarmonics
+from eqcalc.nn.angular import SolidHarmonics, SphericalHarmonics
 from eqcalc.nn.contraction import Contraction
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.frames import EdgeFrames
@@ -281,7 +281,12 @@ class Assembled(Potential):
         super().__init__(atomic_numbers, config.cutoff)
         self.program = program
         self.radial_basis = config.radial_basis()
-        self.spherical_harmonics = SphericalHarmonics(harmonics_degree(program))
+        products = [o for o in program.operations if isinstance(o, ops.Convolution | EdgeProduct)]
+        solid = {getattr(product, "solid", False) for product in products}
+        if len(solid) > 1:
+            raise InputError("All convolutions of a network have solid harmonics, or none has.")
+        harmonics = SolidHarmonics if solid == {True} else SphericalHarmonics
+        self.spherical_harmonics = harmonics(harmonics_degree(program))
         if any(isinstance(op, InFrames) for op in program.operations):
             self.edge_frames = EdgeFrames(*frame_limits(program))
         transforms = {op.transform for op in program.operations if isinstance(op, ops.Radial)}

@@ -52,6 +52,7 @@ class NequIPConfig(ModelConfig):
         parity: keep features of both parities; otherwise only those of natural parity, (-1)^l.
         so3: ignore parity: every path that rotations allow, all features called even. The network
             is then SO(3)- instead of O(3)-equivariant: mirror images may differ in energy.
+        solid_harmonics: messages take r^l Y_lm, with r in Å, instead of Y_lm.
         layer_irreps: features after each layer in e3nn's notation, such as "32x0e+16x1o", instead
             of those that num_channels, parity and so3 make; of the last layer, only its even
             scalars are used.
@@ -78,6 +79,7 @@ class NequIPConfig(ModelConfig):
     num_channels: list[int] = field(default_factory=lambda: [128, 64, 32])
     parity: bool = False
     so3: bool = False
+    solid_harmonics: bool = False
     layer_irreps: list[str] = field(default_factory=list)
     embedding: int = 0
     gate_activation: str = "sigmoid"
@@ -132,8 +134,15 @@ class NequIPConfig(ModelConfig):
                 "so3 ignores parity, and parity keeps features of both: give one of the two.",
             ),
             (
-                bool(c.outputs) and (c.so3 or bool(c.pair_cutoffs)),
-                "networks with outputs have neither so3 nor pair_cutoffs: leave these out.",
+                bool(c.outputs) and (c.so3 or c.solid_harmonics or bool(c.pair_cutoffs)),
+                (
+                    "networks with outputs have no so3, solid_harmonics or pair_cutoffs: leave "
+                    "these out."
+                ),
+            ),
+            (
+                c.solid_harmonics and bool(c.pair_cutoffs),
+                "solid_harmonics and pair_cutoffs do not go together: give one of the two.",
             ),
         ]
 
@@ -231,7 +240,11 @@ def _layer(config: NequIPConfig, k: int, before: o3.Irreps, after: o3.Irreps) ->
     transform = "pair_cutoffs" if config.pair_cutoffs else ""
     operations += [
         Radial(f"r_{k}", tuple(config.radial_mlp), transform),
-        Convolution(f"sum_{k}", up, f"r_{k}", irreps, config.l_max, messages, config.so3),
+        Convolution(
+            *(f"sum_{k}", up, f"r_{k}", irreps, config.l_max, messages),
+            so3=config.so3,
+            solid=config.solid_harmonics,
+        ),
         Normalization(f"m_{k}", f"sum_{k}", messages),
         Linear(f"mix_{k}", f"m_{k}", messages, gated),
     ]

@@ -44,13 +44,29 @@ class SphericalHarmonics(nn.Module):
         self.l_max = l_max
         self.steps = nn.ModuleList(_Raise(l) for l in range(1, l_max))  # noqa: E741
 
+    def first(self, edge_vec: Tensor, edge_length: Tensor) -> Tensor:
+        """Y_1 [E, 3]."""
+        return math.sqrt(3.0) * edge_vec / edge_length.unsqueeze(1)
+
     def forward(self, edge_vec: Tensor, edge_length: Tensor) -> Tensor:
         columns = [torch.ones_like(edge_length).unsqueeze(1)]
         if self.l_max > 0:
-            y1 = math.sqrt(3.0) * edge_vec / edge_length.unsqueeze(1)
+            y1 = self.first(edge_vec, edge_length)
             columns.append(y1)
             y = y1
             for step in self.steps:
                 y = step(y1, y)
                 columns.append(y)
         return torch.cat(columns, dim=1)
+
+
+class SolidHarmonics(SphericalHarmonics):
+    """Regular solid harmonics r^l Y_lm, r in Å: homogeneous polynomials of the vector."""
+
+    def __init__(self, l_max: int) -> None:
+        super().__init__(l_max)
+        self.solid = True  # engines that read the file ask for it
+
+    def first(self, edge_vec: Tensor, edge_length: Tensor) -> Tensor:  # noqa: ARG002
+        """r Y_1 [E, 3]."""
+        return math.sqrt(3.0) * edge_vec

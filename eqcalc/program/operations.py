@@ -99,7 +99,7 @@ class Convolution(Operation):
     """Clebsch-Gordan products of the neighbours' `source` with harmonics up to `l_max`.
 
     irreps_in: of the source; irreps: of the value, each with the channels of all paths into it;
-    so3: parity is ignored.
+    so3: parity is ignored; solid: the harmonics are solid ones, r^l Y_lm with r in Å.
     """
 
     source: str
@@ -108,12 +108,14 @@ class Convolution(Operation):
     l_max: int
     irreps: str
     so3: bool = False
+    solid: bool = False
     reads: ClassVar[tuple[str, ...]] = ("source", "radial")
     reads_neighbours: ClassVar[tuple[str, ...]] = ("source",)
     gathers: ClassVar[bool] = True
 
     def formula(self) -> str:
-        return f"sum_j {self.radial} {self.source}[j] (x) Y_0..{self.l_max}"
+        harmonics = f"r^l Y_l, l = 0..{self.l_max}" if self.solid else f"Y_0..{self.l_max}"
+        return f"sum_j {self.radial} {self.source}[j] (x) {harmonics}"
 
 
 @dataclass(frozen=True)
