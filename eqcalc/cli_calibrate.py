@@ -29,7 +29,8 @@ def rows(document: dict[str, Any]) -> list[tuple[str, str]]:
             text = f"error {row['error']:.3g}, predicted {predicted} meV/atom (RMS)"
             found.append((f"  grade {row['grade']}", f"{row['frames']} frames: {text}"))
     else:
-        found.append(("  fitted to", "no energies: there are grades, but no deviations"))
+        missing = "no energies held out: grades, no deviations (--validation, or 20 frames)"
+        found.append(("  fitted to", missing))
     for symbol, (median, largest) in document.get("validation_grade", {}).items():
         found.append((f"  grade of {symbol}", f"{median:.3g} (median), at most {largest:.3g}"))
     return found

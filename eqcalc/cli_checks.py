@@ -72,7 +72,7 @@ def _labelled(model: str, paths: list[Path], **keys: str) -> Labelled:
     from eqcalc.training import evaluate as ev
 
     calc = EquivariantCalculator(model, on_domain_exit="ignore")
-    frames, results = evaluate_frames(calc, paths, **keys)
+    frames, results = evaluate_frames(calc, paths, 0.0, **keys)
     errors = ev.evaluate_results(frames, results, calc.outputs).summary()
     coverage = ev.coverage_of(frames, results)
     return labelled([p.name for p in paths], errors, coverage.document() if coverage else {})
