@@ -108,6 +108,8 @@ class EquivariantCalculator(Calculator):
             "torch" on a GPU or where the former cannot be had.
         skin: Å, by which the neighbour list reaches beyond the cutoff so that it can be reused.
         threads: of the engine during a calculation; None takes as many as torch has.
+        memory_limit: GB of the GPU that the fused engine takes at most; it then works on the atoms
+            in several parts, or says how much it needs. None takes what there is.
         on_domain_exit: "warn" (once for each quantity), "stop" (OutsideDomainError, an InputError)
             or "ignore" where a structure lies outside of what the potential was trained on, as far
             as its file says that (`eqcalc.domain`): distances, numbers of neighbours, density,
@@ -175,6 +177,7 @@ class EquivariantCalculator(Calculator):
         engine: str = "auto",
         skin: float = 0.5,
         threads: int | None = None,
+        memory_limit: float | None = None,
         on_domain_exit: str = "warn",
         direct_forces: bool = False,
         uncertainty: bool = False,
@@ -191,6 +194,8 @@ class EquivariantCalculator(Calculator):
             raise InputError(f"skin = {skin} Å: it must be finite and must not be negative.")
         if threads is not None and (threads < 1 or threads != int(threads)):
             raise InputError(f"threads = {threads}: it must be at least 1, and whole.")
+        if memory_limit is not None and not (isinstance(memory_limit, Real) and memory_limit > 0):
+            raise InputError(f"memory_limit = {memory_limit!r}: it must be a number of GB above 0.")
         models = _models(model)
         self._models = [names.lasting(m) for m in models]
         self._options: dict[str, Any] = {
@@ -198,6 +203,7 @@ class EquivariantCalculator(Calculator):
             "dtype": dtype,
             "engine": engine,
             "threads": threads,
+            "memory_limit": memory_limit,
         }
         self._skin, self._on_domain_exit = skin, on_domain_exit
         self._left: set[str] = set()

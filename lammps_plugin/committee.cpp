@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 namespace eqcalc {
@@ -142,6 +143,95 @@ void Committee::spread(const Graph &graph, RowExchange *exchange, Uncertainty &u
   }
 }
 
+bool Committee::keep_lists() const
+{
+  return !members_.empty() &&
+      std::all_of(members_.begin(), members_.end(),
+                  [](const Member &member) { return member.engine->keeps_lists(); });
+}
+
+void Committee::place(const PairList &list)
+{
+  placed_ = list.graph;
+  for (const Member &member : members_) {
+    PairList own = list;
+    species_.resize(list.graph.num_nodes);
+    for (int64_t row = 0; row < list.graph.num_nodes; row++)
+      species_[row] = member.species[list.graph.species[row]];
+    own.graph.species = species_.data();
+    member.engine->place(own);
+  }
+}
+
+// the limits of pairs of the first member's species, of this member's
+const double *Committee::limits_of(const Member &member, const std::vector<double> &limits)
+{
+  if (limits.empty()) return nullptr;
+  const std::size_t own = member.engine->atomic_numbers().size(), common = member.species.size();
+  limits_.assign(own * own, 0.0);
+  for (std::size_t a = 0; a < common; a++)
+    for (std::size_t b = 0; b < common; b++)
+      if (member.species[a] >= 0 && member.species[b] >= 0)
+        limits_[member.species[a] * own + member.species[b]] = limits[a * common + b];
+  return limits_.data();
+}
+
+void Committee::step(const double *positions, RowExchange *exchange, RowExchange *rows,
+                     StepResults &results, std::vector<Watched> &watched, Uncertainty *uncertainty)
+{
+  const std::size_t num_members = members_.size();
+  const int64_t num_local = placed_.num_local, num_nodes = placed_.num_nodes;
+  const bool alone = num_members == 1;
+  const double share = 1.0 / static_cast<double>(num_members);
+  if (!alone) {
+    std::fill_n(results.energies, num_local, 0.0);
+    std::fill_n(results.forces, 3 * num_nodes, 0.0);
+    if (results.virials) std::fill_n(results.virials, 9 * num_nodes, 0.0);
+    if (results.virial) std::fill_n(results.virial, 9, 0.0);
+    energies_.resize(num_local);
+    forces_.resize(3 * num_nodes);
+    virials_.resize(results.virials ? 9 * num_nodes : 0);
+    if (uncertainty) {
+      energies_of_.resize(num_members * num_local);
+      forces_of_.assign(3 * num_members * placed_.num_rows, 0.0);
+    }
+  }
+  results.nearest = std::numeric_limits<double>::infinity();
+  for (std::size_t m = 0; m < num_members; m++) {
+    StepResults own = results;
+    double virial[9];
+    if (!alone) {
+      own.energies = energies_.data();
+      own.forces = forces_.data();
+      own.virials = results.virials ? virials_.data() : nullptr;
+      own.virial = results.virial ? virial : nullptr;
+    }
+    own.limits = limits_of(members_[m], watched[m].limits);
+    if (own.limits) {
+      watched[m].numbers.resize(num_local);
+      watched[m].near_edges.resize(num_local);
+      own.numbers = watched[m].numbers.data();
+      own.near_edges = watched[m].near_edges.data();
+    }
+    members_[m].engine->step(positions, exchange, own);
+    results.nearest = std::min(results.nearest, own.nearest);
+    if (alone) return;
+    const auto add = [share](double *mean, const double *values, int64_t count) {
+      for (int64_t k = 0; k < count; k++) mean[k] += share * values[k];
+    };
+    add(results.energies, own.energies, num_local);
+    add(results.forces, own.forces, 3 * num_nodes);
+    if (own.virials) add(results.virials, own.virials, 9 * num_nodes);
+    if (own.virial) add(results.virial, own.virial, 9);
+    if (!uncertainty) continue;
+    for (int64_t row = 0; row < num_local; row++)
+      energies_of_[row * num_members + m] = energies_[row];
+    for (int64_t row = 0; row < num_nodes; row++)
+      std::copy_n(&forces_[3 * row], 3, &forces_of_[3 * (row * num_members + m)]);
+  }
+  if (uncertainty) spread(placed_, rows, *uncertainty);
+}
+
 double Committee::memory() const
 {
   const auto bytes = [](const auto &...vectors) {
@@ -149,7 +239,7 @@ double Committee::memory() const
             (static_cast<double>(vectors.capacity()) * sizeof(*vectors.data())));
   };
   return bytes(species_, edge_src_, edge_dst_, edge_vec_, kept_, energies_, gradient_, energies_of_,
-               forces_of_);
+               forces_of_, forces_, virials_);
 }
 
 }    // namespace eqcalc

@@ -45,6 +45,18 @@ class Committee {
   void evaluate(const Graph &, RowExchange *, double *energies, double *gradient,
                 Uncertainty *uncertainty);
 
+  // Whether all of them keep lists of pairs. Then as of Engine, of a list that reaches as far as the
+  // largest cutoff; `results` has no limits, which are each member's own: limits, numbers and
+  // near_edges [members] of these. rows: an exchange of all rows, for `uncertainty`.
+  bool keep_lists() const;
+  void place(const PairList &);
+  struct Watched {
+    std::vector<double> limits;                      // [species, species] of the first member's; none: not watched
+    std::vector<int32_t> numbers, near_edges;        // [num_local]
+  };
+  void step(const double *positions, RowExchange *exchange, RowExchange *rows, StepResults &results,
+            std::vector<Watched> &watched, Uncertainty *uncertainty);
+
   double memory() const;     // bytes of the buffers here
 
  private:
@@ -57,6 +69,11 @@ class Committee {
   std::vector<double> energies_, gradient_;     // of one member
   std::vector<double> energies_of_, forces_of_;     // [num_local, members]; [num_rows, members, 3]
 
+  // the list that is placed, as far as step() needs it
+  Graph placed_;
+  std::vector<double> limits_, forces_, virials_;
+
+  const double *limits_of(const Member &, const std::vector<double> &limits);
   bool select_edges(const Graph &, double cutoff);
   void spread(const Graph &, RowExchange *, Uncertainty &);
 };

@@ -32,6 +32,7 @@ struct EngineOptions {
   int threads = 0;                // of torch, during calls only; 0 leaves them alone
   int rank_on_machine = 0;        // picks the GPU where "cuda" names none
   bool with_exchange = false;     // evaluate() will be given a RowExchange
+  double memory_limit = 0.0;      // GB of a GPU at most; 0: what there is
 };
 
 // One row per atom: first this process's own atoms, then its ghosts.
@@ -62,6 +63,29 @@ struct Graph {
   const double *edge_vec = nullptr;        // [num_edges, 3] Å, centre -> neighbour
 };
 
+// Pairs of atoms, within the cutoff or more, that an engine keeps until it is given the next.
+struct PairList {
+  Graph graph;                             // without edge_vec
+  int64_t num_places = 0;                  // positions: of the nodes, then of their images
+  const int64_t *edge_place = nullptr;     // [num_edges] position of the neighbour
+  // rows of its exchanges: these own rows, then those of all ghosts
+  int64_t num_sent = 0;
+  const int64_t *sent = nullptr;
+};
+
+// What a step of a list's atoms is asked for.
+struct StepResults {
+  double *energies = nullptr;          // [num_local] eV
+  double *forces = nullptr;            // [num_nodes, 3] eV/Å
+  double *virials = nullptr;           // [num_nodes, 3, 3] eV, of the neighbours, or null
+  double *virial = nullptr;            // [3, 3] eV, their sum, or null
+  double nearest = 0.0;                // shortest distance (Å) within the cutoff, else more
+  // with limits [species, species] (Å^2): of own atoms the numbers of neighbours, and the edge that
+  // is shortest among those below their limits, relative to these, or -1
+  const double *limits = nullptr;
+  int32_t *numbers = nullptr, *near_edges = nullptr;     // [num_local]
+};
+
 // What a potential says of its own atoms' energies (eqcalc.uncertainty): infinite for species that
 // its training lacked.
 struct AtomicUncertainty {
@@ -84,6 +108,12 @@ class Engine {
 
   // why evaluate() cannot fill an AtomicUncertainty, after the name of the file; empty if it can
   virtual std::string lacks_uncertainty() const = 0;
+
+  // Engines on other devices keep a list of pairs there: place() at each new list, then step() with
+  // positions [num_places, 3] Å. Exchanges as in evaluate(), of the list's rows.
+  virtual bool keeps_lists() const { return false; }
+  virtual void place(const PairList &) {}
+  virtual void step(const double * /*positions*/, RowExchange *, StepResults &) {}
 
   // energies [num_local] eV, gradient [num_edges, 3] eV/Å. Without exchange there are no ghosts.
   // Throws EngineError, or std::bad_alloc where memory is short.

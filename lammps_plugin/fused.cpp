@@ -2,7 +2,7 @@
 
 #include "fused.h"
 
-#include "interface.h"
+#include "gpu_interface.h"
 #include "reference.h"
 
 #include <cerrno>
@@ -163,7 +163,16 @@ class FusedEngine final : public Engine {
     find(close_, "eqcalc_close");
     find(evaluate_, "eqcalc_evaluate");
     decltype(&eqcalc_has_uncertainty) has_uncertainty = nullptr;
-    if (!on_gpu()) {
+    decltype(&eqcalc_limit_memory) limit_memory = nullptr;
+    if (on_gpu()) {
+      decltype(&eqcalc_gpu_interface_version) gpu_version;
+      find(gpu_version, "eqcalc_gpu_interface_version");
+      if (gpu_version() != EQCALC_GPU_INTERFACE_VERSION)
+        throw EngineError(library + " was made by another eqcalc: run 'eqcalc lammps build'");
+      find(limit_memory, "eqcalc_limit_memory");
+      find(place_, "eqcalc_place");
+      find(step_, "eqcalc_step");
+    } else {
       find(evaluate_uncertainty_, "eqcalc_evaluate_uncertainty");
       find(has_uncertainty, "eqcalc_has_uncertainty");
     }
@@ -178,6 +187,7 @@ class FusedEngine final : public Engine {
     if (on_gpu() ? open_on(network.data(), bytes, number, in_turn, &network_, error, sizeof(error))
                  : open(network.data(), bytes, &network_, error, sizeof(error)))
       throw EngineError(path_ + ": " + error);
+    if (limit_memory) limit_memory(network_, static_cast<int64_t>(1e9 * options.memory_limit));
     has_uncertainty_ = has_uncertainty && has_uncertainty(network_) != 0;
     exchange_widths_.resize(widths(network_, nullptr, 0));
     widths(network_, exchange_widths_.data(), static_cast<int>(exchange_widths_.size()));
@@ -225,24 +235,10 @@ class FusedEngine final : public Engine {
   void evaluate(const Graph &graph, RowExchange *exchange, double *energies, double *gradient,
                 const AtomicUncertainty *uncertainty) override
   {
-    const eqcalc_graph rows = {graph.num_local, graph.num_nodes, graph.num_rows, graph.num_edges,
-                               graph.species,   graph.edge_src,  graph.edge_dst, graph.edge_vec};
-    struct Context {
-      RowExchange *exchange;
-      bool single;
-    } context = {exchange, single_};
-    const eqcalc_exchange callbacks = {
-        &context,
-        [](void *c, void *data, int width) {
-          auto *self = static_cast<Context *>(c);
-          self->exchange->forward({data, width, self->single});
-        },
-        [](void *c, void *data, int width) {
-          auto *self = static_cast<Context *>(c);
-          self->exchange->reverse({data, width, self->single});
-        }};
+    const eqcalc_graph rows = graph_of(graph);
+    const Callbacks callbacks(exchange, single_);
     char error[400];
-    const auto *const callbacks_or_none = exchange ? &callbacks : nullptr;
+    const auto *const callbacks_or_none = callbacks.get();
     int failed;
     if (uncertainty) {
       const eqcalc_uncertainty wanted = {nullptr, uncertainty->variances, uncertainty->grades};
@@ -252,11 +248,70 @@ class FusedEngine final : public Engine {
       failed = evaluate_(network_, &rows, callbacks_or_none, threads_, energies, gradient, error,
                          sizeof(error));
     }
+    check(failed, error);
+  }
+
+  bool keeps_lists() const override { return on_gpu(); }
+
+  void place(const PairList &list) override
+  {
+    const eqcalc_graph graph = graph_of(list.graph);
+    const eqcalc_list pairs = {nullptr, list.num_places, list.edge_place, list.num_sent, list.sent};
+    char error[400];
+    check(place_(network_, &graph, &pairs, error, sizeof(error)), error);
+  }
+
+  void step(const double *positions, RowExchange *exchange, StepResults &results) override
+  {
+    const Callbacks callbacks(exchange, single_);
+    const eqcalc_step_results wanted = {
+        results.energies, results.forces, results.virials, results.virial,
+        &results.nearest, results.limits, results.numbers, results.near_edges};
+    char error[400];
+    check(step_(network_, positions, callbacks.get(), &wanted, error, sizeof(error)), error);
+  }
+
+ private:
+  static eqcalc_graph graph_of(const Graph &graph)
+  {
+    return {graph.num_local, graph.num_nodes, graph.num_rows, graph.num_edges,
+            graph.species,   graph.edge_src,  graph.edge_dst, graph.edge_vec};
+  }
+
+  // an exchange as the library calls it
+  class Callbacks {
+   public:
+    Callbacks(RowExchange *exchange, bool single) :
+        exchange_(exchange), single_(single), functions_{this, &forward, &reverse}
+    {
+    }
+    Callbacks(const Callbacks &) = delete;
+    Callbacks &operator=(const Callbacks &) = delete;
+    const eqcalc_exchange *get() const { return exchange_ ? &functions_ : nullptr; }
+
+   private:
+    RowExchange *exchange_;
+    bool single_;
+    eqcalc_exchange functions_;
+
+    static void forward(void *self, void *data, int width)
+    {
+      const auto *own = static_cast<Callbacks *>(self);
+      own->exchange_->forward({data, width, own->single_});
+    }
+    static void reverse(void *self, void *data, int width)
+    {
+      const auto *own = static_cast<Callbacks *>(self);
+      own->exchange_->reverse({data, width, own->single_});
+    }
+  };
+
+  void check(int failed, const char *error) const
+  {
     if (failed == EQCALC_OUT_OF_MEMORY) throw std::bad_alloc();
     if (failed) throw EngineError(path_ + ": " + error);
   }
 
- private:
   bool on_gpu() const { return radial_ == "gpu"; }
 
   std::string path_, radial_;
@@ -270,6 +325,8 @@ class FusedEngine final : public Engine {
   decltype(&eqcalc_close) close_ = nullptr;
   decltype(&eqcalc_evaluate) evaluate_ = nullptr;
   decltype(&eqcalc_evaluate_uncertainty) evaluate_uncertainty_ = nullptr;
+  decltype(&eqcalc_place) place_ = nullptr;
+  decltype(&eqcalc_step) step_ = nullptr;
 };
 
 }    // namespace

@@ -57,6 +57,7 @@ Opening::Opening(LAMMPS *lmp, Processes &processes, const Keywords &keywords, bo
   options.precision = keywords.precision;
   options.device = choose_device();
   options.threads = keywords.threads;
+  options.memory_limit = keywords.memory_limit;
   options.rank_on_machine = (options.device == "cuda") ? rank_on_machine() : 0;
   options.with_exchange = with_exchange;
 }

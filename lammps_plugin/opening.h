@@ -24,6 +24,7 @@ class Opening : protected Pointers {
   struct Keywords {
     std::string precision, device = "cpu", engine;
     int threads = 0;
+    double memory_limit = 0.0;     // GB; 0: none
   };
 
   Opening(LAMMPS *, Processes &, const Keywords &, bool with_exchange);

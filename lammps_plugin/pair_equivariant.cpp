@@ -84,10 +84,10 @@ void PairEquivariant::settings(int narg, char **arg)
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string key = arg[iarg];
     if (key != "precision" && key != "engine" && key != "device" && key != "threads" &&
-        key != "timing" && key != "domain")
+        key != "timing" && key != "domain" && key != "memory_limit")
       error->all(FLERR,
                  "Pair style equivariant does not know the keyword '{}'; it knows precision, "
-                 "engine, device, threads, timing and domain",
+                 "engine, device, threads, memory_limit, timing and domain",
                  key);
     if (iarg + 1 == narg) error->all(FLERR, "Pair style equivariant: '{}' needs a value", key);
     std::string value = arg[iarg + 1];
@@ -110,6 +110,11 @@ void PairEquivariant::settings(int narg, char **arg)
       if (keywords.threads < 1)
         error->all(FLERR, "Pair style equivariant: threads must be at least 1, not {}",
                    keywords.threads);
+    } else if (key == "memory_limit") {
+      keywords.memory_limit = utils::numeric(FLERR, value, false, lmp);
+      if (!(keywords.memory_limit > 0.0))
+        error->all(FLERR, "Pair style equivariant: memory_limit must be a number of GB above 0, not {}",
+                   value);
     } else if (key == "domain") {
       if (value != "warn" && value != "stop" && value != "ignore")
         error->all(FLERR,
@@ -126,6 +131,10 @@ void PairEquivariant::settings(int narg, char **arg)
   if (device.rfind("cuda", 0) == 0 && engine == "exact")
     error->all(FLERR, "Pair style equivariant: engine {} runs on device cpu, not {}", engine,
                device);
+
+  if (keywords.memory_limit > 0.0 && (device.rfind("cuda", 0) != 0 || engine != "fused"))
+    error->all(FLERR,
+               "Pair style equivariant: memory_limit is of 'device cuda engine fused': leave it out");
 
   // potentials opened with other settings are void
   potentials.clear();
@@ -352,9 +361,13 @@ void PairEquivariant::evaluate()
     return start - begin;
   };
 
-  if (neighbor->ago == 0 || neighbor->ncalls != graph_build ||
-      static_cast<int>(row_of_atom.size()) != atom->nlocal + atom->nghost)
-    number_rows();
+  const bool renumbered = neighbor->ago == 0 || neighbor->ncalls != graph_build ||
+      static_cast<int>(row_of_atom.size()) != atom->nlocal + atom->nghost;
+  if (renumbered) number_rows();
+  if (potentials.keep_lists()) {
+    evaluate_list(renumbered);
+    return;
+  }
   build_edges();
 
   eqcalc::Graph graph;
@@ -370,7 +383,7 @@ void PairEquivariant::evaluate()
   gradient.resize(edge_vec.size());
   seconds[EDGES] += elapsed();
 
-  Exchange exchange(*this);
+  Exchange exchange(*this, row_of_atom);
   have_uncertainty = wants_uncertainty();
   potentials.evaluate(graph, comm->nprocs > 1 ? &exchange : nullptr, energies.data(),
                       gradient.data(), have_uncertainty ? &uncertainty : nullptr);
@@ -419,6 +432,8 @@ double PairEquivariant::memory_usage()
   };
   return Pair::memory_usage() +
       bytes(atom_of_row, row_of_atom, absent, owner_of_ghost, species, edge_src, edge_dst,
-            edge_neighbor, edge_vec, energies, gradient, ghost_forces, atom_virials) +
+            edge_neighbor, edge_vec, energies, gradient, ghost_forces, atom_virials, atom_of_place,
+            species_of_place, edge_place, sent_rows, exchanged_row, positions, node_forces,
+            node_virials) +
       potentials.memory();
 }

@@ -22,8 +22,8 @@
 namespace LAMMPS_NS {
 
 // pair_style equivariant [precision single|double] [engine fused|exact|torch]
-//                        [device cpu|cuda|cuda:N|auto] [threads N] [timing yes|no]
-//                        [domain warn|stop|ignore]
+//                        [device cpu|cuda|cuda:N|auto] [threads N] [memory_limit GB]
+//                        [timing yes|no] [domain warn|stop|ignore]
 // pair_coeff * * model.pth [model2.pth ...] El1 El2 ...
 //
 // The last words are one element, or NULL, for each atom type; all words before them are potentials,
@@ -104,12 +104,22 @@ class PairEquivariant : public Pair {
 
   std::vector<double> ghost_forces, atom_virials;     // several processes: before they go home
 
+  // Engines that keep lists of pairs (pair_equivariant_list.cpp): of all in LAMMPS's list, and then
+  // positions at each step.
+  std::vector<int> atom_of_place;                     // own rows, then ghosts
+  std::vector<int64_t> species_of_place, edge_place, sent_rows;
+  std::vector<int> exchanged_row;                     // own and ghost: row of an exchange, -1: none
+  std::vector<double> positions, node_forces, node_virials;
+  std::array<double, 9> total_virial;
+  std::vector<eqcalc::Committee::Watched> watched;     // of each potential
+
   // what the next forward_comm() or reverse_comm() carries: one row per atom
   struct Payload {
     double *values = nullptr;
     float *singles = nullptr;              // instead of values; two travel in one double
     int width = 0;
     const int *row_of_atom = nullptr;      // null: row = atom
+    char *packed = nullptr;                // becomes 1 for atoms that are packed, unless it is null
     int doubles() const { return singles ? (width + 1) / 2 : width; }
     int row(int k) const { return row_of_atom ? row_of_atom[k] : k; }     // -1: none
     void pack(int k, double *buf) const;                                  // zeros where there is none
@@ -133,8 +143,21 @@ class PairEquivariant : public Pair {
   void number_rows();
   void build_edges();
   void number_ghosts();
+  void evaluate_list(bool renumbered);
+  bool read_positions();
+  void place_list();
+  void number_exchanged();
+  void check_list(const eqcalc::StepResults &);
+  void tally_list();
+  void watch_list(int);
+  void note_not_finite(const char *, int);
   void check_finite();
   void tally();
+  void tally_energies();
+  bool collects() const;
+  void bring_home_ghost_forces();
+  void tally_virial(const double *);
+  void tally_atom_virials();
   bool wants_uncertainty() const;
   void store_uncertainty();
   void watch_edges(int);

@@ -38,6 +38,7 @@ void PairEquivariant::reverse(const Payload &what)
 void PairEquivariant::Payload::pack(int k, double *buf) const
 {
   const std::size_t i = row(k), size = width;
+  if (packed) packed[k] = 1;
   if (row(k) < 0)
     std::fill_n(buf, doubles(), 0.0);
   else if (singles)

@@ -19,9 +19,13 @@ namespace LAMMPS_NS {
 
 struct PairEquivariant::Exchange : eqcalc::RowExchange {
   PairEquivariant &pair;
+  const std::vector<int> &row_of_atom;
   double seconds = 0.0;
 
-  explicit Exchange(PairEquivariant &pair) : pair(pair) {}
+  Exchange(PairEquivariant &pair, const std::vector<int> &row_of_atom) :
+      pair(pair), row_of_atom(row_of_atom)
+  {
+  }
 
   void forward(const eqcalc::Rows &rows) override
   {
@@ -45,7 +49,7 @@ struct PairEquivariant::Exchange : eqcalc::RowExchange {
     else
       result.values = static_cast<double *>(rows.data);
     result.width = rows.width;
-    result.row_of_atom = pair.row_of_atom.data();
+    result.row_of_atom = row_of_atom.data();
     return result;
   }
 };

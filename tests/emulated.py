@@ -19,9 +19,9 @@ FOLDER = Path(__file__).parent / "emulation"
 COMPILER = ["g++", "-std=c++17", "-shared", "-fPIC", "-w"]
 
 
-def _compiled(name: str, source: str, *flags: str) -> Path:
-    """A library in the cache."""
-    texts = [source, *flags, *(p.read_text(encoding="utf-8") for p in sorted(FOLDER.iterdir()))]
+def _compiled(name: str, source: str, *flags: str, headers: tuple[str, ...] = ()) -> Path:
+    """A library in the cache; headers: files of FOLDER that the source includes."""
+    texts = [source, *flags, *((FOLDER / file).read_text(encoding="utf-8") for file in headers)]
     key = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:24]
 
     def make(folder: Path) -> None:
@@ -57,7 +57,8 @@ class Emulated(Platform):
 
     def image(self, source: str, architecture: str) -> Path:  # noqa: ARG002
         whole = self.change(source) + f'\n#include "{FOLDER / "simt_end.h"}"\n'
-        return _compiled("kernels", whole, "-O1", f'-DEQCALC_EMULATION="{FOLDER / "simt.h"}"')
+        flag = f'-DEQCALC_EMULATION="{FOLDER / "simt.h"}"'
+        return _compiled("kernels", whole, "-O1", flag, headers=("simt.h", "simt_end.h"))
 
     @functools.cached_property
     def _emulation(self) -> ctypes.CDLL:
@@ -76,8 +77,8 @@ class Emulated(Platform):
         self._emulation.emulated_used.restype = ctypes.c_size_t
         return self._emulation.emulated_used()
 
-    def counts(self) -> tuple[int, int, int, int]:
-        """Kernels started, bytes up, bytes down and waits since the last call."""
-        numbers = (ctypes.c_longlong * 4)()
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Since the last call: kernels, bytes up, bytes down, waits; kernels and graphs started."""
+        numbers = (ctypes.c_longlong * 5)()
         self._emulation.emulated_counts(numbers)
         return tuple(numbers)

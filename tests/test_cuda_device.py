@@ -31,7 +31,7 @@ def test_gpu_is_the_engine_of_the_cpu(potential_path, crystal, dtype):
 
 @pytest.mark.usefixtures("emulated_gpu")
 def test_what_is_run_on_the_first_day(tmp_path, monkeypatch):
-    """The benchmark's comparison, on an emulated GPU; torch's engine needs a real one."""
+    """The benchmark's comparisons, on an emulated GPU; torch's engine needs a real one."""
     spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -41,6 +41,9 @@ def test_what_is_run_on_the_first_day(tmp_path, monkeypatch):
     assert rows[0]["atoms"] == 8
     assert rows[0]["difference"]["GPU fused"] < 1e-5
     assert rows[0]["µs per atom"]["GPU fused"] > 0.0
-    json.dumps(rows)
-    script.draw(rows, "emulated", tmp_path / "gpu.png")
+    variants = script.sweep(str(path), [1], 1, np.inf)
+    assert variants[0]["difference"] == dict.fromkeys(script.VARIANTS, 0.0)
+    tables = {"engines": rows, "variants": variants, "peers": []}
+    json.dumps(tables)
+    script.draw(tables, "emulated", tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").stat().st_size > 1000

@@ -1,5 +1,7 @@
 """The fused engine on a GPU, which is emulated (emulated.py), against that of the CPU."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -34,8 +36,14 @@ ROUNDING = {"float64": 1e-13, "float32": 2e-6}
 #: networks of other architectures, of a program
 PROGRAMS = {
     "mace": MACEConfig(**SMALL, num_channels=5, l_max=2),
-    "mace, agnesi": MACEConfig(
-        **SMALL, num_channels=4, l_max=1, correlation=2, distance_transform="agnesi"
+    "mace, agnesi, densities": MACEConfig(
+        **SMALL,
+        num_channels=4,
+        l_max=1,
+        correlation=2,
+        self_connections=[False, True],
+        distance_transform="agnesi",
+        density_normalization=True,
     ),
     "norm gates": TFNConfig(**SMALL, l_max=1, num_channels=[5, 4]),
 }
@@ -139,8 +147,9 @@ def test_the_list_stays_on_the_gpu(emulated_gpu, small_path, crystal):
     first = potential.step(species, crystal.positions, pairs)
     emulated_gpu.counts()
     again = potential.step(species, crystal.positions, pairs)
-    _, up, down, _ = emulated_gpu.counts()
+    _, up, down, waits, _ = emulated_gpu.counts()
     n = len(crystal)
+    assert waits == 1
     assert (up, down) == (8 * 3 * n, 8 * (2 * n + 12 * n))
     for a, b in zip(first, again, strict=True):
         assert np.array_equal(a, b)
@@ -152,6 +161,28 @@ def test_the_list_stays_on_the_gpu(emulated_gpu, small_path, crystal):
     expected = potential.step(species, moved, fresh)
     for a, b in zip(got, expected, strict=True):
         assert np.abs(a - b).max() < 1e-13
+
+
+def test_a_small_step_is_started_at_once(emulated_gpu, small_path, crystal, monkeypatch):
+    """As a CUDA graph, which serves the next lists until these outgrow it; and the same bits."""
+    potential = fuse_on_gpu(small_path, dtype="float64")
+    monkeypatch.setenv("EQCALC_GPU_GRAPHS", "no")
+    plain = fuse_on_gpu(small_path, dtype="float64")
+    species = potential.species_of(crystal.numbers)
+    started = []
+    for skin in (0.3, 0.35, 0.32, 1.0):
+        pairs = VerletList(potential.cutoff, skin).pairs(crystal)
+        for step in range(4):
+            moved = crystal.positions + 0.01 * step
+            moved[0] += 0.02 * step
+            emulated_gpu.counts()
+            got = potential.step(species, moved, pairs, gradient=step != 3)
+            started.append(emulated_gpu.counts()[4])
+            expected = plain.step(species, moved, pairs, gradient=step != 3)
+            for a, b in zip(got, expected, strict=True):
+                assert np.array_equal(a, b)
+    few = [n == 1 for n in started]
+    assert few == [False, True, True, False, *[True] * 8, False, True, True, False]
 
 
 def test_more_atoms_and_neighbours_than_before(small_path):
@@ -174,7 +205,6 @@ def test_chunks_of_atoms_where_memory_is_short(emulated_gpu, small_path, monkeyp
     at_least = "LEAST_CHUNK = 256", "LEAST_CHUNK = 3"
     monkeypatch.setattr(host, "text", lambda name: text(name).replace(*at_least))
     fused.NETWORKS.forget()
-    short = fuse_on_gpu(small_path, dtype="float64", memory_limit=1)
     atoms = bulk("Si", cubic=True)
     atoms.numbers[::3] = 8
     atoms.rattle(0.1, seed=1)
@@ -184,7 +214,16 @@ def test_chunks_of_atoms_where_memory_is_short(emulated_gpu, small_path, monkeyp
     emulated_gpu.counts()
     plain.step(species, atoms.positions, pairs)
     few = emulated_gpu.counts()[0]
-    got = short.step(species, atoms.positions, pairs)
+    limit, got = 1e-9, None  # GB; the sentence says what would do, and that does
+    while got is None:
+        try:
+            short = fuse_on_gpu(small_path, dtype="float64", memory_limit=limit)
+            got = short.step(species, atoms.positions, pairs)
+        except InputError as error:
+            needed = float(re.search(r"need at least (\S+) GB of the GPU", str(error))[1])
+            assert needed > limit
+            limit = needed
+    assert short.memory <= 1e9 * limit < plain.memory
     for a, b in zip(got, expected, strict=True):
         assert np.abs(a - b).max() < 1e-13
     emulated_gpu.counts()
@@ -224,12 +263,9 @@ def test_wrong_lists_are_refused(small_path):
         potential.step(np.zeros(2, dtype=np.int64), np.zeros((2, 3)), far)
 
 
-def test_what_cannot_be_had_is_said(small_path, tmp_path, monkeypatch):
+def test_what_cannot_be_had_is_said(small_path, monkeypatch):
     with pytest.raises(InputError, match="there is only cuda:0 to cuda:1 here"):
         EquivariantCalculator(small_path, engine="fused", device="cuda:2")
-    config = MACEConfig(**SMALL, num_channels=4, l_max=1, density_normalization=True)
-    with pytest.raises(EngineUnavailable, match="divided by a learned number of neighbours"):
-        fuse_on_gpu(write(tmp_path / "densities.pth", config), dtype="float64")
     monkeypatch.undo()
     if not torch.cuda.is_available():
         with pytest.raises(EngineUnavailable, match="NVIDIA driver"):

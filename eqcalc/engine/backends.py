@@ -215,7 +215,11 @@ class GpuBackend(FusedBackend):
 
 
 def _gpu_backend(
-    model: str | os.PathLike, engine: str, device: str, dtype: str | None
+    model: str | os.PathLike,
+    engine: str,
+    device: str,
+    dtype: str | None,
+    memory_limit: float | None,
 ) -> GpuBackend:
     from eqcalc.engine.cuda.potential import fuse_on_gpu
 
@@ -226,7 +230,8 @@ def _gpu_backend(
             f"device='{device}'."
         )
     with own_torch():
-        return GpuBackend(fuse_on_gpu(model, dtype=dtype, number=int(named[1] or 0)))
+        number = int(named[1] or 0)
+        return GpuBackend(fuse_on_gpu(model, dtype=dtype, number=number, memory_limit=memory_limit))
 
 
 def open_backend(
@@ -236,6 +241,7 @@ def open_backend(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    memory_limit: float | None = None,
 ) -> Backend:
     """Opens a potential file on an engine (see ENGINES).
 
@@ -250,7 +256,12 @@ def open_backend(
         raise InputError(f"There is no engine '{engine}'; there are 'auto' and {known}.")
     generated = engine in ("fused", "exact")
     if generated and str(device).startswith("cuda"):
-        return _gpu_backend(model, engine, str(device), dtype)
+        return _gpu_backend(model, engine, str(device), dtype, memory_limit)
+    if memory_limit is not None:
+        raise InputError(
+            "memory_limit is of the fused engine on a GPU: take engine='fused' and device='cuda', "
+            "or leave it out."
+        )
     chosen = choose_device("cpu" if generated and device == "auto" else device)
     on_cpu = chosen.type == "cpu"
     with own_torch():

@@ -85,7 +85,7 @@ class Installation:
         parts = [self.library, stat.st_size, stat.st_mtime_ns, self.torch, self.torch_version]
         parts.append(Path(sys.executable).parent)  # python and python3 of it are one
         digest.update("\n".join(map(str, parts)).encode())
-        for file in [*sorted(self.sources.iterdir()), ENGINE_INCLUDE / "interface.h"]:
+        for file in [*sorted(self.sources.iterdir()), *sorted(ENGINE_INCLUDE.glob("*interface.h"))]:
             if file.suffix in {".cpp", ".h", ".txt"}:
                 digest.update(file.name.encode() + file.read_bytes())
         return digest.hexdigest()[:20]

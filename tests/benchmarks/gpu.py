@@ -1,21 +1,35 @@
 """The day a GPU is there: is the GPU engine right on it, and how fast?
 
-    python tests/benchmarks/gpu.py [--model si] [--repeats 3 8 16 32] [--steps 10] [--out gpu.json]
+    python tests/benchmarks/gpu.py [--model si] [--repeats 3 8 16 32] [--steps 10]
+        [--environments FOLDER] [--out gpu.json] [--emulate]
 
-Runs the tests marked `gpu`; then each engine in turn, on perturbed diamond silicon of 8 n^3 atoms:
-energies, forces and virials for every step of moving atoms with a neighbour list that lasts
-(median, µs per atom, of the clock), and the largest difference of forces from the CPU's engine
-(eV/Å). Writes a line for each size, JSON and a picture. Needs no network. Sizes that an engine has
-no memory for are left out of its column.
+Runs the tests marked `gpu`; then, on perturbed diamond silicon of 8 n^3 atoms,
+
+1. each engine in turn: energies, forces and virials for every step of moving atoms with a
+   neighbour list that lasts (median, µs per atom, of the clock), and the largest difference of
+   forces from the CPU's engine (eV/Å);
+2. the GPU engine in each of its variants (VARIANTS);
+3. a network of 4 layers and 32 channels up to degree 2 with random weights, by the GPU engine and
+   by those peers that are installed (in this environment, or below --environments: inference.py
+   makes these), on a graph that is given: µs per atom.
+
+Writes a line for each size, JSON and a picture. Needs no network. Sizes that an engine has no
+memory for are left out of its column; after --minutes nothing more is begun. With --emulate all of
+it runs on the CPU, GPU kernels in the tests' emulation: it shows that the command works, at
+--repeats 1, and its times mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +37,7 @@ import numpy as np
 from ase.build import bulk
 
 from eqcalc import EquivariantCalculator
+from eqcalc.engine.fused import NETWORKS
 from eqcalc.errors import InputError
 
 #: options of the calculator, by column
@@ -31,12 +46,23 @@ ENGINES: dict[str, dict[str, str]] = {
     "GPU torch": {"engine": "torch", "device": "cuda"},
     "CPU fused": {"engine": "fused", "device": "cpu"},
 }
-TESTS = Path(__file__).parent.parent
+
+#: environment variables of the GPU engine (eqcalc/engine/cuda/variants.py), by name
+VARIANTS: dict[str, dict[str, str]] = {
+    "as chosen": {},
+    "without CUDA graphs": {"EQCALC_GPU_GRAPHS": "no"},
+}
+
+#: peers that run on a GPU (environments.py), beside ours
+PEERS = ("e3nn", "mace", "nequip", "sevenn")
+OURS = "eqcalc GPU fused"
+HERE = Path(__file__).parent
+TESTS = HERE.parent
 
 
-def measure(model: str, engine: str, repeat: int, steps: int) -> dict[str, Any] | None:
+def measure(model: str, options: dict[str, str], repeat: int, steps: int) -> dict[str, Any] | None:
     """µs per atom and step, and forces of the first step; None where memory does not suffice."""
-    calc = EquivariantCalculator(model, on_domain_exit="ignore", **ENGINES[engine])
+    calc = EquivariantCalculator(model, on_domain_exit="ignore", **options)
     atoms = bulk("Si", cubic=True).repeat(repeat)
     atoms.rattle(0.05, seed=1)
     atoms.calc = calc
@@ -56,11 +82,18 @@ def measure(model: str, engine: str, repeat: int, steps: int) -> dict[str, Any] 
     return {"atoms": len(atoms), "forces": forces, "µs": 1e6 * np.median(seconds) / len(atoms)}
 
 
-def compare(model: str, repeats: list[int], steps: int) -> list[dict[str, Any]]:
-    """A row for each size: atoms, µs per atom by engine, difference of forces from the CPU's."""
+def compare(
+    model: str, repeats: list[int], steps: int, until: float = np.inf
+) -> list[dict[str, Any]]:
+    """A row for each size: atoms, µs per atom by engine, difference of forces from the CPU's.
+
+    until: sizes after this time (time.monotonic) are left out.
+    """
     rows = []
     for repeat in repeats:
-        found = {engine: measure(model, engine, repeat, steps) for engine in ENGINES}
+        if time.monotonic() > until:
+            break
+        found = {name: measure(model, options, repeat, steps) for name, options in ENGINES.items()}
         reference = found["CPU fused"]
         row: dict[str, Any] = {"atoms": 8 * repeat**3, "µs per atom": {}, "difference": {}}
         for engine, got in found.items():
@@ -74,43 +107,180 @@ def compare(model: str, repeats: list[int], steps: int) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Time per atom over the number of atoms."""
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """With these variables; what has been opened without them is forgotten."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    NETWORKS.forget()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        NETWORKS.forget()
+
+
+def sweep(model: str, repeats: list[int], steps: int, until: float) -> list[dict[str, Any]]:
+    """A row for each size: µs per atom by variant, difference of forces from the first variant."""
+    rows = []
+    for repeat in repeats:
+        if time.monotonic() > until:
+            break
+        row: dict[str, Any] = {"atoms": 8 * repeat**3, "µs per atom": {}, "difference": {}}
+        reference = None
+        for name, values in VARIANTS.items():
+            with environment(values):
+                got = measure(model, ENGINES["GPU fused"], repeat, steps)
+            if got is None:
+                continue
+            reference = got["forces"] if reference is None else reference
+            row["µs per atom"][name] = got["µs"]
+            row["difference"][name] = float(np.abs(got["forces"] - reference).max())
+        rows.append(row)
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+    return rows
+
+
+def _of_ours(case: Any, model: Path, at_least: float) -> float:
+    """µs per atom of our engine, on the case's structure."""
+    from cases import structure_of
+
+    calc = EquivariantCalculator(str(model), on_domain_exit="ignore", **ENGINES["GPU fused"])
+    potential, pairs = calc.potential, calc.neighbors.pairs(structure_of(case))
+    atoms = structure_of(case)
+    species, seconds = potential.species_of(atoms.numbers), []
+    potential.step(species, atoms.positions, pairs)
+    while sum(seconds) < at_least or not seconds:
+        start = time.perf_counter()
+        potential.step(species, atoms.positions, pairs)
+        seconds.append(time.perf_counter() - start)
+    return 1e6 * float(np.median(seconds)) / case.atoms
+
+
+def against_peers(
+    repeats: list[int], device: str, environments: Path, at_least: float, until: float
+) -> list[dict[str, Any]]:
+    """A row for each size: µs per atom by package; why a package has none."""
+    sys.path.insert(0, str(HERE))
+    from cases import Case, write_export, write_structure
+    from environments import PEERS as KNOWN
+    from environments import UnavailableError, found_python
+    from inference import SMALL, crystal, started, structure_of
+
+    rows = []
+    for repeat in repeats:
+        if time.monotonic() > until:
+            break
+        case = Case(f"{8 * repeat**3}", 8 * repeat**3)
+        row: dict[str, Any] = {"atoms": case.atoms, "µs per atom": {}, "without": {}}
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            model = write_export(case, folder / "model.pth")
+            write_structure(case, crystal(SMALL), folder / "small.npz")
+            write_structure(case, structure_of(case), folder / "graph.npz")
+            try:
+                row["µs per atom"][OURS] = _of_ours(case, model, at_least)
+            except InputError as error:
+                row["without"][OURS] = str(error)
+            for peer in PEERS:
+                python, label = found_python(peer, environments), KNOWN[peer].label
+                if python is None or time.monotonic() > until:
+                    row["without"][label] = "not installed" if python is None else "no time left"
+                    continue
+                options = {"device": device, "folder": str(environments.resolve() / "models")}
+                own = str(python) == sys.executable
+                log = folder / f"{peer}.log"
+                script = KNOWN[peer].script
+                with started(python, script, case.network, options, log, ours=own) as process:
+                    try:
+                        process.hear()
+                        paths = {n: str(folder / f"{n}.npz") for n in ("small", "graph")}
+                        process.ask("warm", **paths)
+                        seconds = process.ask("time", at_least=at_least)["wall"]
+                    except (UnavailableError, BrokenPipeError) as error:
+                        row["without"][label] = str(error)
+                        continue
+                row["µs per atom"][label] = 1e6 * seconds / case.atoms
+        rows.append(row)
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+    return rows
+
+
+def draw(rows: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
+    """Time per atom over the number of atoms; rows: of each comparison, by its name."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for engine in ENGINES:
-        points = [
-            (r["atoms"], r["µs per atom"][engine]) for r in rows if engine in r["µs per atom"]
-        ]
-        if points:
-            axes.loglog(*zip(*points, strict=True), "o-", label=engine)
-    axes.set(xlabel="atoms", ylabel="µs per atom and step", title=title)
-    axes.legend()
+    figure, panels = plt.subplots(1, len(rows), figsize=(5 * len(rows), 4), squeeze=False)
+    for axes, (name, table) in zip(panels[0], rows.items(), strict=True):
+        for column in dict.fromkeys(key for row in table for key in row["µs per atom"]):
+            points = [
+                (row["atoms"], row["µs per atom"][column])
+                for row in table
+                if column in row["µs per atom"]
+            ]
+            axes.loglog(*zip(*points, strict=True), "o-", label=column)
+        axes.set(xlabel="atoms", ylabel="µs per atom and step", title=name)
+        if table:
+            axes.legend(fontsize=8)
+    figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def _emulate() -> None:
+    """GPUs that are none, and torch's engine on the CPU."""
+    sys.path.insert(0, str(TESTS))
+    from emulated import Emulated
+
+    from eqcalc.engine.cuda import platform
+
+    platform.PLATFORM = Emulated()
+    ENGINES["GPU torch"] = {"engine": "torch", "device": "cpu"}
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="si")
     parser.add_argument("--repeats", type=int, nargs="+", default=[3, 8, 16, 32])
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--at-least", type=float, default=0.5, help="seconds of a peer's timing")
+    parser.add_argument("--minutes", type=float, default=7.0, help="when no more is begun")
+    parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    given = parser.parse_args()
+    parser.add_argument("--emulate", action="store_true")
+    given = parser.parse_args(words)
+    until = time.monotonic() + 60.0 * given.minutes
     import torch
 
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch sees"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(TESTS)]
+    if given.emulate:
+        _emulate()
+        name, device = "an emulation on the CPU", "cpu"
+    else:
+        name = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that torch sees"
+        )
+        device = "cuda"
+    files = [str(TESTS / name) for name in ("test_cuda_device.py", "test_calculator.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
     tests = subprocess.run(command, check=False).returncode
-    rows = compare(given.model, given.repeats, given.steps)
-    result = {"GPU": name, "model": given.model, "tests passed": tests == 0, "rows": rows}
+    tables = {
+        given.model: compare(given.model, given.repeats, given.steps, until),
+        "variants": sweep(given.model, given.repeats, given.steps, until),
+        "random weights": against_peers(
+            given.repeats, device, given.environments, given.at_least, until
+        ),
+    }
+    result = {"GPU": name, "model": given.model, "tests passed": tests == 0, **tables}
     given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw(rows, f"{given.model} on {name}", given.out.with_suffix(".png"))
+    draw(tables, f"on {name}", given.out.with_suffix(".png"))
+    print(f"{given.out}, {given.out.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

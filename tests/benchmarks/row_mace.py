@@ -47,11 +47,12 @@ def make_model(network: dict) -> torch.nn.Module:
     return model
 
 
-def build(network: dict, _: dict) -> Prepare:
+def build(network: dict, options: dict) -> Prepare:
     torch.manual_seed(0)
+    device = options.get("device", "cpu")
     dtype = getattr(torch, network["dtype"])
     torch.set_default_dtype(dtype)
-    model = make_model(network)
+    model = make_model(network).to(device)
 
     def prepare(graph: dict[str, np.ndarray]) -> Evaluate:
         species = torch.from_numpy(graph["species"])
@@ -66,7 +67,8 @@ def build(network: dict, _: dict) -> Prepare:
             "batch": torch.zeros(len(species), dtype=torch.long),
             "ptr": torch.tensor([0, len(species)]),
         }
-        positions = torch.from_numpy(graph["positions"]).to(dtype)
+        fixed = {key: value.to(device) for key, value in fixed.items()}
+        positions = torch.from_numpy(graph["positions"]).to(device, dtype)
 
         def evaluate() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             got = model(fixed | {"positions": positions.detach()}, compute_stress=True)

@@ -84,10 +84,10 @@ def write_checkpoint(network: dict, checkpoint: Path, example: Path) -> None:
     torch.jit.script(holder).save(str(example))
 
 
-def compiled(network: dict, folder: Path) -> Path:
+def compiled(network: dict, folder: Path, device: str = "cpu") -> Path:
     """The compiled model in `folder`, made there if need be (minutes)."""
     folder.mkdir(parents=True, exist_ok=True)
-    described = json.dumps([network, version("nequip"), torch.__version__], sort_keys=True)
+    described = json.dumps([network, version("nequip"), torch.__version__, device], sort_keys=True)
     name = hashlib.sha256(described.encode()).hexdigest()[:12]
     path = folder / f"{name}.nequip.pt2"
     if path.is_file():
@@ -95,7 +95,7 @@ def compiled(network: dict, folder: Path) -> Path:
     checkpoint, example = folder / f"{name}.ckpt", folder / f"{name}.data.pth"
     partial = folder / f"{name}.partial.nequip.pt2"
     tool = Path(sys.executable).with_name("nequip-compile")
-    options = ["--mode", "aotinductor", "--device", "cpu", "--target", "ase"]
+    options = ["--mode", "aotinductor", "--device", device, "--target", "ase"]
     for command in (  # in processes of their own, so that this one's memory stays clean
         [sys.executable, __file__, "--checkpoint", json.dumps(network), checkpoint, example],
         [tool, checkpoint, partial, *options, "--data-path", example],
@@ -106,11 +106,12 @@ def compiled(network: dict, folder: Path) -> Path:
 
 
 def build(network: dict, options: dict) -> Prepare:
-    path = compiled(network, Path(options["folder"]))
+    device = options.get("device", "cpu")
+    path = compiled(network, Path(options["folder"]), device)
     from nequip.data import AtomicDataDict as Key
     from nequip.model.inference_models.compiled import load_compiled_model
 
-    model, _ = load_compiled_model(str(path), "cpu")
+    model, _ = load_compiled_model(str(path), device)
 
     def prepare(graph: dict[str, np.ndarray]) -> Evaluate:
         data = {
@@ -120,6 +121,7 @@ def build(network: dict, options: dict) -> Prepare:
             Key.EDGE_INDEX_KEY: torch.from_numpy(np.stack([graph["edge_dst"], graph["edge_src"]])),
             Key.EDGE_CELL_SHIFT_KEY: torch.from_numpy(graph["cell_shift"].astype(np.float64)),
         }
+        data = {key: value.to(device) for key, value in data.items()}
 
         def evaluate() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             got = model(dict(data))

@@ -48,16 +48,17 @@ def make_model(network: dict) -> torch.nn.Module:
     return model
 
 
-def build(network: dict, _: dict) -> Prepare:
+def build(network: dict, options: dict) -> Prepare:
     if network["dtype"] != "float32":
         raise ValueError("its embedding of the species is float32 only")
     torch.manual_seed(0)
+    device = options.get("device", "cpu")
     dtype = getattr(torch, network["dtype"])
     torch.set_default_dtype(dtype)
-    model = make_model(network)
+    model = make_model(network).to(device)
 
     def prepare(graph: dict[str, np.ndarray]) -> Evaluate:
-        vectors = torch.from_numpy(graph["edge_vec"]).to(dtype)
+        vectors = torch.from_numpy(graph["edge_vec"]).to(device, dtype)
         numbers = torch.from_numpy(graph["numbers"])
         fixed = {
             "x": numbers,
@@ -66,6 +67,7 @@ def build(network: dict, _: dict) -> Prepare:
             "num_atoms": torch.tensor(len(numbers)),
             "cell_volume": torch.tensor(abs(float(np.linalg.det(graph["cell"])))),
         }
+        fixed = {key: value.to(device) for key, value in fixed.items()}
 
         def evaluate() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             got = model(fixed | {"edge_vec": vectors.detach()})

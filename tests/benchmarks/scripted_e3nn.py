@@ -61,7 +61,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, species, radial, harmonics, dst, src):
         own = self.self_connection(x, species)
         messages = self.product(self.up(x)[src], harmonics, self.radial(radial))
-        total = torch.zeros(x.shape[0], messages.shape[1], dtype=x.dtype)
+        total = torch.zeros(x.shape[0], messages.shape[1], dtype=x.dtype, device=x.device)
         total = total.index_add(0, dst, messages) * self.norm
         return self.gate(own + self.mix(total))
 
@@ -100,11 +100,12 @@ class Network(nn.Module):
         return self.readout(x).sum()
 
 
-def build(network: dict, _: dict) -> Prepare:
+def build(network: dict, options: dict) -> Prepare:
     torch.manual_seed(0)
+    device = options.get("device", "cpu")
     dtype = getattr(torch, network["dtype"])
     torch.set_default_dtype(dtype)
-    model = Network(network).eval()
+    model = Network(network).eval().to(device)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model = torch.jit.freeze(script(model))
@@ -112,16 +113,16 @@ def build(network: dict, _: dict) -> Prepare:
     def prepare(graph: dict[str, np.ndarray]) -> Evaluate:
         species = nn.functional.one_hot(
             torch.from_numpy(graph["species"]), len(network["symbols"])
-        ).to(dtype)
-        vectors = torch.from_numpy(graph["edge_vec"]).to(dtype)
-        dst, src = torch.from_numpy(graph["edge_dst"]), torch.from_numpy(graph["edge_src"])
+        ).to(device, dtype)
+        vectors = torch.from_numpy(graph["edge_vec"]).to(device, dtype)
+        dst, src = (torch.from_numpy(graph[key]).to(device) for key in ("edge_dst", "edge_src"))
         volume = abs(float(np.linalg.det(graph["cell"])))
 
         def evaluate() -> tuple[Tensor, Tensor, Tensor]:
             edge_vec = vectors.detach().requires_grad_(True)
             energy = model(species, edge_vec, dst, src)
             (gradient,) = torch.autograd.grad(energy, edge_vec)
-            forces = torch.zeros(len(species), 3, dtype=dtype)
+            forces = torch.zeros(len(species), 3, dtype=dtype, device=device)
             forces = forces.index_add(0, dst, gradient).index_add(0, src, -gradient)
             return energy.detach(), forces, vectors.T @ gradient / volume
 

@@ -2,7 +2,8 @@
 
 Runs in every package's own environment: needs numpy and torch only. A row's script gives `serve` a
 function build(network, options) -> prepare, where prepare(graph) -> evaluate and evaluate() ->
-(energy eV, forces [N, 3] eV/Å, stress [3, 3] eV/Å^3), torch tensors.
+(energy eV, forces [N, 3] eV/Å, stress [3, 3] eV/Å^3), torch tensors. options["device"] is where a
+row that knows GPUs runs: "cpu" (default) or "cuda".
 
     {"do": "warm", "small": PATH, "graph": PATH}  -> {"energy", "memory_mb"}
     {"do": "time", "at_least": 0.3}               -> {"wall", "cpu"} s, medians of one visit
@@ -68,6 +69,8 @@ class Worker:
         """Of the clock, and of this process on the CPU."""
         wall, cpu = time.perf_counter(), time.process_time()
         self.evaluate()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.last = time.perf_counter() - wall
         return self.last, time.process_time() - cpu
 
@@ -97,11 +100,13 @@ class Worker:
         return {"wall": wall, "cpu": cpu}
 
     def forces(self, to: str) -> dict[str, Any]:
-        np.save(to, self.evaluate()[1].detach().to(torch.float64).numpy())
+        np.save(to, self.evaluate()[1].detach().double().cpu().numpy())
         return {}
 
     def results(self, graph: str, to: str) -> dict[str, Any]:
-        energy, forces, stress = (x.detach().double().numpy() for x in self.prepare(_read(graph))())
+        energy, forces, stress = (
+            x.detach().double().cpu().numpy() for x in self.prepare(_read(graph))()
+        )
         np.savez(to, energy=energy, forces=forces, stress=stress)
         return {}
 

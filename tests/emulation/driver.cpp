@@ -21,7 +21,7 @@
 namespace {
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201,
-       NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+       NOT_FOUND = 500, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900 };
 
 constexpr std::size_t PAGE = 4096;
 
@@ -36,15 +36,44 @@ struct Function {
   void *body;
 };
 
-std::vector<std::function<int()>> queued;
+// on a stream or in a graph: what is done, kernels, bytes up and down
+struct Work {
+  std::function<int()> run;
+  long long kernels, up, down;
+};
+using Graph = std::vector<Work>;
+
+Graph queued;
+Graph *captured = nullptr;     // what is queued goes there, while it is not null
 std::map<std::uintptr_t, std::pair<void *, std::size_t>> allocations;     // and whole mappings
 std::vector<void *> contexts;                                             // current ones
 std::size_t limit = std::size_t(1) << 32, used = 0;
-long long counts[4];     // kernels started; bytes up, bytes down; waits
+// kernels; bytes up, bytes down; waits; kernels and graphs started, each at once
+long long counts[5];
 
-int later(std::function<int()> work)
+// these, of all of a process, into a file of its own
+struct AtTheEnd {
+  ~AtTheEnd()
+  {
+    const char *path = std::getenv("EQCALC_EMULATION_COUNTS");
+    if (!path || !counts[0]) return;
+    std::FILE *file = std::fopen((path + ("." + std::to_string(getpid()))).c_str(), "w");
+    if (!file) return;
+    for (const long long count : counts) std::fprintf(file, "%lld ", count);
+    std::fclose(file);
+  }
+} at_the_end;
+
+int later(Work work)
 {
   if (contexts.empty()) return INVALID_CONTEXT;
+  if (captured) {
+    captured->push_back(std::move(work));
+    return SUCCESS;
+  }
+  counts[0] += work.kernels;
+  counts[1] += work.up;
+  counts[2] += work.down;
   queued.push_back(std::move(work));
   return SUCCESS;
 }
@@ -131,6 +160,7 @@ API cuMemAlloc_v2(unsigned long long *address, std::size_t bytes)
 {
   if (contexts.empty()) return INVALID_CONTEXT;
   if (!bytes) return INVALID_VALUE;
+  if (captured) return CAPTURE_UNSUPPORTED;
   if (used + bytes > limit) return OUT_OF_MEMORY;
   const std::size_t size = whole_pages(bytes) + 2 * PAGE;
   char *base = static_cast<char *>(
@@ -170,17 +200,18 @@ API cuMemFreeHost(void *address)
 
 API cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, std::size_t bytes, void *)
 {
-  counts[1] += static_cast<long long>(bytes);
-  return later([=] { return std::memcpy(reinterpret_cast<void *>(to), from, bytes), SUCCESS; });
+  const auto copy = [=] { return std::memcpy(reinterpret_cast<void *>(to), from, bytes), SUCCESS; };
+  return later({copy, 0, static_cast<long long>(bytes), 0});
 }
 API cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, std::size_t bytes, void *)
 {
-  counts[2] += static_cast<long long>(bytes);
-  return later([=] { return std::memcpy(to, reinterpret_cast<void *>(from), bytes), SUCCESS; });
+  const auto copy = [=] { return std::memcpy(to, reinterpret_cast<void *>(from), bytes), SUCCESS; };
+  return later({copy, 0, 0, static_cast<long long>(bytes)});
 }
 API cuMemsetD8Async(unsigned long long to, unsigned char value, std::size_t bytes, void *)
 {
-  return later([=] { return std::memset(reinterpret_cast<void *>(to), value, bytes), SUCCESS; });
+  const auto set = [=] { return std::memset(reinterpret_cast<void *>(to), value, bytes), SUCCESS; };
+  return later({set, 0, 0, 0});
 }
 
 API cuLaunchKernel(void *function, unsigned bx, unsigned by, unsigned bz, unsigned tx, unsigned ty,
@@ -188,12 +219,13 @@ API cuLaunchKernel(void *function, unsigned bx, unsigned by, unsigned bz, unsign
 {
   const auto *f = static_cast<const Function *>(function);
   if (!bx || by != 1 || bz != 1 || !tx || tx > 1024 || ty != 1 || tz != 1) return INVALID_VALUE;
-  counts[0]++;
+  if (!captured) counts[4]++;
   const auto *first = static_cast<const char *>(arguments[0]);
   std::vector<char> copy(first, first + f->module->argument_bytes);
   const auto start = f->module->start;
   void *body = f->body;
-  return later([=] { return start(body, copy.data(), bx, tx) ? LAUNCH_FAILED : SUCCESS; });
+  return later(
+      {[=] { return start(body, copy.data(), bx, tx) ? LAUNCH_FAILED : SUCCESS; }, 1, 0, 0});
 }
 
 API cuStreamCreate(void **stream, unsigned)
@@ -204,10 +236,46 @@ API cuStreamCreate(void **stream, unsigned)
 API cuStreamDestroy_v2(void *) { return SUCCESS; }
 API cuStreamSynchronize(void *)
 {
+  if (captured) return CAPTURE_UNSUPPORTED;
   counts[3]++;
   const auto work = std::exchange(queued, {});
   for (const auto &item : work)
-    if (const int failed = item()) return failed;
+    if (const int failed = item.run()) return failed;
+  return SUCCESS;
+}
+
+API cuStreamBeginCapture_v2(void *, int)
+{
+  if (captured) return CAPTURE_UNSUPPORTED;
+  captured = new Graph;
+  return SUCCESS;
+}
+API cuStreamEndCapture(void *, void **graph)
+{
+  if (!captured) return INVALID_VALUE;
+  *graph = std::exchange(captured, nullptr);
+  return SUCCESS;
+}
+API cuGraphInstantiateWithFlags(void **exec, void *graph, unsigned long long)
+{
+  *exec = new Graph(*static_cast<const Graph *>(graph));
+  return SUCCESS;
+}
+API cuGraphLaunch(void *exec, void *)
+{
+  counts[4]++;
+  for (const Work &work : *static_cast<const Graph *>(exec))
+    if (const int failed = later(work)) return failed;
+  return SUCCESS;
+}
+API cuGraphDestroy(void *graph)
+{
+  delete static_cast<Graph *>(graph);
+  return SUCCESS;
+}
+API cuGraphExecDestroy(void *exec)
+{
+  delete static_cast<Graph *>(exec);
   return SUCCESS;
 }
 API cuGetErrorName(int error, const char **name)

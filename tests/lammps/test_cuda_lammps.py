@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from parity import assert_equal, by_lammps, pair, script, silica_like
+from parity import assert_equal, by_lammps, pair, read_dump, script, silica_like
+from test_training_domain import with_domain
 
 from eqcalc.errors import InputError
 from eqcalc.lammps import run_lmp
@@ -34,17 +37,93 @@ def emulated(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", path)
 
 
+#: lists are new every third step and last while the box changes; an atom that nobody sees; a change
+#: of elements that no new list follows
+RUN = (
+    "group away id 5",
+    "neigh_modify every 3 delay 0 check no exclude group away all",
+    "velocity all create 900 1",
+    "timestep 0.001",
+    "fix 1 all npt temp 900 900 0.1 iso 1e5 1e5 0.1",
+    "run 4",
+    "set atom 1 type 2",
+    "set atom 2 type 1",
+    "run 1 pre no",
+)
+
+
+@pytest.fixture(scope="module")
+def on_cpu(crowded, tmp_path_factory):
+    """The run on the CPU."""
+    folder = tmp_path_factory.mktemp("cpu")
+    options = "precision double engine fused"
+    return by_lammps(script(silica_like(1), folder, pair(crowded, options), after=RUN))
+
+
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(("device", "ranks"), [("cuda:1", 1), ("cuda", 2), ("cuda", 4)])
-def test_is_the_engine_of_the_cpu(device, ranks, crowded, tmp_path):
-    """Ghosts' features and their gradients go through the host, layer by layer."""
-    atoms = silica_like(1)
-    options = "precision double engine fused"
-    expected, _, _ = by_lammps(script(atoms, tmp_path, pair(crowded, options)))
-    path = script(atoms, tmp_path, pair(crowded, f"{options} device {device}"))
-    got, _, output = by_lammps(path, ranks)
+def test_is_the_engine_of_the_cpu(device, ranks, crowded, on_cpu, tmp_path):
+    """A list is on the GPU for several steps; features of ghosts go through the host."""
+    options = f"precision double engine fused device {device}"
+    path = script(silica_like(1), tmp_path, pair(crowded, options), after=RUN)
+    got, thermo, output = by_lammps(path, ranks)
     assert "engine fused, on a GPU" in output
+    expected, energies, _ = on_cpu
     assert_equal(got, expected, 1e-12)
+    assert np.abs(thermo["PotEng"] - energies["PotEng"]).max() < 1e-10
+
+
+@pytest.mark.usefixtures("emulated")
+def test_a_step_sends_positions_and_brings_forces(quick_model, tmp_path, monkeypatch):
+    """And virials when they are asked for; on several ranks rows that others have, no more."""
+    atoms = silica_like()
+    moved = {}
+    for steps in (1, 3):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        monkeypatch.setenv("EQCALC_EMULATION_COUNTS", str(folder / "counts"))
+        after = ("neigh_modify every 100", "fix 1 all nve", "thermo 100", f"run {steps}")
+        options = "precision single engine fused device cuda"
+        run_lmp(script(atoms, folder, pair(quick_model, options), after=after))
+        (counts,) = folder.glob("counts.*")
+        moved[steps] = np.array([int(word) for word in counts.read_text().split()])
+    # the last step of a run asks for more, in both
+    kernels, up, down, waits, _ = (moved[3] - moved[1]) / 2
+    places = up / 24
+    assert places == int(places)
+    assert len(atoms) < places < 10 * len(atoms)
+    assert (kernels, down, waits) == (5 + 5 * 2 - 1, len(atoms) * 8 * (2 + 3), 1)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_committees_and_what_the_training_had(ranks, quick_model, one_layer, tmp_path):
+    """Deviations, and sentences with the same atoms and figures."""
+    limits = ("shortest_distance Si O 2.1", "shortest_distance O O inf", "neighbors Si 0 3")
+    bounds = with_domain(quick_model, tmp_path, *limits)
+    dumped, lines = [], []
+    for device in ("cpu", "cuda"):
+        folder = tmp_path / device
+        folder.mkdir()
+        commands = [
+            f"pair_style equivariant precision double engine fused device {device}",
+            f'pair_coeff * * "{bounds}" "{one_layer}" O Si',
+            "fix deviation all pair 1 equivariant force_deviation 0 energy_deviation 0",
+        ]
+        path = script(silica_like(1), folder, commands)
+        text = path.read_text().replace("c_full[*]", "c_full[*] f_deviation[*]")
+        path.write_text(text)
+        lines.append(said_of(run_lmp(path, ranks=ranks)))
+        dumped.append(read_dump(folder / "dump.out"))
+    assert len(lines[0]) == 2
+    assert lines[0] == lines[1]
+    assert dumped[0][:, -2:].min() > 1e-3
+    assert np.abs(dumped[0] - dumped[1]).max() < 1e-12 * np.abs(dumped[0]).max()
+
+
+def said_of(output: str) -> list[str]:
+    """What is outside of the training."""
+    return re.findall(r"outside of the training of .*?, (.*?): forces", " ".join(output.split()))
 
 
 @pytest.mark.usefixtures("emulated")

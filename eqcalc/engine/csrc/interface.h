@@ -77,24 +77,6 @@ int eqcalc_evaluate_pairs(void *engine, const eqcalc_graph *pairs, const double 
                           const double *positions, double cutoff, int threads, double *energies,
                           double *forces, double *virials, double *nearest, char *error,
                           int64_t size);
-
-/* Of libraries for GPUs alone; they work on one GPU whatever `threads` says. eqcalc_open takes the
-   first. */
-/* on the GPU of that number; with in_turn it is a process's number, and each takes the next GPU */
-int eqcalc_open_on(const char *network, int64_t bytes, int number, int in_turn, void **engine,
-                   char *error, int64_t size);
-/* a list of pairs, within the cutoff or more, that stays on the GPU: graph without edge_vec, and
-   shifts [num_edges, 3] Å, what periodicity adds to r_src - r_dst */
-int eqcalc_place(void *engine, const eqcalc_graph *graph, const double *shifts, char *error,
-                 int64_t size);
-/* atoms of that list at positions [num_nodes, 3] Å: energies [num_local] eV; unless null, forces
-   [num_nodes, 3] eV/Å and virials [num_nodes, 3, 3] eV, as of eqcalc_forces; nearest: the shortest
-   distance (Å) within the cutoff, else that or more */
-int eqcalc_step(void *engine, const double *positions, const eqcalc_exchange *exchange,
-                double *energies, double *forces, double *virials, double *nearest, char *error,
-                int64_t size);
-/* bytes of the GPU that an engine should take at most, where it can do with less; 0: all */
-void eqcalc_limit_memory(void *engine, int64_t bytes);
 }
 
 #endif

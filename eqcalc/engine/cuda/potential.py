@@ -16,6 +16,7 @@ from eqcalc.engine.arrays import address, converted
 from eqcalc.engine.cuda import platform
 from eqcalc.engine.cuda.host import host_library, network_bytes
 from eqcalc.engine.cuda.source import DeviceCode
+from eqcalc.engine.cuda.variants import Variant
 from eqcalc.engine.fused import (
     NETWORKS,
     SCALARS,
@@ -39,6 +40,30 @@ from eqcalc.uncertainty import MISSING, Atomic
 PADDING = 32
 
 
+class PairList(ctypes.Structure):
+    """`eqcalc_list` of csrc/gpu_interface.h."""
+
+    _fields_ = (
+        ("shifts", ctypes.c_void_p),
+        ("num_places", ctypes.c_int64),
+        ("edge_place", ctypes.c_void_p),
+        ("num_sent", ctypes.c_int64),
+        ("sent", ctypes.c_void_p),
+    )
+
+
+class StepResults(ctypes.Structure):
+    """`eqcalc_step_results` of csrc/gpu_interface.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in (
+            *("energies", "forces", "virials", "virial", "nearest"),
+            *("limits", "numbers", "near_edges"),
+        )
+    )
+
+
 class GpuNetworkPool(NetworkPool):
     """Opened networks, each with the list of pairs that is on the GPU.
 
@@ -46,9 +71,9 @@ class GpuNetworkPool(NetworkPool):
         placed: species and pairs, by handle.
     """
 
-    def __init__(self, number: int, *arguments: Any) -> None:
-        """number: of the GPU."""
-        self._number = number
+    def __init__(self, number: int, memory_limit: int, *arguments: Any) -> None:
+        """number: of the GPU; memory_limit: bytes of it for each network, 0 for all."""
+        self._number, self._limit = number, memory_limit
         self.placed: dict[int | None, tuple[np.ndarray, Pairs]] = {}
         super().__init__(*arguments)
 
@@ -58,6 +83,7 @@ class GpuNetworkPool(NetworkPool):
         self.library.checked(
             "eqcalc_open_on", network, length, number, ctypes.c_int(in_turn), ctypes.byref(handle)
         )
+        self.library.eqcalc_limit_memory(handle, ctypes.c_int64(self._limit))
         return handle
 
 
@@ -75,11 +101,9 @@ class GpuPotential(FusedPotential):
         networks: GpuNetworkPool,
         dtype: torch.dtype,
         number: int,
-        memory_limit: int | None = None,
     ) -> None:
         super().__init__(path, metadata, networks, dtype)
         self.device = torch.device("cuda", number)
-        self._limit = memory_limit or 0
         self._uncertainty = uncertainty.read(path)
 
     def run(self, *arguments: Any, **options: Any) -> tuple[np.ndarray, np.ndarray | None]:
@@ -131,17 +155,13 @@ class GpuPotential(FusedPotential):
         energies, nearest = np.empty(len(species)), ctypes.c_double()
         forces = np.empty((len(species), 3)) if gradient else None
         virials = np.empty((len(species), 3, 3)) if gradient else None
+        results = StepResults(energies=energies.ctypes.data, nearest=ctypes.addressof(nearest))
+        if gradient:
+            results.forces, results.virials = forces.ctypes.data, virials.ctypes.data
         with self._one_at_a_time, self._networks.one() as handle:
             self._place(handle, species, pairs)
             self.library.checked(
-                "eqcalc_step",
-                handle,
-                address(positions),
-                None,
-                address(energies),
-                None if forces is None else address(forces),
-                None if virials is None else address(virials),
-                ctypes.byref(nearest),
+                "eqcalc_step", handle, address(positions), None, ctypes.byref(results)
             )
         return energies, forces, virials, nearest.value
 
@@ -158,8 +178,12 @@ class GpuPotential(FusedPotential):
         graph.species, graph.edge_src, graph.edge_dst = (
             array.ctypes.data for array in (species, src, dst)
         )
-        self.library.eqcalc_limit_memory(handle, ctypes.c_int64(self._limit))
-        self.library.checked("eqcalc_place", handle, ctypes.byref(graph), address(shift))
+        self.library.checked(
+            "eqcalc_place",
+            handle,
+            ctypes.byref(graph),
+            ctypes.byref(PairList(shifts=shift.ctypes.data)),
+        )
         self._networks.placed[handle.value] = species.copy(), pairs
 
 
@@ -185,7 +209,7 @@ def prepare(
     code = DeviceCode(plan, degree)
     library = Library(host_library(scalar))
     image = found.image(code.source, architecture)
-    return library, network_bytes(plan, code, image.read_bytes(), found.driver)
+    return library, network_bytes(plan, code, image.read_bytes(), found.driver, Variant.chosen())
 
 
 def fuse_on_gpu(
@@ -193,7 +217,7 @@ def fuse_on_gpu(
     *,
     dtype: str | torch.dtype | None = None,
     number: int = 0,
-    memory_limit: int | None = None,
+    memory_limit: float | None = None,
 ) -> GpuPotential:
     """Opens a potential file on a GPU and checks it against its reference structure.
 
@@ -201,7 +225,8 @@ def fuse_on_gpu(
         path: of the file.
         dtype: float32 or float64; None takes the file's own.
         number: of the GPU.
-        memory_limit: bytes of the GPU to take at most, where it can do with less.
+        memory_limit: GB (10^9 bytes) of the GPU to take at most, where atoms are worked on in
+            several parts if need be; None takes what there is.
 
     Raises:
         EngineUnavailable: a network that the engine does not know; no driver, GPU or compiler.
@@ -215,15 +240,16 @@ def fuse_on_gpu(
         numbers = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise InputError(f"Device 'cuda:{number}' was asked for, but there is only {numbers} here.")
     content = export.content(path)[1]
+    limit = round(1e9 * memory_limit) if memory_limit else 0
     networks = NETWORKS.get(
-        (content, chosen, platform.PLATFORM.driver, number),
+        (content, chosen, platform.PLATFORM.driver, number, limit, Variant.chosen()),
         lambda: checked_networks(
             path,
             content,
             chosen,
             1,
             lambda file: prepare(file, chosen, number),
-            partial(GpuNetworkPool, number),
+            partial(GpuNetworkPool, number, limit),
         ),
     )
-    return GpuPotential(path, metadata, networks, chosen, number, memory_limit)
+    return GpuPotential(path, metadata, networks, chosen, number)

@@ -19,6 +19,13 @@ from eqcalc.engine.cuda.nodes import ATOMS, THREADS, NodeKernels
 from eqcalc.engine.harmonics import harmonics_source
 from eqcalc.engine.plan import NotCovered, Plan
 
+#: kernels that every network has
+COMMON = (
+    *("geometry", "edge_gradients", "own_forces", "neighbour_forces", "virial_sums", "watch"),
+    *("pack", "add_rows", "references", "crowding_gradients"),
+    *("count_factors", "count_pulls", "count_gradients"),
+)
+
 #: rows of atoms that `Task` has places for
 MOST_ROWS = 64
 
@@ -87,6 +94,7 @@ def _constants(plan: Plan, degree: int, into: Numbers) -> dict[str, int | float]
         "CROWDING_AT": -1,
         "CROWDING_COUNTS": 0,
         "CROWDING_COST": 0.0,
+        "COUNTS": 0 if plan.counts is None else plan.counts.matrix.shape[1],
     }
     if c := plan.core:
         values["CORE_AT"] = into.add(c.charges, c.screening, c.cutoff, c.amplitudes, c.decays)
@@ -126,7 +134,7 @@ class DeviceCode:
         _refuse(plan)
         constants, weights = Numbers(), Numbers()
         values = _constants(plan, degree, constants)
-        fades = plan.crowding is not None
+        fades = plan.crowding is not None or plan.counts is not None
         known: dict[Any, ConvolutionKernels] = {}
         self.layers: list[dict[str, dict[str, Any]]] = []
         self.nodes = NodeKernels(plan, weights, constants)
@@ -156,7 +164,7 @@ class DeviceCode:
                 harmonics_source(plan, "__device__ inline void"),
                 header("pair_formulas.h"),
                 *map(text, ("geometry.cuh", "references.cuh", "radial.cuh", "nodes.cuh")),
-                text("contraction.cuh"),
+                *map(text, ("contraction.cuh", "counts.cuh")),
                 *(kernels.source for kernels in known.values()),
                 self.nodes.source,
             ]
@@ -165,21 +173,14 @@ class DeviceCode:
     @property
     def kernels(self) -> list[str]:
         """Names of all kernels."""
-        common = ("geometry", "edge_gradients", "own_forces", "neighbour_forces", "references")
         return [
-            *common,
-            "crowding_gradients",
+            *COMMON,
             *dict.fromkeys(part["name"] for layer in self.layers for part in layer.values()),
         ]
 
 
 def _refuse(plan: Plan) -> None:
     """Raises NotCovered for what only the CPU's kernels know."""
-    if plan.counts is not None:
-        raise NotCovered(
-            "The GPU engine does not know messages that are divided by a learned number of "
-            "neighbours."
-        )
     if any(layer.message for layer in plan.layers):
         raise NotCovered("The GPU engine does not know messages that operations on edges make.")
     if len(plan.rows) > MOST_ROWS:

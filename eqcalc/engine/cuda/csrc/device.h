@@ -93,6 +93,38 @@ class Device {
   }
   void wait() const { driver_.check(driver_.cuStreamSynchronize(stream_), "finish its work"); }
 
+  // grows with every piece of memory that is taken or given back
+  std::int64_t generation() const { return generation_; }
+  void count_memory() const { generation_++; }
+
+  // what `queue` queues, to be done whenever it is started; nothing is done now. No memory is taken,
+  // and nobody waits, meanwhile
+  template <class Queue> CUgraphExec record(const Queue &queue) const
+  {
+    CUgraph graph = nullptr;
+    CUgraphExec recorded = nullptr;
+    driver_.check(driver_.cuStreamBeginCapture_v2(stream_, CAPTURE_THREAD_LOCAL), "record its work");
+    try {
+      queue();
+    } catch (...) {
+      if (driver_.cuStreamEndCapture(stream_, &graph) == 0 && graph) driver_.cuGraphDestroy(graph);
+      throw;
+    }
+    driver_.check(driver_.cuStreamEndCapture(stream_, &graph), "record its work");
+    const CUresult failed = driver_.cuGraphInstantiateWithFlags(&recorded, graph, 0);
+    driver_.cuGraphDestroy(graph);
+    driver_.check(failed, "keep its work");
+    return recorded;
+  }
+  void start(CUgraphExec recorded) const
+  {
+    driver_.check(driver_.cuGraphLaunch(recorded, stream_), "start its work");
+  }
+  void forget(CUgraphExec recorded) const
+  {
+    if (recorded) driver_.cuGraphExecDestroy(recorded);
+  }
+
   std::size_t free_bytes() const
   {
     std::size_t free = 0, all = 0;
@@ -106,6 +138,7 @@ class Device {
   CUcontext context_ = nullptr;
   CUmodule module_ = nullptr;
   CUstream stream_ = nullptr;
+  mutable std::int64_t generation_ = 0;
 
   static CUdeviceptr number(const void *p) { return reinterpret_cast<CUdeviceptr>(p); }
 };
@@ -142,10 +175,18 @@ template <class U, class Kind> class Memory {
       const std::int64_t more = count_ ? count + count / 4 : count;
       if (data_) device_.wait();     // it may still be in use
       release();
+      device_.count_memory();
       data_ = static_cast<U *>(Kind::take(device_.driver(), more * sizeof(U)));
       count_ = more;
     }
     return data_;
+  }
+  // once the device no longer uses it
+  void give_back()
+  {
+    device_.wait();
+    device_.count_memory();
+    release();
   }
   U *data() const { return data_; }
   // to the device

@@ -18,9 +18,12 @@ using CUcontext = struct CUctx_st *;
 using CUmodule = struct CUmod_st *;
 using CUfunction = struct CUfunc_st *;
 using CUstream = struct CUstream_st *;
+using CUgraph = struct CUgraph_st *;
+using CUgraphExec = struct CUgraphExec_st *;
 
 constexpr CUresult CUDA_OUT_OF_MEMORY = 2;
 constexpr unsigned STREAM_NON_BLOCKING = 1;
+constexpr int CAPTURE_THREAD_LOCAL = 1;
 
 struct Driver {
   CUresult (*cuInit)(unsigned);
@@ -46,6 +49,12 @@ struct Driver {
   CUresult (*cuStreamCreate)(CUstream *, unsigned);
   CUresult (*cuStreamDestroy_v2)(CUstream);
   CUresult (*cuStreamSynchronize)(CUstream);
+  CUresult (*cuStreamBeginCapture_v2)(CUstream, int);
+  CUresult (*cuStreamEndCapture)(CUstream, CUgraph *);
+  CUresult (*cuGraphInstantiateWithFlags)(CUgraphExec *, CUgraph, unsigned long long);
+  CUresult (*cuGraphLaunch)(CUgraphExec, CUstream);
+  CUresult (*cuGraphDestroy)(CUgraph);
+  CUresult (*cuGraphExecDestroy)(CUgraphExec);
   CUresult (*cuGetErrorName)(CUresult, const char **);
 
   // the library is never closed: the driver does not survive that
@@ -83,6 +92,12 @@ struct Driver {
     GET(cuStreamCreate);
     GET(cuStreamDestroy_v2);
     GET(cuStreamSynchronize);
+    GET(cuStreamBeginCapture_v2);
+    GET(cuStreamEndCapture);
+    GET(cuGraphInstantiateWithFlags);
+    GET(cuGraphLaunch);
+    GET(cuGraphDestroy);
+    GET(cuGraphExecDestroy);
     GET(cuGetErrorName);
 #undef GET
     check(cuInit(0), "start");

@@ -1,4 +1,4 @@
-// The functions of ../../csrc/interface.h.
+// The functions of ../../csrc/interface.h and gpu_interface.h.
 
 namespace {
 
@@ -32,6 +32,7 @@ template <class Run> int told_errors(void *engine, const Run &run, char *text, I
 extern "C" {
 
 int eqcalc_interface_version() { return EQCALC_INTERFACE_VERSION; }
+int eqcalc_gpu_interface_version() { return EQCALC_GPU_INTERFACE_VERSION; }
 
 int eqcalc_open(const char *description, I bytes, void **engine, char *error, I size)
 {
@@ -68,25 +69,25 @@ int eqcalc_evaluate_uncertainty(void *engine, const eqcalc_graph *graph,
       [&] {
         if (uncertainty && (uncertainty->variances || uncertainty->grades))
           throw std::runtime_error("on a GPU it has no uncertainties: use the CPU for these");
-        network(engine).place(*graph, nullptr);
+        network(engine).place(*graph, eqcalc_list{});
         network(engine).evaluate(graph->edge_vec, exchange, energies, gradient,
                                  uncertainty ? uncertainty->features : nullptr);
       },
       error, size);
 }
 
-int eqcalc_place(void *engine, const eqcalc_graph *graph, const double *shifts, char *error, I size)
+int eqcalc_place(void *engine, const eqcalc_graph *graph, const eqcalc_list *list, char *error,
+                 I size)
 {
   return told_errors(
-      engine, [&] { network(engine).place(*graph, shifts); }, error, size);
+      engine, [&] { network(engine).place(*graph, *list); }, error, size);
 }
 
 int eqcalc_step(void *engine, const double *positions, const eqcalc_exchange *exchange,
-                double *energies, double *forces, double *virials, double *nearest, char *error,
-                I size)
+                const eqcalc_step_results *results, char *error, I size)
 {
   return told_errors(
-      engine, [&] { network(engine).step(positions, exchange, energies, forces, virials, nearest); }, error, size);
+      engine, [&] { network(engine).step(positions, exchange, *results); }, error, size);
 }
 
 void eqcalc_limit_memory(void *engine, I bytes) { network(engine).limit_memory(bytes); }

@@ -39,10 +39,15 @@ extern "C" __global__ void __launch_bounds__(128) geometry(const Task t)
   EACH(e, 0, t.num_edges)
   {
     const int i = t.dst[e], j = t.src[e];
+    if (i < 0) {     // fills up the list
+      t.r[e] = -1.0;
+      continue;
+    }
     double *v = t.vec + 3LL * e;
     if (t.positions)
       for (int d = 0; d < 3; d++)
-        v[d] = t.positions[3LL * j + d] - t.positions[3LL * i + d] + t.shifts[3LL * e + d];
+        v[d] = t.positions[3LL * t.place[e] + d] - t.positions[3LL * i + d] +
+            (t.shifts ? t.shifts[3LL * e + d] : 0.0);
     for (int d = 0; d < 3; d++) t.gradient[3LL * e + d] = 0.0;
     const double r = length(v);
     if (!(r < CUTOFF)) {
@@ -112,5 +117,67 @@ extern "C" __global__ void __launch_bounds__(128) neighbour_forces(const Task t)
     for (int d = 0; d < 3; d++) t.forces[3LL * t.rows[n] + d] += f[d];
     if (t.virials)
       for (int d = 0; d < 9; d++) t.virials[9LL * t.rows[n] + d] += w[d];
+  }
+}
+
+// sums of virials over nodes: a block's in its row, in an order that the number of blocks decides
+extern "C" __global__ void __launch_bounds__(128) virial_sums(const Task t)
+{
+  __shared__ double S[9][128];
+  double w[9] = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
+  EACH(i, 0, t.num_nodes)
+  {
+    for (int d = 0; d < 9; d++) w[d] += t.virials[9LL * i + d];
+  }
+  for (int d = 0; d < 9; d++) S[d][threadIdx.x] = w[d];
+  for (int half = 64; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half)
+      for (int d = 0; d < 9; d++) S[d][threadIdx.x] += S[d][threadIdx.x + half];
+  }
+  if (threadIdx.x == 0)
+    for (int d = 0; d < 9; d++) t.virial_sums[9LL * blockIdx.x + d] = S[d][0];
+}
+
+// numbers of neighbours and pairs that are nearer than their limits
+extern "C" __global__ void __launch_bounds__(128) watch(const Task t)
+{
+  EACH(i, 0, t.num_local)
+  {
+    const double *limits = t.limits + t.species[i] * NUM_SPECIES;
+    int number = 0, near = -1;
+    double least = 1.0;
+    for (int e = t.first_edge[i]; e < t.first_edge[i + 1]; e++) {
+      if (t.r[e] < 0.0) continue;
+      number++;
+      const double *v = t.vec + 3LL * e;
+      const double square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2];
+      const double limit = limits[t.edge_species[e]];
+      if (!(square < limit) || !(square / limit < least)) continue;
+      least = square / limit;
+      near = e;
+    }
+    t.numbers[i] = number;
+    t.near_edges[i] = near;
+  }
+}
+
+// packed rows out of rows of atoms, before they go to other processes
+extern "C" __global__ void __launch_bounds__(128) pack(const Task t)
+{
+  EACH(n, 0, t.num_packed * t.packed_width)
+  {
+    const int k = n / t.packed_width, c = n % t.packed_width;
+    t.packed[n] = t.unpacked[(long long)t.sent[k] * t.packed_width + c];
+  }
+}
+
+// packed rows are added to those of their atoms
+extern "C" __global__ void __launch_bounds__(128) add_rows(const Task t)
+{
+  EACH(n, 0, t.num_packed * t.packed_width)
+  {
+    const int k = n / t.packed_width, c = n % t.packed_width;
+    t.unpacked[(long long)t.sent[k] * t.packed_width + c] += t.packed[n];
   }
 }

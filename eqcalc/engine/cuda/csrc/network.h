@@ -6,9 +6,6 @@
 // have room for `chunk` own atoms, and a layer takes so many at a time where memory is short; edges
 // by neighbour are listed for each of these chunks.
 
-#include <limits>
-#include <memory>
-
 namespace {
 
 class Network {
@@ -18,11 +15,14 @@ class Network {
       device_(from.text("driver"), number, in_turn, from.text("image")),
       num_species_(from.integer("num_species")), num_y_(from.integer("num_y")),
       atoms_per_block_(from.integer("atoms_per_block")), fades_(from.integer("fades")),
-      pool_width_(from.integer("pool_width")), num_features_(from.integer("num_features"))
+      graphs_(from.integer("graphs")), pool_width_(from.integer("pool_width")),
+      num_counts_(from.integer("num_counts")), num_features_(from.integer("num_features"))
   {
     const Device::Use use(device_);
     for (const char *name : {"geometry", "edge_gradients", "own_forces", "neighbour_forces",
-                             "references", "crowding_gradients"})
+                             "virial_sums", "watch", "pack", "add_rows", "references",
+                             "crowding_gradients", "count_factors", "count_pulls",
+                             "count_gradients"})
       common_.push_back(device_.kernel(name));
     std::vector<std::string> names;
     for (const Record &row : from.records("rows")) {
@@ -38,11 +38,17 @@ class Network {
     };
     for (const Record &layer : from.records("layers"))
       layers_.push_back(std::make_unique<Layer>(layer, device_, row));
+    if (from.has("counts")) counts_ = std::make_unique<RadialTable>(from.record("counts"), device_);
     give(weights_, from.array("weights"));
     give(constants_, from.array("constants"));
   }
 
-  ~Network() { settle(); }
+  ~Network()
+  {
+    settle();
+    const Device::Use use(device_);
+    forget_steps();
+  }
 
   // nothing that was queued is left to be done, as after an error
   void settle() const
@@ -60,47 +66,25 @@ class Network {
   {
     I sum = pool_.bytes() + dx_[0].bytes() + dx_[1].bytes() + weights_.bytes() + constants_.bytes();
     for (const auto &row : rows_) sum += row->values.bytes() + row->gradients.bytes();
-    for (const auto &layer : layers_) sum += layer->table.bytes();
-    for (const auto *b : {&species_, &first_edge_, &src_, &dst_, &row_, &row_first_, &row_edge_,
-                          &kind_, &edge_species_})
+    for (const auto &layer : layers_) sum += layer->radial.bytes();
+    for (const auto *b : {&kind_, &edge_species_, &watched_}) sum += b->bytes();
+    for (const auto *b : {&vec_, &positions_, &r_, &calm_, &count_pulls_, &energies_, &gradient_, &forces_, &virials_,
+                          &virial_sums_, &limits_, &features_})
       sum += b->bytes();
-    for (const auto *b : {&vec_, &shifts_, &positions_, &r_, &calm_, &energies_, &gradient_, &forces_,
-                          &virials_, &features_})
+    for (const auto *b : {&u_, &inverse_r_, &told_slope_, &y_, &dy_, &dr_, &factor_, &packed_})
       sum += b->bytes();
-    for (const auto *b : {&u_, &inverse_r_, &told_slope_, &y_, &dy_, &dr_, &factor_}) sum += b->bytes();
-    return sum + host_rows_.bytes() + host_.bytes();
+    return sum + list_.bytes();
   }
 
-  // a list of pairs, within the cutoff or more; shifts [edges, 3] Å as of Task, or null where
-  // vectors will be given
-  void place(const eqcalc_graph &graph, const double *shifts)
+  void place(const eqcalc_graph &graph, const eqcalc_list &list)
   {
     const Device::Use use(device_);
     placed_ = false;
-    check(graph);
-    num_local_ = graph.num_local;
-    num_nodes_ = graph.num_nodes;
-    num_rows_ = graph.num_rows;
-    num_edges_ = graph.num_edges;
-    const std::vector<int> species(graph.species, graph.species + num_nodes_);
-    const std::vector<int> src(graph.edge_src, graph.edge_src + num_edges_);
-    const std::vector<int> dst(graph.edge_dst, graph.edge_dst + num_edges_);
-    std::vector<int> first(num_local_ + 1, 0);
-    for (const int i : dst) first[i + 1]++;
-    for (I i = 0; i < num_local_; i++) first[i + 1] += first[i];
-    const Waits waits(device_);
-    species_.give(species);
-    src_.give(src);
-    dst_.give(dst);
-    first_edge_.give(first);
-    if (shifts) device_.up(shifts_.get(3 * num_edges_), shifts, 3 * num_edges_ * sizeof(double));
+    list_.give(graph, list, num_species_);
     reserve();
-    by_neighbour(first, src);
-    device_.wait();
+    list_.by_neighbour();
     placed_ = true;
   }
-
-  
 
   // of the edges of a list that has been placed; vec [edges, 3] Å; features [own, num_features] eV
   // may be null
@@ -109,49 +93,30 @@ class Network {
   {
     const Device::Use use(device_);
     if (!placed_) throw std::runtime_error("no list of pairs has been given");
-    device_.up(vec_.data(), vec, 3 * num_edges_ * sizeof(double));
-    const I numbers = num_local_ * num_features_;
+    device_.up(vec_.data(), vec, 3 * list_.num_edges * sizeof(double));
+    const I numbers = list_.num_local * num_features_;
     if (features) features_.get(numbers);
     run(nullptr, exchange, gradient != nullptr, features != nullptr);
     if (features) device_.down(features, features_.data(), numbers * sizeof(double));
-    device_.down(energies, energies_.data(), num_local_ * sizeof(double));
+    device_.down(energies, energies_.data(), list_.num_local * sizeof(double));
     if (gradient)
-      device_.down(gradient, gradient_.data(), 3 * num_edges_ * sizeof(double));
+      device_.down(gradient, gradient_.data(), 3 * list_.num_edges * sizeof(double));
     device_.wait();
   }
 
-  // of atoms at positions [nodes, 3] Å; forces [nodes, 3] and virials [nodes, 9] may be null, both
-  // or the latter; nearest: the shortest distance within the cutoff, else that or more
-  void step(const double *positions, const eqcalc_exchange *exchange, double *energies,
-            double *forces, double *virials, double *nearest)
+  // of atoms of the list at positions [places, 3] Å
+  void step(const double *positions, const eqcalc_exchange *exchange,
+            const eqcalc_step_results &results)
   {
     const Device::Use use(device_);
     if (!placed_) throw std::runtime_error("no list of pairs has been given");
-    const I n = num_nodes_;
-    double *pinned = host_.get(15 * n + 2 * num_local_);
-    std::copy_n(positions, 3 * n, pinned);
-    device_.up(positions_.get(3 * n), pinned, 3 * n * sizeof(double));
-    run(positions_.data(), exchange, forces != nullptr, false);
-    double *e = pinned + 3 * n, *f = e + 2 * num_local_, *w = f + 3 * n;
-    if (forces) {
-      Task t = task();
-      t.forces = forces_.get(3 * n);
-      t.virials = virials ? virials_.get(9 * n) : nullptr;
-      flat(OWN_FORCES, t, n);
-      for (const Chunk &chunk : chunks_) {
-        by_neighbour_of(t, chunk);
-        flat(NEIGHBOUR_FORCES, t, t.end);
-      }
-      device_.down(f, t.forces, 3 * n * sizeof(double));
-      if (virials) device_.down(w, t.virials, 9 * n * sizeof(double));
-    }
-    device_.down(e, energies_.data(), 2 * num_local_ * sizeof(double));
+    const StepShape shape(list_, num_species_, results);
+    double *pinned = host_.get(shape.numbers);
+    std::copy_n(positions, 3 * list_.num_places, pinned);
+    if (shape.watched) std::copy_n(results.limits, shape.squares, pinned + shape.limits);
+    start(shape, exchange);
     device_.wait();
-    std::copy_n(e, num_local_, energies);
-    *nearest = std::numeric_limits<double>::infinity();
-    for (I i = 0; i < num_local_; i++) *nearest = std::min(*nearest, e[num_local_ + i]);
-    if (forces) std::copy_n(f, 3 * n, forces);
-    if (virials) std::copy_n(w, 9 * n, virials);
+    shape.read(pinned, list_, results);
   }
 
  private:
@@ -188,89 +153,56 @@ class Network {
   struct Layer {
     int features, messages;
     Kernel forward, edges, gather, nodes, nodes_back;
-    OnDevice<T> table, species_features;
-    OnDevice<Segment> segments;
-    int num_segments, interval_stride, kind_stride;
+    RadialTable radial;
+    OnDevice<T> species_features;
+    I count;     // of learned numbers of neighbours, or -1
 
     template <class Number>
     Layer(const Record &from, const Device &device, const Number &row) :
         features(row(from.text("features"))), messages(row(from.text("messages"))),
         forward(from.record("forward"), device), edges(from.record("edges"), device),
         gather(from.record("gather"), device), nodes(from.record("nodes"), device),
-        nodes_back(from.record("nodes_back"), device), table(device), species_features(device),
-        segments(device), interval_stride(static_cast<int>(from.integer("interval_stride"))),
-        kind_stride(static_cast<int>(from.integer("kind_stride")))
+        nodes_back(from.record("nodes_back"), device), radial(from.record("radial"), device),
+        species_features(device), count(from.has("count") ? from.integer("count") : -1)
     {
-      std::vector<Segment> list;
-      int intervals = 0;
-      const double end = from.number("cutoff");
-      for (const Record &segment : from.records("segments")) {
-        const int count = static_cast<int>(segment.integer("intervals"));
-        list.push_back({segment.number("start"), 0.0, intervals, count});
-        intervals += count;
-      }
-      for (std::size_t n = 0; n < list.size(); n++)
-        list[n].per_length =
-            list[n].count / ((n + 1 < list.size() ? list[n + 1].start : end) - list[n].start);
-      num_segments = static_cast<int>(list.size());
-      segments.give(list);
-      segments.wait();
-      give(table, from.array("table"));
       if (from.has("species_features")) give(species_features, from.array("species_features"));
     }
   };
 
-  // own atoms that are worked on at once, and rows of their edges by neighbour
-  struct Chunk {
-    I begin, end, first_row, end_row;
+  enum Common {
+    GEOMETRY, EDGE_GRADIENTS, OWN_FORCES, NEIGHBOUR_FORCES, VIRIAL_SUMS, WATCH, PACK, ADD_ROWS,
+    REFERENCES, CROWDING, COUNT_FACTORS, COUNT_PULLS, COUNT_GRADIENTS
   };
 
-  enum Common { GEOMETRY, EDGE_GRADIENTS, OWN_FORCES, NEIGHBOUR_FORCES, REFERENCES, CROWDING };
-
   Device device_;
-  I num_species_, num_y_, atoms_per_block_, fades_, pool_width_, num_features_;
+  I num_species_, num_y_, atoms_per_block_, fades_, graphs_, pool_width_, num_counts_, num_features_;
   std::vector<CUfunction> common_;
   std::vector<std::unique_ptr<Row>> rows_;
   std::vector<std::unique_ptr<Layer>> layers_;
+  std::unique_ptr<RadialTable> counts_;     // learned numbers of neighbours
   OnDevice<T> weights_{device_};
   OnDevice<double> constants_{device_};
 
   I memory_limit_ = 0;     // bytes; 0: what the device has
-  I num_local_ = 0, num_nodes_ = 0, num_rows_ = 0, num_edges_ = 0;
   bool placed_ = false;
-  std::vector<Chunk> chunks_;
-  OnDevice<int> species_{device_}, first_edge_{device_}, src_{device_}, dst_{device_}, row_{device_},
-      row_first_{device_}, row_edge_{device_}, kind_{device_}, edge_species_{device_};
-  OnDevice<double> vec_{device_}, shifts_{device_}, positions_{device_}, r_{device_}, calm_{device_},
-      energies_{device_}, gradient_{device_}, forces_{device_}, virials_{device_},
-      features_{device_};
+  // steps that have been queued since the device's memory was what it is, and what was recorded
+  std::map<StepShape::Key, CUgraphExec> steps_;
+  std::int64_t generation_ = 0;
+  PairList list_{device_};
+  OnDevice<int> kind_{device_}, edge_species_{device_}, watched_{device_};
+  OnDevice<double> vec_{device_}, positions_{device_}, r_{device_}, calm_{device_},
+      count_pulls_{device_}, energies_{device_}, gradient_{device_}, forces_{device_}, virials_{device_},
+      virial_sums_{device_}, limits_{device_}, features_{device_};
   OnDevice<T> u_{device_}, inverse_r_{device_}, told_slope_{device_}, y_{device_}, dy_{device_},
-      dr_{device_}, factor_{device_}, pool_{device_};
+      dr_{device_}, factor_{device_}, pool_{device_}, packed_{device_};
   OnDevice<T> dx_[2] = {OnDevice<T>(device_), OnDevice<T>(device_)};
   Pinned<T> host_rows_{device_};
   Pinned<double> host_{device_};
 
-  template <class U> static void give(OnDevice<U> &to, const Array &from)
-  {
-    std::vector<U> values(from.size());
-    from.copy(values.data());
-    to.give(values);
-    to.wait();
-  }
-
-  void check(const eqcalc_graph &graph) const
-  {
-    check_graph(graph, num_species_);
-    if (std::max(graph.num_rows, graph.num_edges) > MOST)
-      throw std::runtime_error("there are too many atoms or edges for one GPU: use more processes");
-  }
-
-  static constexpr I MOST = 2'000'000'000;
-
   // all memory of a list but that of its edges by neighbour, and how many atoms are worked on at once
   void reserve()
   {
-    const I e = num_edges_, n = num_local_;
+    const I e = list_.capacity, n = list_.num_local, nodes = list_.num_nodes;
     vec_.get(3 * e);
     r_.get(e);
     kind_.get(e);
@@ -284,75 +216,121 @@ class Network {
     gradient_.get(3 * e);
     energies_.get(2 * n);
     if (fades_) {
-      factor_.get(n);
+      factor_.get((1 + num_counts_) * n);
       calm_.get(4 * n);
+      count_pulls_.get(num_counts_ * n);
     }
     I widest = 0;
     for (I k = 0; k < num_layers(); k++) {
       Row &row = *rows_[layers_[k]->features];
-      if (k > 0) row.values.get(num_nodes_ * row.width);
+      if (k > 0) row.values.get(nodes * row.width);
       if (k > 0) widest = std::max(widest, row.width);
     }
-    for (OnDevice<T> &dx : dx_) dx.get(num_nodes_ * widest);
+    for (OnDevice<T> &dx : dx_) dx.get(nodes * widest);
     for (const auto &row : rows_) {
       if (row->value_place == KEPT) row->values.get(n * row->width);
       if (row->gradient_place == KEPT) row->gradients.get(n * row->width);
     }
+    positions_.get(3 * list_.num_places);
+    forces_.get(3 * nodes);
     const I each = std::max<I>(1, pool_width_ * static_cast<I>(sizeof(T)));
     I left = static_cast<I>(device_.free_bytes()) / 10 * 9 + pool_.bytes();
-    if (memory_limit_) left = std::min(left, memory_limit_ - bytes() + pool_.bytes());
+    if (memory_limit_) {
+      // and what later calls need: edges by neighbour, virials, rows to exchange
+      const I later = 4 * e + 16 * nodes + 72 * nodes +
+          list_.num_sent * widest * static_cast<I>(sizeof(T)) + 4096;
+      const I rest = bytes() - pool_.bytes() + later, least = rest + std::min(n, LEAST_CHUNK) * each;
+      if (memory_limit_ < least) refuse_limit(least);
+      left = std::min(left, memory_limit_ - rest);
+    }
     const I chunk = std::clamp<I>(left / each, std::min(n, LEAST_CHUNK), std::max<I>(n, 1));
-    pool_.get(std::min(n, chunk) * pool_width_);
-    chunks_.clear();
+    const I numbers = std::min(n, chunk) * pool_width_;
+    if (memory_limit_ && pool_.bytes() > numbers * static_cast<I>(sizeof(T))) pool_.give_back();
+    pool_.get(numbers);
+    list_.chunks.clear();
     for (I begin = 0; begin < n; begin += chunk)
-      chunks_.push_back({begin, std::min(n, begin + chunk), 0, 0});
+      list_.chunks.push_back({begin, std::min(n, begin + chunk), 0, 0});
+  }
+
+  void refuse_limit(I least) const
+  {
+    char text[240];
+    std::snprintf(text, sizeof(text),
+                  "%lld atoms with %lld pairs need at least %.4g GB of the GPU, but memory_limit is "
+                  "%.4g GB: raise it, or use fewer atoms per process",
+                  static_cast<long long>(list_.num_local), static_cast<long long>(list_.num_edges),
+                  1.001e-9 * static_cast<double>(least), 1e-9 * static_cast<double>(memory_limit_));
+    throw std::runtime_error(text);
+  }
+
+  // queues a step; of a small system the second time, and from then on, as one piece of work
+  void start(const StepShape &shape, const eqcalc_exchange *exchange)
+  {
+    if (generation_ != device_.generation()) forget_steps();
+    const bool small = graphs_ && !exchange && list_.chunks.size() == 1 &&
+        list_.num_local <= PairList::SMALL;
+    const auto found = small ? steps_.find(shape.key(list_)) : steps_.end();
+    if (found == steps_.end()) {
+      queue_step(shape, exchange);
+      if (generation_ != device_.generation()) forget_steps();
+      if (small) steps_[shape.key(list_)] = nullptr;
+      return;
+    }
+    if (!found->second)
+      found->second = device_.record([&] { queue_step(shape, nullptr); });
+    device_.start(found->second);
+  }
+
+  void forget_steps()
+  {
+    for (const auto &[key, recorded] : steps_) device_.forget(recorded);
+    steps_.clear();
+    generation_ = device_.generation();
+  }
+
+  void queue_step(const StepShape &shape, const eqcalc_exchange *exchange)
+  {
+    const I n = list_.num_nodes, own = list_.num_local, places = list_.num_places;
+    double *pinned = host_.data();
+    device_.up(positions_.get(3 * places), pinned, 3 * places * sizeof(double));
+    if (shape.watched)
+      device_.up(limits_.get(shape.squares), pinned + shape.limits, shape.squares * sizeof(double));
+    run(positions_.data(), exchange, shape.forces, false);
+    Task t = task();
+    if (shape.watched) {
+      t.limits = limits_.data();
+      t.numbers = watched_.get(2 * own);
+      t.near_edges = t.numbers + own;
+      flat(WATCH, t, own);
+      device_.down(pinned + shape.found, t.numbers, 2 * own * sizeof(int));
+    }
+    if (shape.forces) {
+      t.forces = forces_.get(3 * n);
+      t.virials = shape.virials || shape.sums ? virials_.get(9 * n) : nullptr;
+      flat(OWN_FORCES, t, n);
+      for (const Chunk &chunk : list_.chunks) {
+        by_neighbour_of(t, chunk);
+        flat(NEIGHBOUR_FORCES, t, t.end);
+      }
+      t.begin = 0;
+      device_.down(pinned + shape.at_forces, t.forces, 3 * n * sizeof(double));
+      if (shape.virials) device_.down(pinned + shape.at_virials, t.virials, 9 * n * sizeof(double));
+      if (shape.sums) {
+        t.virial_sums = virial_sums_.get(9 * StepShape::MOST_SUMS);
+        device_.launch(common_[VIRIAL_SUMS], shape.sums, 128, t);
+        device_.down(pinned + shape.at_sums, t.virial_sums, 9 * shape.sums * sizeof(double));
+      }
+    }
+    device_.down(pinned + shape.energies, energies_.data(), 2 * own * sizeof(double));
   }
 
   // own atoms that are worked on at once at least
   static constexpr I LEAST_CHUNK = 256;
 
-  // edges of each chunk by neighbour, in their order
-  void by_neighbour(const std::vector<int> &first, const std::vector<int> &src)
-  {
-    std::vector<int> rows, row_first, row_edge(num_edges_), count(num_nodes_, 0), at(num_nodes_);
-    for (Chunk &chunk : chunks_) {
-      chunk.first_row = static_cast<I>(rows.size());
-      const int begin = first[chunk.begin], end = first[chunk.end];
-      for (int e = begin; e < end; e++)
-        if (count[src[e]]++ == 0) rows.push_back(src[e]);
-      std::sort(rows.begin() + chunk.first_row, rows.end());
-      int next = begin;
-      for (std::size_t n = chunk.first_row; n < rows.size(); n++) {
-        row_first.push_back(next);
-        at[rows[n]] = next;
-        next += count[rows[n]];
-        count[rows[n]] = 0;
-      }
-      for (int e = begin; e < end; e++) row_edge[at[src[e]]++] = e;
-      chunk.end_row = static_cast<I>(rows.size());
-    }
-    row_first.push_back(static_cast<int>(num_edges_));
-    const Waits waits(device_);
-    row_.give(rows);
-    row_first_.give(row_first);
-    row_edge_.give(row_edge);
-    device_.wait();
-  }
-
   Task task() const
   {
     Task t{};
-    t.num_local = static_cast<int>(num_local_);
-    t.num_nodes = static_cast<int>(num_nodes_);
-    t.num_edges = static_cast<int>(num_edges_);
-    t.species = species_.data();
-    t.first_edge = first_edge_.data();
-    t.src = src_.data();
-    t.dst = dst_.data();
-    t.shifts = shifts_.data();
-    t.rows = row_.data();
-    t.row_first = row_first_.data();
-    t.row_edge = row_edge_.data();
+    list_.fill(t);
     t.vec = vec_.data();
     t.r = r_.data();
     t.kind = kind_.data();
@@ -366,14 +344,15 @@ class Network {
     t.factor = factor_.data();
     t.calm = calm_.data();
     if (fades_) {
-      t.calm_pull = calm_.data() + num_local_;
-      t.calm_slope = calm_.data() + 2 * num_local_;
+      t.calm_pull = calm_.data() + list_.num_local;
+      t.calm_slope = calm_.data() + 2 * list_.num_local;
     }
+    t.count_pulls = count_pulls_.data();
     t.weights = weights_.data();
     t.constants = constants_.data();
     t.energies = energies_.data();
     t.num_features = static_cast<int>(num_features_);
-    t.nearest = energies_.data() + num_local_;
+    t.nearest = energies_.data() + list_.num_local;
     t.gradient = gradient_.data();
     return t;
   }
@@ -398,12 +377,12 @@ class Network {
     const Layer &layer = *layers_[k];
     t.begin = static_cast<int>(chunk.begin);
     t.end = static_cast<int>(chunk.end);
-    t.table = layer.table.data();
-    t.segments = layer.segments.data();
-    t.num_segments = layer.num_segments;
-    t.interval_stride = layer.interval_stride;
-    t.kind_stride = layer.kind_stride;
-    t.sources = k == 0 ? edge_species_.data() : src_.data();
+    layer.radial.fill(t);
+    if (layer.count >= 0) {     // messages have a factor of their own, and that a pull
+      t.factor += (1 + layer.count) * list_.num_local;
+      t.calm_pull = t.count_pulls + layer.count * list_.num_local;
+    }
+    t.sources = k == 0 ? edge_species_.data() : t.src;
     t.x = k == 0 ? layer.species_features.data() : rows_[layer.features]->values.data();
     for (std::size_t r = 0; r < rows_.size(); r++) {
       const Row &row = *rows_[r];
@@ -432,11 +411,15 @@ class Network {
   {
     Task t = task();
     t.positions = positions;
-    flat(GEOMETRY, t, num_edges_);
-    flat(REFERENCES, t, num_local_);
+    flat(GEOMETRY, t, list_.capacity);
+    flat(REFERENCES, t, list_.num_local);
+    if (counts_) {
+      counts_->fill(t);
+      flat(COUNT_FACTORS, t, list_.num_local);
+    }
     for (I k = 0; k < num_layers(); k++) {
       if (k > 0 && exchange) send_features(k, *exchange);
-      for (const Chunk &chunk : chunks_) {
+      for (const Chunk &chunk : list_.chunks) {
         Task mine = task_of(k, chunk, false, 0);
         if (features) mine.features = features_.data();
         device_.launch(layers_[k]->forward.function, chunk.end - chunk.begin,
@@ -449,8 +432,8 @@ class Network {
     for (I k = num_layers() - 1; k >= 0; k--) {
       const int here = static_cast<int>(k % 2);
       T *dx = dx_[here].data();
-      if (k > 0) device_.clear(dx, num_nodes_ * width(k) * sizeof(T));
-      for (const Chunk &chunk : chunks_) {
+      if (k > 0) device_.clear(dx, list_.num_nodes * width(k) * sizeof(T));
+      for (const Chunk &chunk : list_.chunks) {
         Task mine = task_of(k, chunk, true, 1 - here);
         mine.dx = dx;
         nodes(layers_[k]->nodes_back, chunk, mine);
@@ -463,8 +446,12 @@ class Network {
       }
       if (k > 0 && exchange) return_gradients(k, dx, *exchange);
     }
-    flat(EDGE_GRADIENTS, t, num_edges_);
-    if (fades_) flat(CROWDING, t, num_edges_);
+    if (counts_) {
+      flat(COUNT_PULLS, t, list_.num_local);
+      flat(COUNT_GRADIENTS, t, list_.capacity);
+    }
+    flat(EDGE_GRADIENTS, t, list_.capacity);
+    if (fades_) flat(CROWDING, t, list_.capacity);
   }
 
   void nodes(const Kernel &kernel, const Chunk &chunk, Task &t)
@@ -473,27 +460,45 @@ class Network {
     device_.launch(kernel.function, blocks, kernel.threads, t);
   }
 
+  // own rows that other processes have as ghosts, packed
+  Task packing(T *rows, I width)
+  {
+    Task t = task();
+    t.num_packed = static_cast<int>(list_.num_sent);
+    t.packed_width = static_cast<int>(width);
+    t.packed = packed_.get(list_.num_sent * width);
+    t.unpacked = rows;
+    return t;
+  }
+
   // own atoms' features to the processes that have them as ghosts
   void send_features(I k, const eqcalc_exchange &exchange)
   {
-    const I w = width(k);
-    T *x = rows_[layers_[k]->features]->values.data(), *host = host_rows_.get(num_rows_ * w);
-    device_.down(host, x, num_local_ * w * sizeof(T));
+    const I w = width(k), sent = list_.num_sent, own = list_.num_local;
+    T *x = rows_[layers_[k]->features]->values.data();
+    T *host = host_rows_.get((sent + list_.num_ghosts()) * w);
+    Task t = packing(x, w);
+    flat(PACK, t, sent * w);
+    device_.down(host, t.packed, sent * w * sizeof(T));
     device_.wait();
     exchange.forward(exchange.context, host, static_cast<int>(w));
-    device_.up(x + num_local_ * w, host + num_local_ * w, (num_nodes_ - num_local_) * w * sizeof(T));
+    device_.up(x + own * w, host + sent * w, (list_.num_nodes - own) * w * sizeof(T));
   }
 
   // gradients of ghosts' features are added to those of their owners
   void return_gradients(I k, T *dx, const eqcalc_exchange &exchange)
   {
-    const I w = width(k);
-    T *host = host_rows_.get(num_rows_ * w);
-    device_.down(host, dx, num_nodes_ * w * sizeof(T));
+    const I w = width(k), sent = list_.num_sent, own = list_.num_local;
+    const I ghosts = list_.num_nodes - own;
+    T *host = host_rows_.get((sent + list_.num_ghosts()) * w);
+    device_.down(host + sent * w, dx + own * w, ghosts * w * sizeof(T));
     device_.wait();
-    std::fill_n(host + num_nodes_ * w, (num_rows_ - num_nodes_) * w, T(0));
+    std::fill_n(host, sent * w, T(0));
+    std::fill_n(host + (sent + ghosts) * w, (list_.num_rows - list_.num_nodes) * w, T(0));
     exchange.reverse(exchange.context, host, static_cast<int>(w));
-    device_.up(dx, host, num_local_ * w * sizeof(T));
+    Task t = packing(dx, w);
+    device_.up(t.packed, host, sent * w * sizeof(T));
+    flat(ADD_ROWS, t, sent * w);
   }
 };
 

@@ -2,7 +2,8 @@
 // into the host and into the device's code. Pointers are the device's. T: scalar of the network.
 //
 // Own atoms come first, then the ghosts that edges refer to. Edges are sorted by centre. A pair of
-// the list that is not within the cutoff now has r < 0, and nobody looks at the rest of it.
+// the list that is not within the cutoff now has r < 0, and nobody looks at the rest of it; a list may
+// end with edges that are none, dst < 0.
 
 // intervals of a radial table, of one length
 struct Segment {
@@ -15,18 +16,20 @@ constexpr int MOST_ROWS = 64;
 struct Task {
   int begin, end;               // own atoms, edges or rows that this launch works on
   int num_local, num_nodes, num_edges;
+  int num_packed;               // rows or blocks that pack, add_rows or virial_sums make
 
   // the list
   const int *species;           // [nodes]
   const int *first_edge;        // [own + 1]
   const int *src, *dst;         // [edges] neighbour j, centre i
-  const double *shifts;         // [edges, 3] Å, what periodicity adds to r_j - r_i
+  const int *place;             // [edges] which position is the neighbour's
+  const double *shifts;         // [edges, 3] Å, what is added to these differences; null: nothing
   // the list by neighbour, of the own atoms in work: rows[n] is the neighbour of the edges
   // row_edge[row_first[n]] .. row_edge[row_first[n + 1] - 1]
   const int *rows, *row_first, *row_edge;
 
   // geometry
-  const double *positions;      // [nodes, 3] Å; null: vec is given
+  const double *positions;      // [places, 3] Å, own atoms first; null: vec is given
   double *vec;                  // [edges, 3] Å
   double *r;                    // [edges] Å that the network is told; negative: beyond the cutoff
   int *kind, *edge_species;     // [edges] kind of bond, species of the neighbour
@@ -38,6 +41,7 @@ struct Task {
   T *factor;
   double *calm, *calm_pull;     // crowding; its derivatives by its two measures: [own, 2]
   double *calm_slope;
+  double *count_pulls;          // [COUNTS, own]
 
   // the layer in work
   const T *table;               // [intervals, kinds, lines, DEGREE + 1, 32]
@@ -58,4 +62,15 @@ struct Task {
   int num_features;
   double *gradient;             // [edges, 3] eV/Å, dE/dr_ij
   double *forces, *virials;     // [nodes, 3] eV/Å, [nodes, 9] eV
+  double *virial_sums;          // [blocks, 9] eV
+
+  // what a step looks at: distances (Å^2) below which pairs of species are told; of own atoms the
+  // number of neighbours and the edge that is shortest relative to its limit, or -1
+  const double *limits;         // [species, species]
+  int *numbers, *near_edges;    // [own]
+
+  // rows that other processes have, to and from packed ones: [packed, width] of rows [own, width]
+  const int *sent;              // [packed]
+  T *packed, *unpacked;
+  int packed_width;
 };
