@@ -86,7 +86,7 @@ def test_writing_beyond_an_array_is_noticed(path):
 
 def test_a_missing_wait_is_noticed(path):
     """Results that are read before the device has made them, which it writes later, somewhere."""
-    right = "device_.down(gradient, gradient_.data(), 3 * num_edges_ * sizeof(double));"
+    right = "device_.down(gradient, gradient_.data(), 3 * list_.num_edges * sizeof(double));"
     right += "\n    device_.wait();"
     assert right in host.text("network.h")
     fault = (
