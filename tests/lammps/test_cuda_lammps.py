@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parity import assert_equal, by_lammps, pair, read_dump, script, silica_like
+from parity import COLUMNS, assert_equal, by_lammps, pair, read_dump, script, silica_like
 from test_training_domain import with_domain
 
 from eqcalc.errors import InputError
-from eqcalc.lammps import run_lmp
+from eqcalc.lammps import read_thermo, run_lmp
 
 TESTS = Path(__file__).parent.parent
 
@@ -37,19 +37,19 @@ def emulated(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", path)
 
 
-#: lists are new every third step and last while the box changes; an atom that nobody sees; a change
-#: of elements that no new list follows
+#: lists are new every third step and last while the box changes; an atom that nobody sees
 RUN = (
     "group away id 5",
     "neigh_modify every 3 delay 0 check no exclude group away all",
     "velocity all create 900 1",
     "timestep 0.001",
     "fix 1 all npt temp 900 900 0.1 iso 1e5 1e5 0.1",
-    "run 4",
-    "set atom 1 type 2",
-    "set atom 2 type 1",
-    "run 1 pre no",
+    "run 5",
+    "write_dump all custom dump.out " + COLUMNS + " modify sort id format float %.16g",
 )
+
+#: a change of elements that no new list follows; ghosts on other ranks do not learn of it
+SWAP = ("run 0", "set atom 1 type 2", "set atom 2 type 1", "run 1 pre no")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,19 @@ def test_is_the_engine_of_the_cpu(device, ranks, crowded, on_cpu, tmp_path):
     expected, energies, _ = on_cpu
     assert_equal(got, expected, 1e-12)
     assert np.abs(thermo["PotEng"] - energies["PotEng"]).max() < 1e-10
+
+
+@pytest.mark.usefixtures("emulated")
+def test_elements_that_change_between_lists(quick_model, tmp_path):
+    """As in trial moves of fix atom/swap."""
+    energies = []
+    for device in ("cpu", "cuda"):
+        folder = tmp_path / device
+        folder.mkdir()
+        commands = pair(quick_model, f"precision double engine fused device {device}")
+        path = script(silica_like(1), folder, commands, after=SWAP)
+        energies.append(read_thermo(run_lmp(path))["PotEng"][-1])
+    assert energies[0] == pytest.approx(energies[1], abs=1e-11)
 
 
 @pytest.mark.usefixtures("emulated")
