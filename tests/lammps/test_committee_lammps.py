@@ -15,7 +15,6 @@ from parity import (
     read_dump,
     script,
     silica_like,
-    slab,
 )
 
 from eqcalc import EquivariantCalculator
