@@ -33,6 +33,11 @@ def feature_irreps(potential: PotentialFile, layer: int = -1) -> o3.Irreps:
         )
     metadata = potential.metadata
     if "feature_irreps" in metadata:
+        if not metadata["feature_irreps"][layer]:
+            raise InputError(
+                f"{potential.path.name} keeps no features of its last layer: export the model "
+                "again with this eqcalc, or ask for another layer."
+            )
         return o3.Irreps(metadata["feature_irreps"][layer])
     # files of eqcalc 0.1 that do not say: with natural parity alone, the widths do
     if metadata.get("hyperparameters", {}).get("parity", True):

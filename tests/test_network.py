@@ -7,11 +7,12 @@ from ase import Atoms
 from ase.build import bulk, make_supercell
 from ase.vibrations import Vibrations, VibrationsData
 from e3nn import o3
-from potentials import untrained
+from potentials import untrained, write
 from scipy.linalg import block_diag
 from scipy.spatial.transform import Rotation
 
 from eqcalc import EquivariantCalculator, InputError
+from eqcalc.models.registry import model_config
 
 
 @pytest.fixture(params=["potential_path", "parity_path"])
@@ -78,6 +79,28 @@ def test_irreps_of_inner_layers(parity_path, potential_path):
     assert natural.descriptor_irreps(0) == o3.Irreps("8x0e+6x1o+4x2e")
     assert natural.descriptor_irreps() == o3.Irreps("8x0e")
     assert {str(ir) for _, ir in both.descriptor_irreps(1)} == {"0e", "1o", "1e", "2e", "2o"}
+
+
+@pytest.mark.parametrize("name", ["mace", "tfn", "invariant", "esen", "equiformer"])
+def test_every_architecture_has_descriptors(name, crystal, tmp_path):
+    options = {"cutoff": 4.0, "num_layers": 2, "radial_mlp": [8], "l_max": 2, "num_channels": 4}
+    if name in ("esen", "equiformer"):
+        options |= {"hidden_channels": 4, "feed_forward_channels": 4}
+    if name == "invariant":
+        del options["l_max"]
+    if name == "tfn":
+        options["num_channels"] = [4, 3, 2]
+    path = write(tmp_path / "model.pth", model_config({"architecture": name} | options))
+    calc = EquivariantCalculator(path, dtype="float64", engine="torch")
+    matrix = Rotation.random(random_state=3).as_matrix()
+    for layer in (0, -1):
+        irreps = calc.descriptor_irreps(layer)
+        structures = crystal, turned(crystal, matrix)
+        here, there = (calc.get_descriptors(a, layer=layer) for a in structures)
+        assert irreps.count("0e") > 0
+        assert np.ptp(here, axis=0).max() > 1e-3
+        deviation = there - here @ wigner(irreps, matrix).T
+        assert np.abs(deviation).max() < 1e-10 * np.abs(here).max()
 
 
 def test_descriptors_are_local_and_permute(calc, crystal):

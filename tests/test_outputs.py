@@ -221,7 +221,7 @@ def test_labels_of_wrong_shape_or_symmetry_are_refused():
         ({"outputs": [3]}, "a table is expected"),
         ({"energy": False}, "there are no outputs"),
         ({"outputs": ["dipole"], "energy": False, "pair_potential": True}, "is an energy"),
-        ({"outputs": ["dipole"], "so3": True}, "neither so3 nor pair_cutoffs"),
+        ({"outputs": ["dipole"], "so3": True}, "have no so3, solid_harmonics or pair_cutoffs"),
     ],
 )
 def test_what_cannot_be_an_output_is_said_in_a_sentence(options, sentence):

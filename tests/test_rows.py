@@ -18,13 +18,13 @@ def lives(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "kept", "gradient"),
     [
-        ("before_gate_1", True, "as values"),  # left by the layer before, read by the gate alone
+        ("mixed_1", True, "as values"),  # left by the layer before, read by the gate alone
         ("factors_1", True, "in block"),  # of a polynomial, whose gradient needs all of them
-        ("messages_1", False, "in block"),
+        ("sum_1", False, "in block"),
         ("products_1", False, "in block"),
-        ("after_gate_1", False, "in block"),
-        ("hidden", True, "as values"),
-        ("features_1", True, "in block"),
+        ("x_2", False, "in block"),
+        ("energies_inner", True, "as values"),
+        ("up_1", True, "in block"),
     ],
 )
 def test_rows_live_as_long_as_they_are_needed(lives, name, kept, gradient):
@@ -33,13 +33,13 @@ def test_rows_live_as_long_as_they_are_needed(lives, name, kept, gradient):
 
 
 def test_sums_begin_once(lives):
-    # messages are set as a whole
-    assert lives.starts(0) == ["before_gate_0", "factors_0", "features_1", "before_gate_1"]
-    assert set(lives.starts(1)) == {"factors_1", "hidden"}
+    # sums over neighbours are set as a whole
+    assert lives.starts(0) == ["factors_0", "mixed_0", "up_1", "mixed_1"]
+    assert set(lives.starts(1)) == {"factors_1", "energies_inner"}
     # not what takes the place of values that are needed
     assert set(lives.gradient_starts(1)) == {
-        "messages_1", "factors_1", "products_1", "after_gate_1"
+        "sum_1", "factors_1", "products_1", "x_2"
     }  # fmt: skip
     assert set(lives.gradient_starts(0)) == {
-        "messages_0", "factors_0", "products_0", "after_gate_0"
+        "sum_0", "factors_0", "products_0", "x_1"
     }  # fmt: skip

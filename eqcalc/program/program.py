@@ -9,7 +9,7 @@ from typing import Any
 
 from eqcalc.errors import InputError
 from eqcalc.program.operation import Operation
-from eqcalc.program.operations import OPERATIONS, Embedding, Output
+from eqcalc.program.operations import OPERATIONS, Embedding, Output, Readout
 
 #: raised when a change makes older readers wrong
 PROGRAM_VERSION = 1
@@ -23,7 +23,7 @@ class Stage:
         takes: names of the values that it gets, for ghosts too.
         operations: in order.
         everywhere: names of the values that are needed for ghosts as well.
-        gives: names of the values that later stages need.
+        gives: names of the values that later stages need; of the last one, what its readouts read.
     """
 
     takes: tuple[str, ...]
@@ -161,7 +161,14 @@ class Program:
             wanted.update(op.neighbours)
             if op.name in wanted:
                 wanted.update(op.inputs)
-        return Stage(takes, tuple(mine), frozenset(wanted), self._carried(k + 1, place))
+        gives = self._carried(k + 1, place) or self._read_out(mine)
+        return Stage(takes, tuple(mine), frozenset(wanted), gives)
+
+    def _read_out(self, operations: list[Operation]) -> tuple[str, ...]:
+        """Those of these values from which energies are read."""
+        readouts = [op for op in operations if isinstance(op, Readout)]
+        read = {name for op in readouts for name in op.inputs}
+        return tuple(op.name for op in operations if op.name in read)
 
     def _carried(self, k: int, place: dict[str, int]) -> tuple[str, ...]:
         """Values made before stage k and read in it or later."""
