@@ -246,7 +246,8 @@ def test_shipped_molecules_have_no_dense_holes(name, monkeypatch):
 
     monkeypatch.setattr("eqcalc.checks.compression.families", some)
     path = Path(__file__).parents[1] / "examples" / f"{name}.pth"
-    calc = EquivariantCalculator(path, engine="torch", on_domain_exit="ignore")
+    # the kernels that test_examples.py compiles
+    calc = EquivariantCalculator(path, dtype="float64", engine="fused", on_domain_exit="ignore")
     trained = Trained.read(calc.potential.metadata, Atoms("CHO"), ["C", "H", "O"])
     found = compress(calc, trained, PRESSED[name])
     assert {c.family.name.split(" C1")[0] for c in found} == WORST

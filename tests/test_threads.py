@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from potentials import untrained
 
 #: what is asked for; prints energies, forces and stress, and what training kernels make of it
@@ -51,7 +52,7 @@ for threads in (1, 2, 4):
     results = [t.numpy() for t in forces_of(model, graph)]
     Muon(model, 0.02, library=model.fused.library).step()
     results += [p.detach().numpy() for p in model.parameters()]
-    np.save(f"{sys.argv[1]}-{threads}.npy", np.concatenate([r.ravel() for r in results]))
+    np.save(f"{sys.argv[3]}-{threads}.npy", np.concatenate([r.ravel() for r in results]))
 """
 
 
@@ -61,12 +62,23 @@ def run(code, *arguments, limit):
     subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment, check=True)
 
 
-def test_inference(tmp_path):
-    model = untrained(tmp_path / "model.pth", products=(5, 2), layers=3)
-    found = []
-    for limit in (1, 2, 3, 4):
-        run(EVALUATE, model, tmp_path / "found.npy", limit=limit)
-        found.append(np.load(tmp_path / "found.npy"))  # [engine and threads, values]
+#: threads that are granted
+LIMITS = (1, 2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def granted(tmp_path_factory):
+    """Folders with what both make of it, a process for each limit."""
+    folder = tmp_path_factory.mktemp("granted")
+    model = untrained(folder / "model.pth", products=(5, 2), layers=3)
+    for limit in LIMITS:
+        files = folder / f"found-{limit}.npy", folder / f"trained-{limit}"
+        run(EVALUATE + TRAIN, model, *files, limit=limit)
+    return folder
+
+
+def test_inference(granted):
+    found = [np.load(granted / f"found-{limit}.npy") for limit in LIMITS]  # [engine, threads, ...]
     for other in found[:-1]:
         assert np.array_equal(other, found[-1])  # to the last bit
     fused, exact = found[0][:3], found[0][3:]
@@ -75,11 +87,8 @@ def test_inference(tmp_path):
     assert np.abs(fused - exact).max() < 1e-8
 
 
-def test_training(tmp_path):
-    found = []
-    for limit in (1, 2, 4):
-        run(TRAIN, tmp_path / "found", limit=limit)
-        found += [np.load(tmp_path / f"found-{threads}.npy") for threads in (1, 2, 4)]
+def test_training(granted):
+    found = [np.load(granted / f"trained-{limit}-{n}.npy") for limit in LIMITS for n in (1, 2, 4)]
     assert np.abs(found[0]).max() > 0.1
     scale = np.abs(found[0])
     for other in found[1:]:

@@ -10,6 +10,7 @@ from potentials import untrained
 from runs import checkpoint, column, history, tiny, train_and_kill, weights, write_frames
 
 from eqcalc.errors import InputError
+from eqcalc.training import pretrain
 from eqcalc.training.config import from_dict
 from eqcalc.training.distributed import Shares, World
 from eqcalc.training.run import train
@@ -22,12 +23,15 @@ def frames(tmp_path_factory) -> str:
 
 
 def torchrun(config, out: Path, processes: int = 2) -> subprocess.CompletedProcess:
-    path = out.with_suffix(".toml")
+    path, program = out.with_suffix(".toml"), out.with_suffix(".py")
     path.write_text(to_toml(config))
+    program.write_text(
+        f"from eqcalc.cli import main\nfrom eqcalc.training import pretrain\n"
+        f"pretrain.CHUNK = {pretrain.CHUNK}\nmain()\n"
+    )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = ["-m", "eqcalc.cli", "train", path, "--out", out]
     return subprocess.run(
-        [*launcher, f"--nproc-per-node={processes}", *command],
+        [*launcher, f"--nproc-per-node={processes}", program, "train", path, "--out", out],
         capture_output=True,
         text=True,
         check=False,
@@ -45,6 +49,12 @@ def torchrun(config, out: Path, processes: int = 2) -> subprocess.CompletedProce
 def test_two_processes_train_like_one(frames, tmp_path, monkeypatch, options):
     # 9 frames to train on: of the last batch of four, one process has nothing
     config = tiny(frames, precision="float64", data={"val_fraction": 0.3}, **options)
+    pretrained = "fused" in options
+    if pretrained:  # each process labels files of its own
+        monkeypatch.setattr(pretrain, "CHUNK", 8)
+        teacher = str(untrained(tmp_path / "teacher.pth", elements=(1, 3)))
+        section = {"teacher": teacher, "frames": 12, "length": 4, "interval": 1.0, "epochs": 1}
+        config = from_dict(config.to_dict() | {"pretrain": section})
     one = train(config, tmp_path / "one", quiet=True)
     if "optimizer" in options:  # begun by one process, finished by two
         train_and_kill(config, tmp_path / "two", monkeypatch)
@@ -54,31 +64,17 @@ def test_two_processes_train_like_one(frames, tmp_path, monkeypatch, options):
     for name in history(tmp_path / "one")[0]:
         a, b = (torch.tensor(column(tmp_path / part, name)) for part in ("one", "two"))
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-10), name
-    for name, tensor in weights(tmp_path / "one").items():
-        assert torch.allclose(tensor, weights(tmp_path / "two")[name], rtol=0, atol=1e-9), name
+    for folder in ("pretrain", "") if pretrained else ("",):
+        whole, shared = (weights(tmp_path / part / folder) for part in ("one", "two"))
+        for name, tensor in whole.items():
+            assert torch.allclose(tensor, shared[name], rtol=0, atol=1e-9), name
+    for name in ("frames_000.xyz", "frames_001.xyz") if pretrained else ():
+        files = [tmp_path / part / "pretrain" / name for part in ("one", "two")]
+        assert files[0].read_bytes() == files[1].read_bytes()
     assert checkpoint(tmp_path / "two")["epoch"] == 3
     assert done.stdout.count("best epoch") == 1
     assert one["best_epoch"] == checkpoint(tmp_path / "two", "best.ckpt")["epoch"]
     assert (tmp_path / "two" / "model.pth").is_file()
-
-
-def test_two_processes_pretrain_like_one(frames, tmp_path):
-    """Each labels files of its own."""
-    teacher = untrained(tmp_path / "teacher.pth", elements=(1, 3))
-    section = {"teacher": str(teacher), "frames": 1004, "length": 4, "interval": 1.0, "epochs": 1}
-    config = tiny(frames, precision="float64", batch_size=64, epochs=2)
-    config = from_dict(config.to_dict() | {"pretrain": section})
-    train(config, tmp_path / "one", quiet=True)
-    done = torchrun(config, tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    for folder in ("pretrain", ""):
-        one, two = (weights(tmp_path / part / folder) for part in ("one", "two"))
-        for name, tensor in one.items():
-            assert torch.allclose(tensor, two[name], rtol=0, atol=1e-9), name
-    for name in ("frames_000.xyz", "frames_001.xyz"):
-        files = [tmp_path / part / "pretrain" / name for part in ("one", "two")]
-        assert files[0].read_bytes() == files[1].read_bytes()
-    assert done.stdout.count("best epoch") == 1
 
 
 def test_shares_are_the_batches_of_one_process():

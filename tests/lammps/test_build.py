@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,17 +35,6 @@ def test_import_is_cheap():
     """LAMMPS imports this on every rank."""
     code = "import eqcalc.lammps, sys; print({'torch', 'numpy', 'ase'} & set(sys.modules))"
     assert start(code).communicate()[0].strip() == "set()"
-
-
-def test_two_processes_build_once(tmp_path):
-    both = [start(ASK, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
-    said = [process.communicate() for process in both]
-    folders = {out.strip() for out, _ in said}
-    assert len(folders) == 1
-    folder = Path(folders.pop())
-    assert {p.name for p in folder.iterdir()} == {plugin.ENGINE, plugin.PLUGIN, cache.USED}
-    assert "".join(err for _, err in said).count("building the LAMMPS plugin once") == 1
-    assert not list(folder.parent.glob("partial-*"))
 
 
 def test_without_compiler(tmp_path):
@@ -139,14 +127,6 @@ def test_kernels_where_the_cache_cannot_be_written(tmp_path, quick_model):
     assert done.stderr.count("set XDG_CACHE_HOME to a folder that only you can write to") == 1
 
 
-def changed_sources(folder: Path, name: str, change: Callable[[str], str]) -> plugin.Installation:
-    installation = plugin.find_installation()
-    shutil.copytree(installation.sources, folder)
-    file = folder / name
-    file.write_text(change(file.read_text()))
-    return replace(installation, sources=folder)
-
-
 def test_other_lammps_is_refused(tmp_path, model):
     """As if compiled for another update, whose classes have another layout."""
     descriptor, _ = plugin._probe(plugin.find_installation())
@@ -164,13 +144,15 @@ def test_other_lammps_is_refused(tmp_path, model):
 def test_the_parity_tests_can_fail(tmp_path, model):
     """With the way back of the gradients cut, forces on several ranks are wrong, and only there."""
     way_back = "    pair.reverse(payload(rows));\n"
-
-    def cut(text: str) -> str:
-        assert text.count(way_back) == 1
-        return text.replace(way_back, "")
-
-    installation = changed_sources(tmp_path / "sources", "pair_exchange.h", cut)
-    plugin.compile_plugin(installation, tmp_path, tmp_path / "log")
+    installation = plugin.find_installation()
+    sources = tmp_path / "sources"
+    shutil.copytree(installation.sources, sources)
+    text = (sources / "pair_exchange.h").read_text()
+    assert text.count(way_back) == 1
+    (sources / "pair_exchange.h").write_text(text.replace(way_back, ""))
+    (sources / "engine.cpp").write_text("")  # is as it was, and slow to compile
+    plugin.compile_plugin(replace(installation, sources=sources), tmp_path, tmp_path / "log")
+    shutil.copy2(build() / plugin.ENGINE, tmp_path)
     atoms = silica_like()
     expected = by_python(model, atoms)
     cases = [("fused", 1, 0.0, 1e-9), ("fused", 2, 1e-3, np.inf), ("torch", 2, 1e-3, np.inf)]
@@ -184,7 +166,8 @@ def test_the_parity_tests_can_fail(tmp_path, model):
 
 
 def test_installed_wheel_and_own_lammps(tmp_path, model):
-    """The wheel carries the sources, and builds from them for a LAMMPS below some prefix."""
+    """The wheel carries the sources, and builds from them for a LAMMPS below some prefix; of two
+    processes, one builds and the other waits."""
     checkout = plugin.find_sources().parent
     wheel = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(wheel, cwd=checkout, capture_output=True, check=True)
@@ -205,11 +188,16 @@ from eqcalc.lammps import build, plugin
 print(plugin.find_sources())
 print(build(lammps={str(prefix)!r}))
 """
-    out, err = start(code, **environment).communicate()
+    both = [start(code, **environment) for _ in range(2)]
+    (out, err), (also, waited) = [process.communicate() for process in both]
     assert out, err
+    assert out == also
+    assert (err + waited).count("building the LAMMPS plugin once") == 1
     sources, folder = map(Path, out.splitlines())
     assert sources == site / "eqcalc" / "_lammps_plugin"
     assert folder.is_relative_to(tmp_path / "eqcalc")
+    assert {p.name for p in folder.iterdir()} == {plugin.ENGINE, plugin.PLUGIN, cache.USED}
+    assert not list(folder.parent.glob("partial-*"))
 
     atoms = silica_like(1)
     done = lmp_with(folder, script(atoms, tmp_path, pair(model)), ranks=2)

@@ -43,7 +43,7 @@ def stops(path, ranks=1):
         (
             "precison double",
             "O Si",
-            "'precison'; it knows precision, engine, device, threads, memory_limit, timing and domain",
+            "'precison'; it knows precision, engine, device, threads, memory_limit, timing and",
         ),
         ("precision half", "O Si", "precision must be single or double, not 'half'"),
         ("precision", "O Si", "'precision' needs a value"),
