@@ -16,10 +16,38 @@ from eqcalc.nn.activations import silu
 from eqcalc.nn.angular import SphericalHarmonics
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.gate import Gate
-from eqcalc.nn.linear import Linear, ScalarBias, SpeciesLinear, block_offsets
-from eqcalc.nn.product import MessageProduct
+from eqcalc.nn.linear import ScalarBias, SpeciesLinear, block_offsets
+from eqcalc.nn.product import ChannelProduct
 from eqcalc.nn.radial import PairCutoffs, RadialNetwork
 from eqcalc.nn.reference import PairConstants
+
+
+class Linear(nn.Module):
+    """One matrix for all species, unless `num_species` says otherwise: then `linear` is called."""
+
+    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, num_species: int = 1) -> None:
+        super().__init__()
+        self.linear = SpeciesLinear(irreps_in, irreps_out, num_species)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x, torch.empty(0, dtype=torch.int64))
+
+
+class MessageProduct(nn.Module):
+    """W_out (A (x) A), A = W_in m, with `num_channels` of each irrep in A."""
+
+    def __init__(
+        self, irreps_in: o3.Irreps, irreps_target: o3.Irreps, num_channels: int, l_max: int
+    ) -> None:
+        super().__init__()
+        factors = o3.Irreps([(num_channels, ir) for _, ir in irreps_in])
+        products = o3.Irreps([(mul, ir) for mul, ir in irreps_target if ir.l <= l_max])
+        self.linear_in = Linear(irreps_in, factors)
+        self.channel_product = ChannelProduct(factors, products)
+        self.linear_out = Linear(self.channel_product.irreps_out, irreps_target)
+
+    def forward(self, messages: Tensor) -> Tensor:
+        return self.linear_out(self.channel_product(self.linear_in(messages)))
 
 
 class InteractionLayer(nn.Module):

@@ -21,7 +21,7 @@ from eqcalc.models.registry import build, model_config
 from eqcalc.neighbors import neighbor_list
 from eqcalc.nn.angular import SolidHarmonics, SphericalHarmonics
 from eqcalc.nn.convolution import Convolution
-from eqcalc.nn.linear import Linear, SpeciesLinear, block_offsets
+from eqcalc.nn.linear import SpeciesLinear, block_offsets
 from eqcalc.nn.product import ChannelProduct
 from eqcalc.nn.radial import BesselBasis, polynomial_envelope
 
@@ -454,11 +454,11 @@ def test_convolution_and_linear_equal_e3nn():
     got = convolution(component_major(irreps, x), y, r, src, dst, 6)
     assert (got - torch.cat(expected, dim=1)).abs().max() < 1e-6  # e3nn keeps float32 constants
 
-    ours = Linear(irreps, irreps).to(torch.float64)
+    ours = SpeciesLinear(irreps, irreps).to(torch.float64)
     theirs = o3.Linear(irreps, irreps).to(torch.float64)
-    theirs.weight.data = ours.linear.weight.data[0].clone()
+    theirs.weight.data = ours.weight.data[0].clone()
     expected = component_major(irreps, theirs(x))
-    assert (ours(component_major(irreps, x)) - expected).abs().max() < 1e-12
+    assert (ours(component_major(irreps, x), torch.empty(0)) - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("irreps", ["3x0e+3x1o+3x2e", "2x0e+2x0o+2x1o+2x1e", "3x0e"])
@@ -562,7 +562,7 @@ def test_impossible_configurations_are_refused():
     with pytest.raises(ValueError, match=r"no path from 3x0e .* into 2x1e"):
         Convolution(o3.Irreps("3x0e"), 2, o3.Irreps("2x1e"))
     with pytest.raises(ValueError, match="appears twice"):
-        Linear(o3.Irreps("2x0e+3x0e"), o3.Irreps("2x0e"))
+        SpeciesLinear(o3.Irreps("2x0e+3x0e"), o3.Irreps("2x0e"))
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from eqcalc.engine.message_kernels import message_source, sphere_constants
 from eqcalc.engine.plan import ConvolutionPlan, DensityStep, LinearStep, Path, Plan
 from eqcalc.engine.terms import (
     Terms,
+    backward_terms,
     blocks_of,
-    direction_terms,
     number,
     pairs_of,
     times,
@@ -125,23 +125,12 @@ def _backward_path(
     path: Path, couplings: _Couplings, *, features: bool, product: bool
 ) -> list[str]:
     pairs = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
-    lines = [f"{{ V w, dw; radial.value_and_slope({weight_place(path)}, w, dw);"]
-    lines += [f"const V g{m} = load(g + {path.out + m * path.stride} + c);" for m in range(path.d3)]
-    used = sorted({m1 for m1, _ in pairs})
-    for m1 in used:
-        terms = [times(s, f"g{m3}") for (n1, m3), s in pairs.items() if n1 == m1]
-        lines.append(f"const V u{m1} = {total(terms)};")
-        lines.append(f"V q = x{m1} * u{m1};" if m1 == used[0] else f"q += x{m1} * u{m1};")
-        if features:
-            at = f"dxj + {path.x + m1 * path.mul} + c"
-            lines.append(f"store({at}, load({at}) + w * u{m1});")
-    lines.append("sr += dw * q;")
-    if product:
-        lines.append("product += w * q;")
-    directions = direction_terms(path)
-    if directions:
-        lines += [f"const V z{m} = w * x{m};" for m in used]
-    return [*lines, *directions, "}"]
+
+    def to_features(m1: int) -> list[str]:
+        at = f"dxj + {path.x + m1 * path.mul} + c"
+        return [f"store({at}, load({at}) + w * u{m1});"] if features else []
+
+    return backward_terms(path, pairs, to_features, product=product)
 
 
 def _loop(block: list[Path], body: list[str]) -> str:

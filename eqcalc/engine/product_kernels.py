@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from eqcalc.engine.plan import ConvolutionPlan, Path
 from eqcalc.engine.terms import (
+    backward_terms,
     blocks_of,
-    direction_terms,
     number,
     pairs_of,
     times,
@@ -48,19 +48,7 @@ def _forward(path: Path, couplings: dict[tuple[int, int], str]) -> list[str]:
 
 
 def _backward(path: Path, couplings: dict[tuple[int, int], str]) -> list[str]:
-    lines = [f"{{ V w, dw; radial.value_and_slope({weight_place(path)}, w, dw);"]
-    lines += [f"const V g{m} = load(g + {path.out + m * path.stride} + c);" for m in range(path.d3)]
-    used = sorted({m1 for m1, _ in couplings})
-    for m1 in used:
-        terms = [times(s, f"g{m3}") for (n1, m3), s in couplings.items() if n1 == m1]
-        lines.append(f"const V u{m1} = {total(terms)};")
-        lines.append(f"V q = x{m1} * u{m1};" if m1 == used[0] else f"q += x{m1} * u{m1};")
-        lines.append(f"d{m1} += w * u{m1};")
-    lines.append("sr += dw * q;")
-    directions = direction_terms(path)
-    if directions:
-        lines += [f"const V z{m} = w * x{m};" for m in used]
-    return [*lines, *directions, "}"]
+    return backward_terms(path, couplings, lambda m1: [f"d{m1} += w * u{m1};"])
 
 
 def _loops(plan: ConvolutionPlan, *, back: bool) -> str:

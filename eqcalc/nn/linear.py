@@ -117,17 +117,3 @@ class ScalarBias(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.nn.functional.pad(self.bias, [self.at, self.behind])
-
-
-class Linear(nn.Module):
-    """The same matrix for every species. forward: [N, irreps_in.dim] -> [N, irreps_out.dim].
-
-    `linear` is the map itself; of one with a matrix per species, that must be called.
-    """
-
-    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, num_species: int = 1) -> None:
-        super().__init__()
-        self.linear = SpeciesLinear(irreps_in, irreps_out, num_species)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x, torch.empty(0, dtype=torch.int64))

@@ -16,8 +16,6 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eqcalc.nn.linear import Linear
-
 
 def _couplings(
     irreps_in: o3.Irreps, irreps_target: o3.Irreps
@@ -98,27 +96,3 @@ class ChannelProduct(nn.Module):
             columns.append(block.flatten(1))
             at += paths * dim
         return torch.cat(columns, dim=1)
-
-
-class MessageProduct(nn.Module):
-    """W_out (A (x) A), A = W_in m. forward: [N, irreps_in.dim] -> [N, irreps_target.dim].
-
-    Args:
-        irreps_in: of the messages m, each irrep once.
-        irreps_target: of the result; irreps that no product reaches come out zero.
-        num_channels: of A, the same for every irrep.
-        l_max: products of higher degree are not made.
-    """
-
-    def __init__(
-        self, irreps_in: o3.Irreps, irreps_target: o3.Irreps, num_channels: int, l_max: int
-    ) -> None:
-        super().__init__()
-        factors = o3.Irreps([(num_channels, ir) for _, ir in irreps_in])
-        products = o3.Irreps([(mul, ir) for mul, ir in irreps_target if ir.l <= l_max])
-        self.linear_in = Linear(irreps_in, factors)
-        self.channel_product = ChannelProduct(factors, products)
-        self.linear_out = Linear(self.channel_product.irreps_out, irreps_target)
-
-    def forward(self, messages: Tensor) -> Tensor:
-        return self.linear_out(self.channel_product(self.linear_in(messages)))

@@ -30,7 +30,7 @@ from eqcalc.neighbors import neighbor_list
 from eqcalc.nn.angular import SphericalHarmonics
 from eqcalc.nn.convolution import Convolution, reached_irreps
 from eqcalc.nn.frames import EdgeFrames
-from eqcalc.nn.linear import Linear
+from eqcalc.nn.linear import SpeciesLinear
 from eqcalc.nn.so2 import FrameMatrices, FrameSum, SO2Linear, by_order
 
 DEGREES = (1, 2, 3, 4, 6)
@@ -53,12 +53,12 @@ class ClebschGordan(torch.nn.Module):
         irreps = natural(CHANNELS, l_max)
         self.harmonics = SphericalHarmonics(l_max)
         self.convolution = Convolution(irreps, l_max, reached_irreps(irreps, l_max, irreps))
-        self.mix = Linear(self.convolution.irreps_out, irreps)
+        self.mix = SpeciesLinear(self.convolution.irreps_out, irreps)
         self.num_weights = self.convolution.num_weights
 
     def forward(self, x: Tensor, vec: Tensor, r: Tensor, src: Tensor, dst: Tensor) -> Tensor:
         y = self.harmonics(vec, vec.norm(dim=1))
-        return self.mix(self.convolution(x, y, r, src, dst, len(x)))
+        return self.mix(self.convolution(x, y, r, src, dst, len(x)), src)
 
 
 class Frames(torch.nn.Module):

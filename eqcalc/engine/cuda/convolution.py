@@ -9,10 +9,8 @@ parts than warps, the block of threads goes through the edges several times.
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from eqcalc.engine.plan import ConvolutionPlan, NotCovered, Path
-from eqcalc.engine.terms import Terms, blocks_of, pairs_of, times, total, unit
+from eqcalc.engine.terms import Terms, blocks_of, direction_terms, pairs_of, times, total, unit
 
 LANES = 32
 #: warps of a block of threads, at most: a thread may then have 128 registers
@@ -327,7 +325,7 @@ class ConvolutionKernels:
             body.append("s0 += dw * q;")
             if self.fades:
                 body.append(f"s{self.num_y + 1} += w * q;")
-            directions = _directions(path, a)
+            directions = direction_terms(path, a)
             if directions:
                 body += [f"const T z{m} = w * x{m};" for m in used]
             body += [*directions, "}"]
@@ -364,21 +362,3 @@ class ConvolutionKernels:
             body=parts.branches(bodies, idle),
             product=_PRODUCT.format(warps=parts.warps) if self.fades else "",
         )
-
-
-def _directions(path: Path, g: int) -> list[str]:
-    """s_{m2} += sum C z_{m1} g_{m3}, with the fewer products of the two orders.
-
-    g: number of the path's first gradient.
-    """
-    by_g, by_z = defaultdict(list), defaultdict(list)
-    for m1, m2, m3, c in path.terms:
-        if m2 > 0:
-            by_g[m2, g + m3].append((f"z{m1}", c))
-            by_z[m2, m1].append((f"g{g + m3}", c))
-    outer, name = (by_g, "g") if len(by_g) <= len(by_z) else (by_z, "z")
-    lines = []
-    for (m2, m), terms in outer.items():
-        inner = total([times(unit(c), x) for x, c in terms])
-        lines.append(f"s{m2} += ({inner}) * {name}{m};")
-    return lines
