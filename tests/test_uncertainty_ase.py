@@ -2,7 +2,9 @@
 
 import json
 import re
+from pathlib import Path
 
+import imported
 import numpy as np
 import pytest
 from ase.io import Trajectory, read, write
@@ -19,6 +21,9 @@ from eqcalc.checks.page import render
 from eqcalc.checks.suite import Suite
 from eqcalc.cli import app
 from eqcalc.committee import KeepUncertainty
+from eqcalc.data.frames import read_frames
+from eqcalc.importers import import_model
+from eqcalc.training.calibration import calibrate
 from eqcalc.uncertainty.coverage import Coverage, remarks
 from eqcalc.uncertainty.coverage import text as coverage_text
 
@@ -171,6 +176,29 @@ def test_the_command_calibrates_any_file(files, tmp_path):
     assert all(bool((a == b).all()) for a, b in zip(*weights, strict=True))
 
 
+def test_an_imported_file_is_calibrated(tmp_path):
+    data = Path(__file__).parent / "data" / "sevennet" / "so3.pth"
+    plain = import_model(data, tmp_path / "plain.pth", dtype="float64").path
+    crystals = [imported.structure() for _ in range(60)]
+    for seed, atoms in enumerate(crystals):
+        atoms.rattle(0.1, seed=seed)
+    write(tmp_path / "frames.xyz", labelled(plain, crystals))
+    frames = read_frames([tmp_path / "frames.xyz"])
+    document = calibrate(plain, tmp_path / "made.pth", frames, engine="torch")
+    assert (document["frames"], document["errors"]) == (54, 6)
+    assert set(document["elements"]) == {"O", "Si", "Cu"}
+    far = imported.structure()
+    far.set_cell(0.8 * far.cell.array, scale_atoms=True)
+    before, after = (open_torch(path) for path in (plain, tmp_path / "made.pth"))
+    for atoms in (crystals[0], far):
+        energies = [calc.get_potential_energy(atoms.copy()) for calc in (before, after)]
+        assert energies[0] == energies[1]
+    grades = [after.get_property("grade", a.copy()).max() for a in (crystals[0], far)]
+    assert grades[0] < 1.05
+    assert grades[1] > 5.0
+    assert np.isfinite(after.get_property("energies_std", far.copy())).all()
+
+
 def test_labels_of_another_method(files, tmp_path):
     frames = [two_elements(seed)[[*range(8 - seed % 3)]] for seed in range(30)]
     train = labelled(files[2], frames)
@@ -250,7 +278,13 @@ def test_deviations_that_are_wrong_far_outside_are_said_to_be():
     ).document()
     assert shifted["offset"] == pytest.approx(150.0, abs=2.0)
     assert shifted["scatter"] == pytest.approx(1e3 * np.std(error[:2000]) / 2.0, rel=1e-3)
-    assert any(f"one offset, {shifted['offset']:+.3g} meV/atom" in s for s in remarks(shifted))
+    (an_offset,) = [s for s in remarks(shifted) if "one offset" in s]
+    assert f"one offset, {shifted['offset']:+.3g} meV/atom" in an_offset
+    (row,) = shifted["rows"]
+    expected = np.std(error[:2000]) / np.sqrt(np.mean((std[:2000] + 0.3) ** 2))
+    assert row["without_offset"] == pytest.approx(expected, rel=1e-3)
+    assert row["ratio"] > 5.0 * expected
+    assert f"{row['without_offset']:.2g} (grade up to 1)" in an_offset
     older = [{k: v for k, v in row.items() if k != "ratio"} for row in document["rows"]]
     assert remarks(document | {"rows": older}) == [said]  # files written before
     page = labelled_page(["far.xyz"], {}, document)

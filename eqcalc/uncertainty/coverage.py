@@ -84,9 +84,11 @@ class Coverage:
     def rows(self) -> list[dict[str, Any]]:
         """By grade of a frame's worst atom: frames, root mean squares, shares within 1 and 2 std.
 
-        ratio: of the root mean squares, real by predicted. Without deviations there are None.
+        ratio: of the root mean squares, real by predicted; without_offset: of errors less the mean
+        of all frames' errors. Without deviations there are None.
         """
         found = []
+        offset = self.error.mean() if len(self.error) > 1 else 0.0
         for label, inside in _classes(self.grade):
             error, std = self.error[inside], self.std[inside]
             known = bool(np.isfinite(std).all())
@@ -98,6 +100,7 @@ class Coverage:
                     "error": _rms(error),
                     "predicted": predicted,
                     "ratio": _ratio(_rms(error), predicted),
+                    "without_offset": _ratio(_rms(error - offset), predicted),
                     "within_one": float(np.mean(np.abs(error) <= std)) if known else None,
                     "within_two": float(np.mean(np.abs(error) <= 2.0 * std)) if known else None,
                 }
@@ -188,10 +191,17 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
     if judged and abs(offset) > scatter:
         wrong.append(
             f"These errors are mostly one offset, {offset:+.3g} meV/atom, with a scatter of "
-            f"{scatter:.3g} around it, so that they say little of energy differences; "
-            "'eqcalc calibrate --refit-energies' leaves constants out."
+            f"{scatter:.3g} around it, so that they say little of energy differences"
+            f"{_scattered(judged)}; 'eqcalc calibrate --refit-energies' leaves constants out."
         )
     return wrong
+
+
+def _scattered(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Ratios without the offset; files of before have none."""
+    known = [row for row in rows if "without_offset" in row]
+    ratios = ", ".join(f"{row['without_offset']:.2g} (grade {row['grade']})" for row in known)
+    return f" (without it, real by predicted errors: {ratios})" if known else ""
 
 
 def text(document: Mapping[str, Any]) -> str:
