@@ -152,6 +152,12 @@ ARCHITECTURES = {
         "distance_transform": "agnesi",
     },
     "tfn": {"architecture": "tfn", "num_channels": [8, 6], "l_max": 1},
+    "solid harmonics": {
+        "architecture": "nequip",
+        "num_channels": [8, 6],
+        "l_max": 1,
+        "solid_harmonics": True,
+    },
     "esen": {**FRAMES, "architecture": "esen"},
     "equiformer": {**BLOCKS, "architecture": "equiformer", "num_heads": 2},
     "equiformer_v2": {**FRAMES, "architecture": "equiformer_v2", "num_heads": 2},
