@@ -18,6 +18,7 @@ from eqcalc.engine.cuda import platform
 from eqcalc.engine.cuda.potential import fuse_on_gpu
 from eqcalc.errors import InputError
 from eqcalc.models.mace import MACEConfig
+from eqcalc.models.nequip import NequIPConfig
 from eqcalc.models.tfn import TFNConfig
 from eqcalc.neighbors import Pairs, VerletList
 
@@ -46,6 +47,7 @@ PROGRAMS = {
         density_normalization=True,
     ),
     "norm gates": TFNConfig(**SMALL, l_max=1, num_channels=[5, 4]),
+    "solid harmonics": NequIPConfig(**SMALL, l_max=1, num_channels=[5, 4], solid_harmonics=True),
 }
 
 
