@@ -146,6 +146,7 @@ class PairEquivariant : public Pair {
   void evaluate_list(bool renumbered);
   bool read_positions();
   void place_list();
+  void put_inner_first(double reach_sq);
   void number_exchanged();
   void check_list(const eqcalc::StepResults &);
   void tally_list();

@@ -113,6 +113,7 @@ void PairEquivariant::place_list()
   const double reach = cutoff + neighbor->skin, reach_sq = reach * reach;
 
   const std::size_t num_local = atom_of_row.size();
+  if (!single_process) put_inner_first(reach_sq);
   atom_of_place = atom_of_row;
   species_of_place.resize(num_local);
   std::vector<int> place_of_atom(nall, -1);
@@ -164,6 +165,27 @@ void PairEquivariant::place_list()
   pairs.num_sent = static_cast<int64_t>(sent_rows.size());
   pairs.sent = single_process ? nullptr : sent_rows.data();
   potentials.place(pairs);
+}
+
+/* ----------------------------------------------------------------------
+   Rows of own atoms, those without ghosts in reach first: an engine works on these while it waits
+   for other processes.
+------------------------------------------------------------------------- */
+
+void PairEquivariant::put_inner_first(double reach_sq)
+{
+  const double *const *x = atom->x;
+  std::stable_partition(atom_of_row.begin(), atom_of_row.end(), [&](int i) {
+    const int *neighbors = list->firstneigh[i];
+    return std::none_of(neighbors, neighbors + list->numneigh[i], [&](int neighbor) {
+      const int j = neighbor & NEIGHMASK;
+      const double dx = x[j][0] - x[i][0], dy = x[j][1] - x[i][1], dz = x[j][2] - x[i][2];
+      return j >= atom->nlocal && type2species[atom->type[j]] >= 0 &&
+          dx * dx + dy * dy + dz * dz < reach_sq;
+    });
+  });
+  for (std::size_t row = 0; row < atom_of_row.size(); row++)
+    row_of_atom[atom_of_row[row]] = static_cast<int>(row);
 }
 
 /* ----------------------------------------------------------------------

@@ -77,8 +77,9 @@ class Emulated(Platform):
         self._emulation.emulated_used.restype = ctypes.c_size_t
         return self._emulation.emulated_used()
 
-    def counts(self) -> tuple[int, int, int, int, int]:
-        """Since the last call: kernels, bytes up, bytes down, waits; kernels and graphs started."""
-        numbers = (ctypes.c_longlong * 5)()
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """Since the last call: kernels, bytes up, bytes down, waits; kernels and graphs started;
+        kernels that waits for an event left for later."""
+        numbers = (ctypes.c_longlong * 6)()
         self._emulation.emulated_counts(numbers)
         return tuple(numbers)

@@ -101,11 +101,40 @@ def test_a_step_sends_positions_and_brings_forces(quick_model, tmp_path, monkeyp
         (counts,) = folder.glob("counts.*")
         moved[steps] = np.array([int(word) for word in counts.read_text().split()])
     # the last step of a run asks for more, in both
-    kernels, up, down, waits, _ = (moved[3] - moved[1]) / 2
+    kernels, up, down, waits, *_ = (moved[3] - moved[1]) / 2
     places = up / 24
     assert places == int(places)
     assert len(atoms) < places < 10 * len(atoms)
     assert (kernels, down, waits) == (5 + 5 * 2 - 1, len(atoms) * 8 * (2 + 3), 1)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_atoms_without_ghosts_are_worked_on_during_exchanges(quick_model, tmp_path, monkeypatch):
+    """In a wire: their kernels wait in the queue while ranks talk, and nothing changes."""
+    atoms = silica_like(1).repeat((10, 1, 1))
+    atoms.rattle(0.05, seed=2)
+    atoms.pbc = [True, False, False]
+    monkeypatch.setenv("EQCALC_EMULATION_COUNTS", str(tmp_path / "counts"))
+    after = (
+        "neigh_modify every 2 delay 0 check no",
+        "fix 1 all nve",
+        "run 3",
+        "write_dump all custom dump.out " + COLUMNS + " modify sort id format float %.16g",
+    )
+    got = []
+    for device, ranks in (("cpu", 1), ("cuda", 2)):
+        folder = tmp_path / device
+        folder.mkdir()
+        options = f"precision double engine fused device {device}"
+        path = script(atoms, folder, pair(quick_model, options), after=after)
+        got.append(by_lammps(path, ranks)[0])
+    assert_equal(got[1], got[0], 1e-12)
+    counts = list(tmp_path.glob("counts.*"))
+    assert len(counts) == 2
+    for path in counts:
+        *_, left_for_later = (int(word) for word in path.read_text().split())
+        # two kernels for a layer forward and four back, at each of four steps
+        assert left_for_later >= 4 * (2 + 4)
 
 
 @pytest.mark.usefixtures("emulated")

@@ -25,6 +25,7 @@ class Device {
     const Use use(*this);
     driver_.check(driver_.cuModuleLoadData(&module_, image.data()), "load its kernels");
     driver_.check(driver_.cuStreamCreate(&stream_, STREAM_NON_BLOCKING), "make a stream");
+    driver_.check(driver_.cuEventCreate(&mark_, EVENT_DISABLE_TIMING), "make an event");
   }
   Device(const Device &) = delete;
   Device &operator=(const Device &) = delete;
@@ -33,6 +34,7 @@ class Device {
   {
     {
       const Use use(*this);
+      driver_.cuEventDestroy_v2(mark_);
       driver_.cuStreamDestroy_v2(stream_);
       driver_.cuModuleUnload(module_);
     }
@@ -93,6 +95,13 @@ class Device {
   }
   void wait() const { driver_.check(driver_.cuStreamSynchronize(stream_), "finish its work"); }
 
+  // what was queued before mark() is done when wait_for_mark() returns; there is one mark, the latest
+  void mark() const { driver_.check(driver_.cuEventRecord(mark_, stream_), "mark its work"); }
+  void wait_for_mark() const
+  {
+    driver_.check(driver_.cuEventSynchronize(mark_), "finish its work");
+  }
+
   // grows with every piece of memory that is taken or given back
   std::int64_t generation() const { return generation_; }
   void count_memory() const { generation_++; }
@@ -138,6 +147,7 @@ class Device {
   CUcontext context_ = nullptr;
   CUmodule module_ = nullptr;
   CUstream stream_ = nullptr;
+  CUevent mark_ = nullptr;
   mutable std::int64_t generation_ = 0;
 
   static CUdeviceptr number(const void *p) { return reinterpret_cast<CUdeviceptr>(p); }

@@ -18,11 +18,12 @@ using CUcontext = struct CUctx_st *;
 using CUmodule = struct CUmod_st *;
 using CUfunction = struct CUfunc_st *;
 using CUstream = struct CUstream_st *;
+using CUevent = struct CUevent_st *;
 using CUgraph = struct CUgraph_st *;
 using CUgraphExec = struct CUgraphExec_st *;
 
 constexpr CUresult CUDA_OUT_OF_MEMORY = 2;
-constexpr unsigned STREAM_NON_BLOCKING = 1;
+constexpr unsigned STREAM_NON_BLOCKING = 1, EVENT_DISABLE_TIMING = 2;
 constexpr int CAPTURE_THREAD_LOCAL = 1;
 
 struct Driver {
@@ -49,6 +50,10 @@ struct Driver {
   CUresult (*cuStreamCreate)(CUstream *, unsigned);
   CUresult (*cuStreamDestroy_v2)(CUstream);
   CUresult (*cuStreamSynchronize)(CUstream);
+  CUresult (*cuEventCreate)(CUevent *, unsigned);
+  CUresult (*cuEventDestroy_v2)(CUevent);
+  CUresult (*cuEventRecord)(CUevent, CUstream);
+  CUresult (*cuEventSynchronize)(CUevent);
   CUresult (*cuStreamBeginCapture_v2)(CUstream, int);
   CUresult (*cuStreamEndCapture)(CUstream, CUgraph *);
   CUresult (*cuGraphInstantiateWithFlags)(CUgraphExec *, CUgraph, unsigned long long);
@@ -92,6 +97,10 @@ struct Driver {
     GET(cuStreamCreate);
     GET(cuStreamDestroy_v2);
     GET(cuStreamSynchronize);
+    GET(cuEventCreate);
+    GET(cuEventDestroy_v2);
+    GET(cuEventRecord);
+    GET(cuEventSynchronize);
     GET(cuStreamBeginCapture_v2);
     GET(cuStreamEndCapture);
     GET(cuGraphInstantiateWithFlags);

@@ -17,7 +17,27 @@ class PairList {
   I num_places = 0;     // positions
   I num_sent = 0;       // own rows of an exchange
   I capacity = 0;       // edges with those that are none
+  // the first own atoms, none of which has a ghost among its neighbours: they need no exchange
+  I num_inner = 0;
   std::vector<Chunk> chunks;
+
+  // own atoms that are worked on `size` at a time; inner ones apart, where an exchange is worth that
+  void cut(I size)
+  {
+    const I inner = LEAST_INNER * num_inner < num_local ? 0 : num_inner;
+    chunks.clear();
+    for (I begin = 0, end; begin < num_local; begin = end) {
+      end = std::min(begin + size, begin < inner ? inner : num_local);
+      chunks.push_back({begin, end, 0, 0});
+    }
+  }
+
+  // of the chunks, those of inner atoms, which come first
+  I num_inner_chunks() const
+  {
+    return std::count_if(chunks.begin(), chunks.end(),
+                         [this](const Chunk &chunk) { return chunk.end <= num_inner; });
+  }
 
   bool shifted() const { return shifted_; }
 
@@ -48,6 +68,9 @@ class PairList {
     host_first_.assign(num_local + 1, 0);
     for (I e = 0; e < num_edges; e++) host_first_[dst[e] + 1]++;
     for (I i = 0; i < num_local; i++) host_first_[i + 1] += host_first_[i];
+    num_inner = num_local;
+    for (I e = 0; e < num_edges; e++)
+      if (host_src_[e] >= num_local) num_inner = std::min<I>(num_inner, dst[e]);
     std::vector<int> sent;
     if (list.sent) sent.assign(list.sent, list.sent + list.num_sent);
     for (int i = 0; !list.sent && num_rows > num_local && i < num_local; i++) sent.push_back(i);
@@ -124,6 +147,8 @@ class PairList {
   static constexpr I SMALL = 20000;
 
  private:
+  // one of how many own atoms is inner, at least, if they are to be worked on during exchanges
+  static constexpr I LEAST_INNER = 8;
   static constexpr I MOST = 2'000'000'000, ROUND = 64;
 
   const Device &device_;

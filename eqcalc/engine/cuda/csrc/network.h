@@ -247,9 +247,7 @@ class Network {
     const I numbers = std::min(n, chunk) * pool_width_;
     if (memory_limit_ && pool_.bytes() > numbers * static_cast<I>(sizeof(T))) pool_.give_back();
     pool_.get(numbers);
-    list_.chunks.clear();
-    for (I begin = 0; begin < n; begin += chunk)
-      list_.chunks.push_back({begin, std::min(n, begin + chunk), 0, 0});
+    list_.cut(chunk);
   }
 
   void refuse_limit(I least) const
@@ -417,34 +415,24 @@ class Network {
       counts_->fill(t);
       flat(COUNT_FACTORS, t, list_.num_local);
     }
+    const auto inner = list_.chunks.begin() + list_.num_inner_chunks(), last = list_.chunks.end();
     for (I k = 0; k < num_layers(); k++) {
-      if (k > 0 && exchange) send_features(k, *exchange);
-      for (const Chunk &chunk : list_.chunks) {
-        Task mine = task_of(k, chunk, false, 0);
-        if (features) mine.features = features_.data();
-        device_.launch(layers_[k]->forward.function, chunk.end - chunk.begin,
-                       layers_[k]->forward.threads, mine);
-        nodes(layers_[k]->nodes, chunk, mine);
-      }
+      const bool asks = k > 0 && exchange;
+      if (asks) begin_sending(k);
+      std::for_each(list_.chunks.begin(), inner,
+                    [&](const Chunk &chunk) { forward(k, chunk, features); });
+      if (asks) end_sending(k, *exchange);
+      std::for_each(inner, last, [&](const Chunk &chunk) { forward(k, chunk, features); });
     }
     // a process without edges has no gradient to give, but the others wait for its exchanges
     if (!back && !exchange) return;
     for (I k = num_layers() - 1; k >= 0; k--) {
-      const int here = static_cast<int>(k % 2);
-      T *dx = dx_[here].data();
-      if (k > 0) device_.clear(dx, list_.num_nodes * width(k) * sizeof(T));
-      for (const Chunk &chunk : list_.chunks) {
-        Task mine = task_of(k, chunk, true, 1 - here);
-        mine.dx = dx;
-        nodes(layers_[k]->nodes_back, chunk, mine);
-        device_.launch(layers_[k]->edges.function, chunk.end - chunk.begin,
-                       layers_[k]->edges.threads, mine);
-        if (k == 0) continue;
-        by_neighbour_of(mine, chunk);
-        device_.launch(layers_[k]->gather.function, chunk.end_row - chunk.first_row,
-                       layers_[k]->gather.threads, mine);
-      }
-      if (k > 0 && exchange) return_gradients(k, dx, *exchange);
+      const bool asks = k > 0 && exchange;
+      if (k > 0) device_.clear(dx_[k % 2].data(), list_.num_nodes * width(k) * sizeof(T));
+      std::for_each(inner, last, [&](const Chunk &chunk) { backward(k, chunk); });
+      if (asks) begin_returning(k);
+      std::for_each(list_.chunks.begin(), inner, [&](const Chunk &chunk) { backward(k, chunk); });
+      if (asks) end_returning(k, *exchange);
     }
     if (counts_) {
       flat(COUNT_PULLS, t, list_.num_local);
@@ -452,6 +440,28 @@ class Network {
     }
     flat(EDGE_GRADIENTS, t, list_.capacity);
     if (fades_) flat(CROWDING, t, list_.capacity);
+  }
+
+  void forward(I k, const Chunk &chunk, bool features)
+  {
+    Task t = task_of(k, chunk, false, 0);
+    if (features) t.features = features_.data();
+    const Layer &layer = *layers_[k];
+    device_.launch(layer.forward.function, chunk.end - chunk.begin, layer.forward.threads, t);
+    nodes(layer.nodes, chunk, t);
+  }
+
+  void backward(I k, const Chunk &chunk)
+  {
+    const int here = static_cast<int>(k % 2);
+    Task t = task_of(k, chunk, true, 1 - here);
+    t.dx = dx_[here].data();
+    const Layer &layer = *layers_[k];
+    nodes(layer.nodes_back, chunk, t);
+    device_.launch(layer.edges.function, chunk.end - chunk.begin, layer.edges.threads, t);
+    if (k == 0) return;
+    by_neighbour_of(t, chunk);
+    device_.launch(layer.gather.function, chunk.end_row - chunk.first_row, layer.gather.threads, t);
   }
 
   void nodes(const Kernel &kernel, const Chunk &chunk, Task &t)
@@ -471,35 +481,52 @@ class Network {
     return t;
   }
 
-  // own atoms' features to the processes that have them as ghosts
-  void send_features(I k, const eqcalc_exchange &exchange)
+  // Own atoms' features to the processes that have them as ghosts, and gradients of ghosts' features
+  // to those of their owners. Between the beginning and the end, atoms are worked on that have no
+  // ghosts for neighbours, while the processes talk.
+  void begin_sending(I k)
   {
-    const I w = width(k), sent = list_.num_sent, own = list_.num_local;
-    T *x = rows_[layers_[k]->features]->values.data();
-    T *host = host_rows_.get((sent + list_.num_ghosts()) * w);
-    Task t = packing(x, w);
-    flat(PACK, t, sent * w);
-    device_.down(host, t.packed, sent * w * sizeof(T));
-    device_.wait();
-    exchange.forward(exchange.context, host, static_cast<int>(w));
-    device_.up(x + own * w, host + sent * w, (list_.num_nodes - own) * w * sizeof(T));
+    Task t = packing(features(k), width(k));
+    flat(PACK, t, list_.num_sent * width(k));
+    device_.down(exchanged(k), t.packed, list_.num_sent * width(k) * sizeof(T));
+    device_.mark();
   }
 
-  // gradients of ghosts' features are added to those of their owners
-  void return_gradients(I k, T *dx, const eqcalc_exchange &exchange)
+  void end_sending(I k, const eqcalc_exchange &exchange)
   {
-    const I w = width(k), sent = list_.num_sent, own = list_.num_local;
-    const I ghosts = list_.num_nodes - own;
-    T *host = host_rows_.get((sent + list_.num_ghosts()) * w);
-    device_.down(host + sent * w, dx + own * w, ghosts * w * sizeof(T));
-    device_.wait();
+    const I w = width(k), own = list_.num_local;
+    T *host = exchanged(k);
+    device_.wait_for_mark();
+    exchange.forward(exchange.context, host, static_cast<int>(w));
+    device_.up(features(k) + own * w, host + list_.num_sent * w,
+               (list_.num_nodes - own) * w * sizeof(T));
+  }
+
+  void begin_returning(I k)
+  {
+    const I w = width(k), own = list_.num_local;
+    device_.down(exchanged(k) + list_.num_sent * w, dx_[k % 2].data() + own * w,
+                 (list_.num_nodes - own) * w * sizeof(T));
+    device_.mark();
+  }
+
+  void end_returning(I k, const eqcalc_exchange &exchange)
+  {
+    const I w = width(k), sent = list_.num_sent, ghosts = list_.num_nodes - list_.num_local;
+    T *host = exchanged(k);
+    device_.wait_for_mark();
     std::fill_n(host, sent * w, T(0));
     std::fill_n(host + (sent + ghosts) * w, (list_.num_rows - list_.num_nodes) * w, T(0));
     exchange.reverse(exchange.context, host, static_cast<int>(w));
-    Task t = packing(dx, w);
+    Task t = packing(dx_[k % 2].data(), w);
     device_.up(t.packed, host, sent * w * sizeof(T));
     flat(ADD_ROWS, t, sent * w);
   }
+
+  T *features(I k) { return rows_[layers_[k]->features]->values.data(); }
+
+  // rows of an exchange, in pinned memory: sent ones, then ghosts
+  T *exchanged(I k) { return host_rows_.get((list_.num_sent + list_.num_ghosts()) * width(k)); }
 };
 
 }    // namespace
