@@ -12,10 +12,14 @@ from eqcalc.engine.build import EngineUnavailable
 from eqcalc.engine.cuda import nvrtc
 from eqcalc.engine.cuda.potential import PADDING
 from eqcalc.engine.cuda.source import DeviceCode
+from eqcalc.engine.cuda.training_kernels import TrainingKernels, training_source
 from eqcalc.engine.fused import TABLES
 from eqcalc.engine.readers import read
+from eqcalc.engine.training import places_of
 from eqcalc.models.mace import MACEConfig
 from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.registry import build
+from eqcalc.nn.convolution import Convolution
 
 NVCC = shutil.which("nvcc")
 
@@ -32,6 +36,16 @@ NETWORKS = {
 }
 
 
+class TrainingCode:
+    """Of an eager model: source, and names of kernels."""
+
+    def __init__(self, model) -> None:
+        places = places_of(model, Convolution)
+        made = [TrainingKernels(getattr(*place), k, "float") for k, place in enumerate(places)]
+        self.source = training_source(made, "float")
+        self.kernels = [name for kernels in made for name in kernels.threads]
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compilers")
@@ -41,6 +55,8 @@ def sources(tmp_path_factory):
         potential = export.load(path, dtype="float64")
         for scalar, (degree, _) in TABLES.items():
             made[name, scalar] = DeviceCode(read(potential, scalar, PADDING), degree)
+    model = build(NETWORKS["default"], [14], 30.0, [1.0], [0.0])
+    made["training", "float"] = TrainingCode(model)
     return made
 
 
@@ -55,6 +71,7 @@ def sources(tmp_path_factory):
         ("sm_120", "default", "float"),
         ("sm_90", "l_max 3", "float"),
         ("sm_90", "mace", "float"),
+        ("sm_90", "training", "float"),
     ],
 )
 def test_kernels_spill_hardly_anything(sources, tmp_path, architecture, network, scalar):

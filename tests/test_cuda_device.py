@@ -1,5 +1,6 @@
 """The GPU engine on a GPU that is there, and what is run on the first day of one."""
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -8,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 from potentials import untrained
+from test_kernels import derivatives_of, mixed_batch
 
 from eqcalc import EquivariantCalculator
+from eqcalc.engine.cuda.training import fuse_convolutions
+from eqcalc.models.nequip import NequIPConfig
+from eqcalc.models.registry import build
 
 SCRIPT = Path(__file__).parent / "benchmarks" / "gpu.py"
 
@@ -29,6 +34,20 @@ def test_gpu_is_the_engine_of_the_cpu(potential_path, crystal, dtype):
         assert np.array_equal(gpu, again)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_convolutions_of_training_are_the_plain_ones():
+    """In float64: energies, forces and the gradient of a loss on both."""
+    torch.manual_seed(3)
+    config = NequIPConfig(cutoff=4.0, num_layers=3, num_channels=[40, 8, 8])
+    plain = build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]).double()
+    fused = fuse_convolutions(copy.deepcopy(plain)).to("cuda")
+    graph = mixed_batch()
+    expected = derivatives_of(plain, graph)
+    for a, b in zip(expected, derivatives_of(fused, graph.to("cuda")), strict=True):
+        assert (a - b.cpu()).abs().max() <= 1e-11 * a.abs().max()
+
+
 @pytest.mark.usefixtures("emulated_gpu")
 def test_what_is_run_on_the_first_day(tmp_path, monkeypatch):
     """The benchmark's comparisons, on an emulated GPU; torch's engine needs a real one."""
@@ -43,7 +62,10 @@ def test_what_is_run_on_the_first_day(tmp_path, monkeypatch):
     assert rows[0]["µs per atom"]["GPU fused"] > 0.0
     variants = script.sweep(str(path), [1], 1, np.inf)
     assert variants[0]["difference"] == dict.fromkeys(script.VARIANTS, 0.0)
-    tables = {"engines": rows, "variants": variants, "peers": []}
+    small = NequIPConfig(cutoff=3.0, num_layers=2, l_max=1, num_channels=[4, 3])
+    (training,) = script.train([1], "cpu", np.inf, small, steps=1)
+    assert 0.0 < training["difference"]["generated kernels"] < 1e-4
+    tables = {"engines": rows, "variants": variants, "peers": [], "training": [training]}
     json.dumps(tables)
     script.draw(tables, "emulated", tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").stat().st_size > 1000

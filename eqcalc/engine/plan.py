@@ -99,6 +99,11 @@ class Path:
     mul: int
     terms: tuple[tuple[int, int, int, float], ...]
 
+    @property
+    def columns(self) -> list[int]:
+        """First column of each row of the output."""
+        return [self.out + m * self.stride for m in range(self.d3)]
+
 
 @dataclass(frozen=True)
 class ConvolutionPlan:

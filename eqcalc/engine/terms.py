@@ -74,14 +74,14 @@ def backward_terms(
     return [*lines, *directions, "}"]
 
 
-def direction_terms(path: Path, first: int = 0) -> list[str]:
+def direction_terms(path: Path, first: int = 0, first_y: int = 1) -> list[str]:
     """s_{m2} += sum C z_{m1} g_{m3}, with the fewer products of the two orders.
 
-    first: number of the path's first gradient.
+    first: number of the path's first gradient; first_y: of the first harmonic that varies.
     """
     by_g, by_z = defaultdict(list), defaultdict(list)
     for m1, m2, m3, c in path.terms:
-        if m2 > 0:
+        if m2 >= first_y:
             by_g[m2, first + m3].append((f"z{m1}", c))
             by_z[m2, m1].append((f"g{first + m3}", c))
     outer, name = (by_g, "g") if len(by_g) <= len(by_z) else (by_z, "z")

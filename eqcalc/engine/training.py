@@ -217,17 +217,21 @@ class Pairing:
         self.islands = islands_of(graph.edge_src, graph.edge_dst)
 
 
-class FusedConvolution(Convolution):
-    """`Convolution` on the generated kernels; CPU, the precision they were generated for."""
+class CompiledConvolution(Convolution):
+    """`Convolution` on generated kernels, in the precision they were generated for.
 
-    def __init__(
-        self, plain: Convolution, library: KernelLibrary, layer: int, pairing: Pairing
-    ) -> None:
+    kernels: `run_edges` with "forward", "backward" and "second" of `eqcalc.engine.generate`.
+    """
+
+    def __init__(self, plain: Convolution, kernels: Any) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in plain.__dict__.items() if k != "_buffers"})
         self._buffers = plain._buffers
-        self._kernels = _Kernels(library, layer)
-        self._pairing = pairing
+        self._kernels = kernels
+
+    def _edges(self, weights: Tensor, src: Tensor, dst: Tensor, num_local: int, nodes: int) -> Any:
+        """What the kernels run on."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -238,20 +242,32 @@ class FusedConvolution(Convolution):
         edge_dst: Tensor,
         num_local: int,
     ) -> Tensor:
-        pair = self._pairing.pair
-        if pair is None:
-            pair = torch.arange(len(edge_src))
-        islands = self._pairing.islands
-        if islands is None:
-            islands = islands_of(edge_src, edge_dst)
         require_shape(node_feats, None, self.irreps_in.dim)
         require_shape(edge_attrs, len(edge_src), (self.l_max + 1) ** 2)
         require_shape(weights, None, self.num_weights)
-        for indices in (edge_dst, pair):
-            require_shape(indices, len(edge_src))
-        edges = _Edges(*(t.contiguous() for t in (islands, edge_src, edge_dst, pair)))
+        require_shape(edge_dst, len(edge_src))
+        edges = self._edges(weights, edge_src, edge_dst, num_local, len(node_feats))
         shape = (num_local, self.irreps_out.dim)
         return _Forward.apply(node_feats, edge_attrs, weights, self._kernels, edges, shape)
+
+
+class FusedConvolution(CompiledConvolution):
+    """On the CPU."""
+
+    def __init__(
+        self, plain: Convolution, library: KernelLibrary, layer: int, pairing: Pairing
+    ) -> None:
+        super().__init__(plain, _Kernels(library, layer))
+        self._pairing = pairing
+
+    def _edges(self, weights: Tensor, src: Tensor, dst: Tensor, num_local: int, nodes: int) -> Any:  # noqa: ARG002
+        pair, islands = self._pairing.pair, self._pairing.islands
+        if pair is None:
+            pair = torch.arange(len(src))
+        if islands is None:
+            islands = islands_of(src, dst)
+        require_shape(pair, len(src))
+        return _Edges(*(t.contiguous() for t in (islands, src, dst, pair)))
 
 
 class FusedProduct(ChannelProduct):
@@ -322,14 +338,14 @@ class PairedEdgeRadial(PairedRadial):
 
 @dataclass(frozen=True)
 class Fused:
-    """What a fused model shares: the library of its kernels, its graph, its kind of pass."""
+    """What a fused model shares: the CPU's library, if it is there, its graph, its kind of pass."""
 
-    library: KernelLibrary
-    pairing: Pairing
+    library: KernelLibrary | None
+    pairing: Any  # has `set(graph)` and `clear()`
     passes: Passes
 
 
-def _places(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str]]:
+def places_of(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str]]:
     """Parents and names of all submodules whose type is exactly `kind`."""
     return [
         (parent, name)
@@ -348,7 +364,7 @@ def fuse(model: nn.Module) -> nn.Module:
         InputError: there is no C++ compiler, or it fails.
     """
     convolutions, products, contractions, radials = (
-        _places(model, kind) for kind in (Convolution, ChannelProduct, Contraction, RadialNetwork)
+        places_of(model, kind) for kind in (Convolution, ChannelProduct, Contraction, RadialNetwork)
     )
     contractions = [place for place in contractions if is_moderate(getattr(*place))]
     scalar = SCALARS[network_tensors(model)[0].dtype]
@@ -360,7 +376,7 @@ def fuse(model: nn.Module) -> nn.Module:
         setattr(*place, FusedConvolution(getattr(*place), kernels, layer, pairing))
     for place in radials:
         setattr(*place, PairedRadial(getattr(*place), library, passes, pairing))
-    for place in _places(model, EdgeRadialNetwork):
+    for place in places_of(model, EdgeRadialNetwork):
         setattr(*place, PairedEdgeRadial(getattr(*place), library, passes, pairing))
     for number, place in enumerate(products):
         setattr(*place, FusedProduct(getattr(*place), kernels, number))

@@ -10,6 +10,7 @@ import torch
 from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.data.frames import Frame
 from eqcalc.data.statistics import Statistics, statistics_of
+from eqcalc.engine.cuda.training import fuse_convolutions
 from eqcalc.engine.training import fuse
 from eqcalc.errors import InputError
 from eqcalc.graph import Graph
@@ -96,11 +97,12 @@ def ready(model: Potential, options: TrainingConfig) -> Potential:
     for parameter in model.parameters():
         if not parameter.numel():  # of readouts that inner layers do not have
             parameter.requires_grad_(False)
-    if options.device != "cpu" and torch.cuda.is_available():
-        return model
     if options.fused:
         try:
-            fuse(model)
+            if options.device != "cpu" and torch.cuda.is_available():
+                fuse_convolutions(model)
+            else:
+                fuse(model)
         except InputError as error:
             warnings.warn(
                 f"Training without compiled kernels, several times slower: {error}", stacklevel=3

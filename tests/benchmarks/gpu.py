@@ -11,7 +11,9 @@ Runs the tests marked `gpu`; then, on perturbed diamond silicon of 8 n^3 atoms,
 2. the GPU engine in each of its variants (VARIANTS);
 3. a network of 4 layers and 32 channels up to degree 2 with random weights, by the GPU engine and
    by those peers that are installed (in this environment, or below --environments: inference.py
-   makes these), on a graph that is given: µs per atom.
+   makes these), on a graph that is given: µs per atom;
+4. a step of training of the default network, with generated convolutions and in plain torch, on
+   structures of 64 atoms, as many as --repeats says: µs per atom, and the difference of gradients.
 
 Writes a line for each size, JSON and a picture. Needs no network. Sizes that an engine has no
 memory for are left out of its column; after --minutes nothing more is begun. With --emulate all of
@@ -207,6 +209,54 @@ def against_peers(
     return rows
 
 
+def train(
+    repeats: list[int], device: str, until: float, config: Any = None, steps: int = 5
+) -> list[dict[str, Any]]:
+    """A row for each number of structures: µs per atom of a step of training, and the largest
+    difference of gradients, relative to the largest."""
+    import copy
+
+    import torch
+
+    sys.path.insert(0, str(HERE))
+    from training_step import batch_of, step
+
+    from eqcalc.engine.cuda.training import fuse_convolutions
+    from eqcalc.models.nequip import NequIPConfig
+    from eqcalc.models.registry import build
+
+    torch.manual_seed(0)
+    plain = build(config or NequIPConfig(), [14], 28.0, [1.0], [0.0])
+    models = {"plain torch": plain, "generated kernels": fuse_convolutions(copy.deepcopy(plain))}
+    rows = []
+    for repeat in repeats:
+        if time.monotonic() > until:
+            break
+        batch = batch_of(0.05, repeat).to(device)
+        row: dict[str, Any] = {"atoms": batch.graph.num_atoms, "µs per atom": {}, "difference": {}}
+        reference = None
+        for name, model in models.items():
+            model.to(device)
+            seconds = []
+            try:
+                for _ in range(steps):
+                    start = time.perf_counter()
+                    step(model, batch)
+                    if device != "cpu":
+                        torch.cuda.synchronize()
+                    seconds.append(time.perf_counter() - start)
+            except torch.cuda.OutOfMemoryError:
+                continue
+            gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            got = torch.cat(gradients).double()
+            reference = got if reference is None else reference
+            row["µs per atom"][name] = 1e6 * float(np.median(seconds)) / row["atoms"]
+            row["difference"][name] = float((got - reference).abs().max() / reference.abs().max())
+        rows.append(row)
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+    return rows
+
+
 def draw(rows: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
     """Time per atom over the number of atoms; rows: of each comparison, by its name."""
     import matplotlib as mpl
@@ -276,6 +326,7 @@ def main(words: list[str] | None = None) -> None:
         "random weights": against_peers(
             given.repeats, device, given.environments, given.at_least, until
         ),
+        "training": train(given.repeats, device, until),
     }
     result = {"GPU": name, "model": given.model, "tests passed": tests == 0, **tables}
     given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

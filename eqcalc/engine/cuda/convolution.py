@@ -21,23 +21,27 @@ SIZES = {"float": 4, "double": 8}
 
 
 class _Couplings:
-    """The different G of a convolution: once for each edge of a tile, in shared memory."""
+    """The different G of a convolution: once for each edge of a tile, in shared memory.
 
-    def __init__(self) -> None:
+    first_y: the first harmonic that varies; what is before it is 1.
+    """
+
+    def __init__(self, first_y: int) -> None:
+        self._first_y = first_y
         self.lines: list[str] = []
         self._known: dict[Terms, int] = {}
 
     def scalar(self, terms: Terms) -> str:
         """What stands for sum_{m2} C Y_{m2} of edge e: a factor, "1" or "-1" left as they are."""
-        if terms[0][0] == 0:
+        if terms[0][0] < self._first_y:
             return unit(terms[0][1])
         sign = "-" if terms[0][1] < 0 else ""
         if len(terms) == 1 and abs(abs(terms[0][1]) - 1.0) < 1e-12:
-            return f"{sign}Y[{terms[0][0] - 1}][e]"
+            return f"{sign}Y[{terms[0][0] - self._first_y}][e]"
         key = tuple((m2, -c if sign else c) for m2, c in terms)
         if key not in self._known:
             self._known[key] = len(self._known)
-            value = total([times(unit(c), f"y[{m2 - 1}]") for m2, c in key])
+            value = total([times(unit(c), f"y[{m2 - self._first_y}]") for m2, c in key])
             self.lines.append(f"G[{self._known[key]}][n] = {value};")
         return f"{sign}G[{self._known[key]}][e]"
 
@@ -47,7 +51,7 @@ class _Parts:
 
     def __init__(self, plan: ConvolutionPlan, most_warps: int) -> None:
         self.blocks = blocks_of(plan)
-        counts = [paths[0].mul // LANES for paths in self.blocks]
+        counts = [-(-paths[0].mul // LANES) for paths in self.blocks]
         self.first = [sum(counts[:b]) for b in range(len(counts))]
         self.count = sum(counts)
         self.warps = min(self.count, most_warps)
@@ -76,11 +80,11 @@ _TILE = """      const int count = min(32, last - edge0);
       __syncthreads();     // the tile before has been read
       if (threadIdx.x < count) {{
         const int n = threadIdx.x, edge = {edge};
-        PLACE[n] = cursor(t, edge, AT[n], SCALE[n]);
+        {weights}
         ROW[n] = {row};
         {factor}
-        const T *y = t.y + (long long)edge * NUM_Y;
-        for (int m = 0; m < NUM_Y; m++) Y[m][n] = y[m];
+        const T *y = t.y + (long long)edge * {num_y};
+        for (int m = 0; m < {num_y}; m++) Y[m][n] = y[m];
         {couplings}
       }}
       __syncthreads();"""
@@ -136,20 +140,23 @@ _EDGES = """
       __syncthreads();
       if (threadIdx.x < count && PLACE[threadIdx.x] >= 0) {{
         const int n = threadIdx.x, edge = edge0 + n;
-        for (int m = 0; m <= NUM_Y; m++) {{
+        for (int m = 0; m < {owed}; m++) {{
           T sum = 0;
           for (int w = 0; w < {warps}; w++) sum += S[m][w][n];
-          if (factor == T(0)) sum = 0;     // of what has no limit, too
-          if (m == 0)
-            t.dr[edge] += factor * sum * SCALE[n];
-          else
-            t.dy[(long long)edge * NUM_Y + m - 1] += factor * sum;
+          {keep}
         }}
       }}{product}
     }}
   }}
 }}
 """
+
+#: what an edge owes to its distance and to harmonics but Y_0
+_KEEP = """if (factor == T(0)) sum = 0;     // of what has no limit, too
+          if (m == 0)
+            t.dr[edge] += factor * sum * SCALE[n];
+          else
+            t.dy[(long long)edge * NUM_Y + m - 1] += factor * sum;"""
 
 #: of gradients and messages, both as they are before they are multiplied by the factor
 _PRODUCT = """
@@ -162,14 +169,38 @@ _PRODUCT = """
       }}"""
 
 
+def inside(mul: int) -> str:
+    """Whether a lane has a channel, of so many; nothing where all have."""
+    return f"chunk * 32 + lane < {mul}" if mul % LANES else ""
+
+
+def or_zero(value: str, mul: int) -> str:
+    return f"{inside(mul)} ? {value} : T(0)" if mul % LANES else value
+
+
+def _write(assignment: str, mul: int) -> str:
+    return f"if ({inside(mul)}) {assignment}" if mul % LANES else assignment
+
+
 class ConvolutionKernels:
     """The three kernels of a plan, by name.
+
+    Radial weights are splines of distance here; see `_weight`.
 
     Attributes:
         forward, edges, gather: their names.
         threads: of a block, by name.
         source: of all three.
     """
+
+    #: the first harmonic that varies: Y_0 is 1
+    FIRST_Y = 1
+    #: numbers of `y` that an edge has, what finds its radial weights, where what it owes goes
+    NUM_Y = "NUM_Y"
+    FIND_WEIGHTS = "PLACE[n] = cursor(t, edge, AT[n], SCALE[n]);"
+    KEEP = _KEEP
+    #: how messages are given
+    GIVE = "="
 
     def __init__(
         self,
@@ -183,7 +214,7 @@ class ConvolutionKernels:
     ) -> None:
         """fades: whether messages are multiplied by a factor of their atom."""
         self.plan, self.degree, self.fades = plan, degree, fades
-        self.num_y = (l_max + 1) ** 2 - 1
+        self.num_y = (l_max + 1) ** 2 - self.FIRST_Y
         self.size = SIZES[scalar]
         self.forward, self.edges, self.gather = (
             f"{name}_{number}" for name in ("forward", "edges", "gather")
@@ -211,33 +242,49 @@ class ConvolutionKernels:
 
     def _tile(self, couplings: _Couplings, edge: str, row: str, factor: str = "") -> str:
         return _TILE.format(
-            edge=edge, row=row, factor=factor, couplings="\n        ".join(couplings.lines)
+            edge=edge,
+            row=row,
+            weights=self.FIND_WEIGHTS,
+            num_y=self.NUM_Y,
+            factor=factor,
+            couplings="\n        ".join(couplings.lines),
         )
 
-    def _place(self, path: Path) -> str:
-        """Of the radial weights of a chunk of channels, in the table."""
+    def _weight(self, path: Path, factor: str = "", slope: str = "") -> str:
+        """w, times a factor if there is one; slope: of what is the derivative, too."""
         numbers = (self.degree + 1) * LANES
         step = path.weight_step // LANES * numbers
-        return f"t.table + PLACE[e] + {path.weight // LANES * numbers} + chunk * {step} + lane"
+        place = f"t.table + PLACE[e] + {path.weight // LANES * numbers} + chunk * {step} + lane"
+        declared, rest = (f"T {slope}; ", f", {slope}") if slope else ("", "")
+        return f"{declared}const T w = {factor}spline({place}, at{rest});"
+
+    def _owed(self, path: Path) -> str:  # noqa: ARG002
+        """To a radial weight, q: through its slope to the distance."""
+        return "s0 += dw * q;"
+
+    @property
+    def _num_sums(self) -> int:
+        """Of an edge: harmonics, and the distance or Y_0."""
+        return self.num_y + self.FIRST_Y
 
     def _features(self, paths: list[Path]) -> list[str]:
         """Reads the block of a neighbour's features that these paths read."""
         x, d1, mul = paths[0].x, paths[0].d1, paths[0].mul
         at = f"(long long)ROW[e] * {self.plan.width_in} + {x} + chunk * 32 + lane"
-        rows = [f"const T x{m} = __ldg(x + {m * mul});" for m in range(d1)]
+        rows = [f"const T x{m} = {or_zero(f'__ldg(x + {m * mul})', mul)};" for m in range(d1)]
         return [f"const T *x = t.x + {at};", *rows]
 
     def _factor(self) -> str:
         return "t.factor[i]" if self.fades else "T(1)"
 
     def _forward(self) -> str:
-        parts, couplings = _Parts(self.plan, MOST_WARPS), _Couplings()
+        parts, couplings = _Parts(self.plan, MOST_WARPS), _Couplings(self.FIRST_Y)
         bodies, keeps, most = [], [], 0
         for paths in parts.blocks:
             body = self._features(paths)
             keep, a = [], 0
             for path in paths:
-                body.append(f"{{ const T w = spline({self._place(path)}, at);")
+                body.append("{ " + self._weight(path))
                 every = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
                 body += [f"const T z{m} = w * x{m};" for m in sorted({m1 for m1, _ in every})]
                 for m3 in range(path.d3):
@@ -248,9 +295,8 @@ class ConvolutionKernels:
                     ]
                     at = f"out[{path.out + m3 * path.stride} + chunk * 32 + lane]"
                     value = f"factor * a{a + m3}"
-                    keep.append(
-                        f"{at} = {f'factor > T(0) ? {value} : T(0)' if self.fades else value};"
-                    )
+                    given = f"factor > T(0) ? {value} : T(0)" if self.fades else value
+                    keep.append(_write(f"{at} {self.GIVE} {given};", path.mul))
                 body.append("}")
                 a += path.d3
             most = max(most, a)
@@ -269,17 +315,17 @@ class ConvolutionKernels:
         )
 
     def _gather(self) -> str:
-        parts, couplings = _Parts(self.plan, MOST_WARPS), _Couplings()
+        parts, couplings = _Parts(self.plan, MOST_WARPS), _Couplings(self.FIRST_Y)
         bodies, keeps = [], []
         for paths in parts.blocks:
             x, d1, mul = paths[0].x, paths[0].d1, paths[0].mul
             at = f"(long long)ROW[e] * {self.plan.width_out} + chunk * 32 + lane"
             body = [f"const T *g = t.messages + {at};"]
             for path in paths:
-                body.append(f"{{ const T w = factor * spline({self._place(path)}, at);")
+                body.append("{ " + self._weight(path, "factor * "))
                 body += [
-                    f"const T g{m} = __ldg(g + {path.out + m * path.stride});"
-                    for m in range(path.d3)
+                    f"const T g{m} = {or_zero(f'__ldg(g + {column})', mul)};"
+                    for m, column in enumerate(path.columns)
                 ]
                 every = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
                 for m1 in sorted({m1 for m1, _ in every}):
@@ -288,7 +334,10 @@ class ConvolutionKernels:
                 body.append("}")
             bodies.append("\n".join(body))
             keeps.append(
-                "\n".join(f"out[{x + m * mul} + chunk * 32 + lane] += a{m};" for m in range(d1))
+                "\n".join(
+                    _write(f"out[{x + m * mul} + chunk * 32 + lane] += a{m};", mul)
+                    for m in range(d1)
+                )
             )
         self._room(couplings)
         most = max(paths[0].d1 for paths in parts.blocks)
@@ -312,25 +361,25 @@ class ConvolutionKernels:
         body = self._features(paths)
         for path in paths:
             lines += [
-                f"const T g{a + m} = g[{path.out + m * path.stride} + chunk * 32 + lane];"
-                for m in range(path.d3)
+                f"const T g{a + m} = {or_zero(f'g[{column} + chunk * 32 + lane]', path.mul)};"
+                for m, column in enumerate(path.columns)
             ]
-            body.append(f"{{ T dw; const T w = spline({self._place(path)}, at, dw);")
+            body.append("{ " + self._weight(path, slope="dw"))
             every = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
             used = sorted({m1 for m1, _ in every})
             for m1 in used:
                 terms = [times(s, f"g{a + m3}") for (n1, m3), s in every.items() if n1 == m1]
                 start = "T q =" if m1 == used[0] else "q +="
                 body.append(f"{start} x{m1} * ({total(terms)});")
-            body.append("s0 += dw * q;")
+            body.append(self._owed(path))
             if self.fades:
                 body.append(f"s{self.num_y + 1} += w * q;")
-            directions = direction_terms(path, a)
+            directions = direction_terms(path, a, self.FIRST_Y)
             if directions:
                 body += [f"const T z{m} = w * x{m};" for m in used]
             body += [*directions, "}"]
             a += path.d3
-        count = self.num_y + (2 if self.fades else 1)
+        count = self._num_sums + (1 if self.fades else 0)
         sums = ", ".join(f"s{m} = 0" for m in range(count))
         add = " ".join(f"s{m} += __shfl_xor_sync(~0u, s{m}, d);" for m in range(count))
         keep = " ".join(f"S[{m}][warp][e] = s{m};" for m in range(count))
@@ -344,9 +393,9 @@ class ConvolutionKernels:
         )
 
     def _edges(self) -> str:
-        couplings = _Couplings()
+        couplings = _Couplings(self.FIRST_Y)
         bodies = [self._edges_block(paths, couplings) for paths in blocks_of(self.plan)]
-        count = self.num_y + (2 if self.fades else 1)
+        count = self._num_sums + (1 if self.fades else 0)
         warps = min(MOST_WARPS, self._room(couplings) // (count * LANES * self.size))
         if warps < 1:
             raise NotCovered("The couplings of this network do not fit into a GPU's shared memory.")
@@ -360,5 +409,7 @@ class ConvolutionKernels:
             width_out=self.plan.width_out,
             tile=self._tile(couplings, "edge0 + n", "t.sources[edge]"),
             body=parts.branches(bodies, idle),
+            owed=self._num_sums,
+            keep=self.KEEP,
             product=_PRODUCT.format(warps=parts.warps) if self.fades else "",
         )

@@ -26,7 +26,12 @@ class Platform:
 
     driver = "libcuda.so.1"
 
-    def _library(self) -> ctypes.CDLL:
+    def library(self) -> ctypes.CDLL:
+        """Of the driver's functions.
+
+        Raises:
+            EngineUnavailable: there is no driver, or it finds no GPU.
+        """
         try:
             library = ctypes.CDLL(self.driver)
         except OSError:
@@ -47,12 +52,12 @@ class Platform:
             EngineUnavailable: there is no driver, or it finds none.
         """
         count = ctypes.c_int()
-        self._library().cuDeviceGetCount(ctypes.byref(count))
+        self.library().cuDeviceGetCount(ctypes.byref(count))
         return count.value
 
     def architecture(self, number: int) -> str:
         """Of a GPU, as compilers name it, such as "sm_90"."""
-        library, device = self._library(), ctypes.c_int()
+        library, device = self.library(), ctypes.c_int()
         library.cuDeviceGet(ctypes.byref(device), number)
         version = []
         for attribute in (MAJOR, MINOR):
