@@ -123,8 +123,7 @@ void Committee::spread(const Graph &graph, RowExchange *exchange, Uncertainty &u
 {
   const std::size_t num_members = members_.size();
   const double share = 1.0 / static_cast<double>(num_members);
-  if (exchange)
-    exchange->reverse({forces_of_.data(), static_cast<int>(3 * num_members), false});
+  if (exchange) exchange->reverse({forces_of_.data(), static_cast<int>(3 * num_members), false});
   // of the members' values, `stride` apart
   const auto variance = [=](const double *values, std::size_t stride) {
     double mean = 0.0, sum = 0.0;
@@ -138,8 +137,8 @@ void Committee::spread(const Graph &graph, RowExchange *exchange, Uncertainty &u
   for (int64_t row = 0; row < graph.num_local; row++) {
     const double *forces = &forces_of_[3 * row * num_members];
     uncertainty.energies[row] = std::sqrt(variance(&energies_of_[row * num_members], 1));
-    uncertainty.forces[row] = std::sqrt(variance(forces, 3) + variance(forces + 1, 3) +
-                                       variance(forces + 2, 3));
+    uncertainty.forces[row] =
+        std::sqrt(variance(forces, 3) + variance(forces + 1, 3) + variance(forces + 2, 3));
   }
 }
 
@@ -235,11 +234,10 @@ void Committee::step(const double *positions, RowExchange *exchange, RowExchange
 double Committee::memory() const
 {
   const auto bytes = [](const auto &...vectors) {
-    return (0.0 + ... +
-            (static_cast<double>(vectors.capacity()) * sizeof(*vectors.data())));
+    return (0.0 + ... + (static_cast<double>(vectors.capacity()) * sizeof(*vectors.data())));
   };
   return bytes(species_, edge_src_, edge_dst_, edge_vec_, kept_, energies_, gradient_, energies_of_,
                forces_of_, forces_, virials_);
 }
 
-}    // namespace eqcalc
+}     // namespace eqcalc

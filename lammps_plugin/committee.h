@@ -37,8 +37,9 @@ class Committee {
   bool empty() const { return members_.empty(); }
   int size() const { return static_cast<int>(members_.size()); }
 
-  double cutoff() const;                              // Å, the largest
-  const std::vector<int> &atomic_numbers() const;     // of the species in graphs: the first member's
+  double cutoff() const;     // Å, the largest
+  const std::vector<int> &atomic_numbers()
+      const;     // of the species in graphs: the first member's
 
   // As of Engine, of the graph with the largest cutoff: means over the members. uncertainty: filled
   // where asked for, on all processes or none.
@@ -51,8 +52,8 @@ class Committee {
   bool keep_lists() const;
   void place(const PairList &);
   struct Watched {
-    std::vector<double> limits;                      // [species, species] of the first member's; none: not watched
-    std::vector<int32_t> numbers, near_edges;        // [num_local]
+    std::vector<double> limits;     // [species, species] of the first member's; none: not watched
+    std::vector<int32_t> numbers, near_edges;     // [num_local]
   };
   void step(const double *positions, RowExchange *exchange, RowExchange *rows, StepResults &results,
             std::vector<Watched> &watched, Uncertainty *uncertainty);
@@ -65,8 +66,8 @@ class Committee {
   // what one member is given where its species or its cutoff are not the first's or the largest
   std::vector<int64_t> species_, edge_src_, edge_dst_;
   std::vector<double> edge_vec_;
-  std::vector<int64_t> kept_;                  // edges of the whole graph
-  std::vector<double> energies_, gradient_;     // of one member
+  std::vector<int64_t> kept_;                       // edges of the whole graph
+  std::vector<double> energies_, gradient_;         // of one member
   std::vector<double> energies_of_, forces_of_;     // [num_local, members]; [num_rows, members, 3]
 
   // the list that is placed, as far as step() needs it
@@ -78,6 +79,6 @@ class Committee {
   void spread(const Graph &, RowExchange *, Uncertainty &);
 };
 
-}    // namespace eqcalc
+}     // namespace eqcalc
 
 #endif

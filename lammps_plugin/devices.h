@@ -73,6 +73,6 @@ struct Driver {
   }
 };
 
-}    // namespace eqcalc
+}     // namespace eqcalc
 
 #endif

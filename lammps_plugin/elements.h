@@ -28,6 +28,6 @@ inline int atomic_number(const std::string &symbol)
   return found == std::end(SYMBOLS) ? 0 : static_cast<int>(found - std::begin(SYMBOLS));
 }
 
-}    // namespace eqcalc
+}     // namespace eqcalc
 
 #endif

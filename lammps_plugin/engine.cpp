@@ -337,7 +337,8 @@ class TorchEngine final : public Engine {
                           dotted(CUDA_OF_TORCH) +
                           ": update the driver, or install a torch for an older CUDA (or use "
                           "device cpu)");
-      throw EngineError(asked + "torch " TORCH_VERSION " sees no CUDA GPU here: use device cpu, or " +
+      throw EngineError(asked +
+                        "torch " TORCH_VERSION " sees no CUDA GPU here: use device cpu, or " +
                         (cuda_build ? "look with nvidia-smi and CUDA_VISIBLE_DEVICES why"
                                     : "install a CUDA build of torch on a machine with a GPU"));
     }
@@ -360,11 +361,10 @@ class TorchEngine final : public Engine {
     const std::string &path = options_.path;
     if (access(path.c_str(), R_OK) != 0)
       throw EngineError("there is no readable model file " + path);
-    const std::string foreign =
-        path + " is not an eqcalc potential file; make one with 'eqcalc export RUN -o model.pth'";
-    std::unordered_map<std::string, std::string> extra = {{METADATA_FILE, ""},
-                                                          {DOMAIN_FILE, ""},
-                                                          {ORIGIN_FILE, ""}};
+    const std::string foreign = path +
+        " is not an eqcalc potential file; make one with 'eqcalc export RUN -o model.pth'";
+    std::unordered_map<std::string, std::string> extra = {
+        {METADATA_FILE, ""}, {DOMAIN_FILE, ""}, {ORIGIN_FILE, ""}};
     try {
       module_ = torch::jit::load(path, device_, extra);
     } catch (const std::exception &error) {
@@ -483,8 +483,8 @@ class TorchEngine final : public Engine {
     Tensor total;
     guarded("the model", [&] {
       in = inputs(graph);
-      cut_edges = edges.apply(module_.get_method("edges")(
-          {in.species, in.edge_vec, in.edge_src, in.edge_dst}));
+      cut_edges = edges.apply(
+          module_.get_method("edges")({in.species, in.edge_vec, in.edge_src, in.edge_dst}));
       node_feats_in[0] = module_.get_method("embed")({in.species}).toTensor();
       total = torch::zeros({graph.num_local}, in.edge_vec.options()).detach();
     });
@@ -504,8 +504,7 @@ class TorchEngine final : public Engine {
     Tensor total_gradient;
     guarded("the model", [&] {
       total.requires_grad_(true);
-      const Tensor each =
-          module_.get_method("finish")({in.species, cut_edges, total}).toTensor();
+      const Tensor each = module_.get_method("finish")({in.species, cut_edges, total}).toTensor();
       copy_out(each, energies, graph.num_local);
       std::vector<Tensor> sources = edges.leaves;
       sources.push_back(total);
@@ -521,11 +520,11 @@ class TorchEngine final : public Engine {
       guarded("the model's gradient", [&] {
         std::vector<Tensor> sources = edges.leaves;
         if (k > 0) sources.push_back(node_feats_in[k]);
-        auto g = pull_back(
-            {{node_feats_out[k], feats_gradient},
-             {readout[k], total_gradient.defined() ? total_gradient.to(readout[k].scalar_type())
-                                                   : total_gradient}},
-            sources);
+        auto g = pull_back({{node_feats_out[k], feats_gradient},
+                            {readout[k],
+                             total_gradient.defined() ? total_gradient.to(readout[k].scalar_type())
+                                                      : total_gradient}},
+                           sources);
         if (k > 0) {
           with_ghost_rows = g.back();
           g.pop_back();
@@ -626,7 +625,7 @@ class TorchEngine final : public Engine {
   }
 };
 
-}    // namespace
+}     // namespace
 
 extern "C" EQCALC_PUBLIC int eqcalc_gpu_count()
 {
@@ -646,4 +645,4 @@ extern "C" EQCALC_PUBLIC Engine *eqcalc_create_engine(const EngineOptions &optio
   }
 }
 
-}    // namespace eqcalc
+}     // namespace eqcalc

@@ -37,7 +37,7 @@ struct EngineOptions {
 
 // One row per atom: first this process's own atoms, then its ghosts.
 struct Rows {
-  void *data;      // [num_rows, width], float or double
+  void *data;     // [num_rows, width], float or double
   int width;
   bool single;     // float
 };
@@ -53,14 +53,14 @@ class RowExchange {
 // Rows are numbered own atoms first, then the ghosts that edges refer to, then ghosts that only
 // pass through here on their way to other processes.
 struct Graph {
-  int64_t num_local = 0;                   // own atoms
-  int64_t num_nodes = 0;                   // ... and the ghosts that edges refer to
-  int64_t num_rows = 0;                    // ... and all other ghosts
-  const int64_t *species = nullptr;        // [num_nodes]
+  int64_t num_local = 0;                // own atoms
+  int64_t num_nodes = 0;                // ... and the ghosts that edges refer to
+  int64_t num_rows = 0;                 // ... and all other ghosts
+  const int64_t *species = nullptr;     // [num_nodes]
   int64_t num_edges = 0;
-  const int64_t *edge_src = nullptr;       // [num_edges] neighbour j
-  const int64_t *edge_dst = nullptr;       // [num_edges] centre i, ascending
-  const double *edge_vec = nullptr;        // [num_edges, 3] Å, centre -> neighbour
+  const int64_t *edge_src = nullptr;     // [num_edges] neighbour j
+  const int64_t *edge_dst = nullptr;     // [num_edges] centre i, ascending
+  const double *edge_vec = nullptr;      // [num_edges, 3] Å, centre -> neighbour
 };
 
 // Pairs of atoms, within the cutoff or more, that an engine keeps until it is given the next.
@@ -75,11 +75,11 @@ struct PairList {
 
 // What a step of a list's atoms is asked for.
 struct StepResults {
-  double *energies = nullptr;          // [num_local] eV
-  double *forces = nullptr;            // [num_nodes, 3] eV/Å
-  double *virials = nullptr;           // [num_nodes, 3, 3] eV, of the neighbours, or null
-  double *virial = nullptr;            // [3, 3] eV, their sum, or null
-  double nearest = 0.0;                // shortest distance (Å) within the cutoff, else more
+  double *energies = nullptr;     // [num_local] eV
+  double *forces = nullptr;       // [num_nodes, 3] eV/Å
+  double *virials = nullptr;      // [num_nodes, 3, 3] eV, of the neighbours, or null
+  double *virial = nullptr;       // [3, 3] eV, their sum, or null
+  double nearest = 0.0;           // shortest distance (Å) within the cutoff, else more
   // with limits [species, species] (Å^2): of own atoms the numbers of neighbours, and the edge that
   // is shortest among those below their limits, relative to these, or -1
   const double *limits = nullptr;
@@ -97,13 +97,14 @@ class Engine {
  public:
   virtual ~Engine() = default;
 
-  virtual double cutoff() const = 0;                                // Å
-  virtual const std::vector<int> &atomic_numbers() const = 0;       // of each species
-  virtual const std::vector<int> &exchange_widths() const = 0;      // columns before layer 1, 2, ...
-  virtual bool single() const = 0;                                  // float network
-  virtual std::string describe() const = 0;                         // for a log file
-  virtual const std::string &training_domain() const = 0;           // the file's lines, or nothing
-  virtual const std::string &origin() const = 0;     // one line on what it was imported from, or nothing
+  virtual double cutoff() const = 0;                               // Å
+  virtual const std::vector<int> &atomic_numbers() const = 0;      // of each species
+  virtual const std::vector<int> &exchange_widths() const = 0;     // columns before layer 1, 2, ...
+  virtual bool single() const = 0;                                 // float network
+  virtual std::string describe() const = 0;                        // for a log file
+  virtual const std::string &training_domain() const = 0;          // the file's lines, or nothing
+  // one line on what it was imported from, or nothing
+  virtual const std::string &origin() const = 0;
   virtual const std::vector<double> &reference_energies() const = 0;     // eV, of each species
 
   // why evaluate() cannot fill an AtomicUncertainty, after the name of the file; empty if it can
@@ -131,6 +132,6 @@ constexpr const char *ENGINE_FACTORY_NAME = "eqcalc_create_engine";
 using GpuCount = int();
 constexpr const char *GPU_COUNT_NAME = "eqcalc_gpu_count";
 
-}    // namespace eqcalc
+}     // namespace eqcalc
 
 #endif

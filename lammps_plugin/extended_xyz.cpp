@@ -57,4 +57,4 @@ std::string append_whole(const std::string &path, const std::string &text)
   return problem;
 }
 
-}    // namespace eqcalc
+}     // namespace eqcalc

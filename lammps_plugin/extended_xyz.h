@@ -24,8 +24,8 @@ struct Frame {
   std::array<bool, 3> periodic;
   int64_t step = 0;
   double time = 0.0;
-  std::string column;             // what `value` is
-  std::vector<Atom> atoms;        // in any order; written by id
+  std::string column;          // what `value` is
+  std::vector<Atom> atoms;     // in any order; written by id
 };
 
 std::string extended_xyz(Frame);
@@ -34,6 +34,6 @@ std::string extended_xyz(Frame);
 // it was. Returns what is wrong, or nothing.
 std::string append_whole(const std::string &path, const std::string &text);
 
-}    // namespace eqcalc
+}     // namespace eqcalc
 
 #endif

@@ -111,11 +111,11 @@ void FixEquivariantMonitor::init()
 {
   pair = dynamic_cast<PairEquivariant *>(force->pair_match("equivariant", 1, 0));
   if (!pair)
-    error->all(FLERR, "Fix equivariant/monitor needs pair_style equivariant, alone or once among "
-                      "the parts of a hybrid style");
+    error->all(FLERR,
+               "Fix equivariant/monitor needs pair_style equivariant, alone or once among "
+               "the parts of a hybrid style");
   if (wanted.empty())
-    quantity =
-        pair->is_committee() ? PairEquivariant::FORCE_DEVIATION : PairEquivariant::GRADE;
+    quantity = pair->is_committee() ? PairEquivariant::FORCE_DEVIATION : PairEquivariant::GRADE;
   const std::string reason = pair->lacking(quantity);
   if (!reason.empty()) error->all(FLERR, "Fix equivariant/monitor: {}", reason);
   warned = false;
@@ -231,8 +231,9 @@ std::string FixEquivariantMonitor::gather() const
   own.reserve(static_cast<std::size_t>(WIDTH) * atom->nlocal);
   for (int i = 0; i < atom->nlocal; i++) {
     const double *x = atom->x[i], *f = atom->f[i];
-    own.insert(own.end(), {static_cast<double>(atom->tag[i]), static_cast<double>(atom->type[i]),
-                           x[0], x[1], x[2], f[0], f[1], f[2], values[i]});
+    own.insert(own.end(),
+               {static_cast<double>(atom->tag[i]), static_cast<double>(atom->type[i]), x[0], x[1],
+                x[2], f[0], f[1], f[2], values[i]});
   }
   int count = static_cast<int>(own.size());
   std::vector<int> counts(comm->nprocs), places(comm->nprocs, 0);
@@ -246,8 +247,8 @@ std::string FixEquivariantMonitor::gather() const
   const double eV = pair->unit_of_energy();
   const double in_eV = quantity == PairEquivariant::GRADE ? 1.0 : eV;
   eqcalc::Frame frame;
-  frame.cell = {domain->xprd, 0.0, 0.0, domain->xy, domain->yprd, 0.0, domain->xz, domain->yz,
-                domain->zprd};
+  frame.cell = {domain->xprd, 0.0,        0.0,        domain->xy,  domain->yprd,
+                0.0,          domain->xz, domain->yz, domain->zprd};
   frame.periodic = {domain->xperiodic != 0, domain->yperiodic != 0, domain->zperiodic != 0};
   frame.step = update->ntimestep;
   frame.time = now() * (strcmp(update->unit_style, "metal") == 0 ? 1000.0 : 1.0);
@@ -275,8 +276,9 @@ std::string FixEquivariantMonitor::gather() const
 void FixEquivariantMonitor::act()
 {
   pending = false;
-  write(path, fmt::format("{} {:.10g} {:.8g} {:.8g} {}\n", last.step, last.time, last.largest,
-                          last.mean, last.atom));
+  write(path,
+        fmt::format("{} {:.10g} {:.8g} {:.8g} {}\n", last.step, last.time, last.largest, last.mean,
+                    last.atom));
   if (!(last.largest > std::min(warn_above, stop_above))) return;
   const bool stops = last.largest > stop_above;
 

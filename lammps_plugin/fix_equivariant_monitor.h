@@ -45,7 +45,7 @@ class FixEquivariantMonitor : public Fix {
     bigint step = -1;
     double time = 0.0;     // units of the run
     double largest = 0.0, mean = 0.0;
-    bigint atom = 0;     // id of the atom with the largest value
+    bigint atom = 0;       // id of the atom with the largest value
     std::string frame;     // the structure, on the first process, where it may be wanted
   };
 
@@ -58,9 +58,9 @@ class FixEquivariantMonitor : public Fix {
   bool append;
 
   Sample last;
-  bool pending;          // last waits for the minimiser to accept its positions
-  bool warned;           // in this run
-  bool saved;            // any frame yet
+  bool pending;     // last waits for the minimiser to accept its positions
+  bool warned;      // in this run
+  bool saved;       // any frame yet
   bigint saved_step;
   double saved_time;
 
@@ -74,6 +74,6 @@ class FixEquivariantMonitor : public Fix {
   std::string sentence(double) const;
 };
 
-}    // namespace LAMMPS_NS
+}     // namespace LAMMPS_NS
 
 #endif

@@ -58,7 +58,7 @@ std::string ask_python(const std::vector<std::string> &module_and_arguments)
   return answer.substr(0, answer.find('\n'));
 }
 
-}    // namespace
+}     // namespace
 
 std::string prepare_fused(const std::string &path, const std::string &precision,
                           const std::string &radial)
@@ -192,7 +192,8 @@ class FusedEngine final : public Engine {
     exchange_widths_.resize(widths(network_, nullptr, 0));
     widths(network_, exchange_widths_.data(), static_cast<int>(exchange_widths_.size()));
     try {
-      deviation_ = read_reference(folder + "/reference.bin").check(*this, path_, options.with_exchange);
+      deviation_ =
+          read_reference(folder + "/reference.bin").check(*this, path_, options.with_exchange);
     } catch (...) {
       close_(network_);
       throw;
@@ -213,23 +214,25 @@ class FusedEngine final : public Engine {
 
   std::string describe() const override
   {
-    const std::string where = on_gpu() ? "on a GPU"
-                                       : std::to_string(threads_) + (threads_ > 1 ? " threads" : " thread");
+    const std::string where =
+        on_gpu() ? "on a GPU" : std::to_string(threads_) + (threads_ > 1 ? " threads" : " thread");
     char text[240];
-    std::snprintf(text, sizeof(text),
-                  "cutoff %g, %zu layers, %s precision, engine %s, %s, reference structure reproduced "
-                  "to %.1e",
-                  cutoff_, exchange_widths_.size() + 1, single_ ? "single" : "double",
-                  radial_ == "network" ? "exact" : "fused", where.c_str(), deviation_);
+    std::snprintf(
+        text, sizeof(text),
+        "cutoff %g, %zu layers, %s precision, engine %s, %s, reference structure reproduced "
+        "to %.1e",
+        cutoff_, exchange_widths_.size() + 1, single_ ? "single" : "double",
+        radial_ == "network" ? "exact" : "fused", where.c_str(), deviation_);
     return text;
   }
 
   std::string lacks_uncertainty() const override
   {
     if (on_gpu()) return "runs on a GPU, where it has no uncertainty yet: choose device cpu";
-    return has_uncertainty_ ? ""
-                            : "has no uncertainty: run 'eqcalc calibrate MODEL frames.xyz' with its "
-                              "training frames";
+    return has_uncertainty_
+        ? ""
+        : "has no uncertainty: run 'eqcalc calibrate MODEL frames.xyz' with its "
+          "training frames";
   }
 
   void evaluate(const Graph &graph, RowExchange *exchange, double *energies, double *gradient,
@@ -264,9 +267,9 @@ class FusedEngine final : public Engine {
   void step(const double *positions, RowExchange *exchange, StepResults &results) override
   {
     const Callbacks callbacks(exchange, single_);
-    const eqcalc_step_results wanted = {
-        results.energies, results.forces, results.virials, results.virial,
-        &results.nearest, results.limits, results.numbers, results.near_edges};
+    const eqcalc_step_results wanted = {results.energies, results.forces,    results.virials,
+                                        results.virial,   &results.nearest,  results.limits,
+                                        results.numbers,  results.near_edges};
     char error[400];
     check(step_(network_, positions, callbacks.get(), &wanted, error, sizeof(error)), error);
   }
@@ -329,7 +332,7 @@ class FusedEngine final : public Engine {
   decltype(&eqcalc_step) step_ = nullptr;
 };
 
-}    // namespace
+}     // namespace
 
 std::unique_ptr<Engine> open_fused(const std::string &folder, const EngineOptions &options,
                                    const std::string &radial)
@@ -337,4 +340,4 @@ std::unique_ptr<Engine> open_fused(const std::string &folder, const EngineOption
   return std::make_unique<FusedEngine>(folder, options, radial);
 }
 
-}    // namespace eqcalc
+}     // namespace eqcalc

@@ -23,6 +23,6 @@ std::string find_model(const std::string &name, const std::vector<std::string> &
 std::unique_ptr<Engine> open_fused(const std::string &folder, const EngineOptions &,
                                    const std::string &radial);
 
-}    // namespace eqcalc
+}     // namespace eqcalc
 
 #endif

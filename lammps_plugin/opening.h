@@ -46,6 +46,6 @@ class Opening : protected Pointers {
   std::string open_fused(const std::string &radial, std::unique_ptr<eqcalc::Engine> &);
 };
 
-}    // namespace LAMMPS_NS
+}     // namespace LAMMPS_NS
 
 #endif

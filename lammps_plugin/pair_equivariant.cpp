@@ -100,8 +100,8 @@ void PairEquivariant::settings(int narg, char **arg)
       keywords.precision = value;
     } else if (key == "engine") {
       if (value != "fused" && value != "exact" && value != "torch")
-        error->all(FLERR,
-                   "Pair style equivariant: engine must be fused, exact or torch, not '{}'", value);
+        error->all(FLERR, "Pair style equivariant: engine must be fused, exact or torch, not '{}'",
+                   value);
       keywords.engine = value;
     } else if (key == "device") {
       keywords.device = value;
@@ -113,12 +113,13 @@ void PairEquivariant::settings(int narg, char **arg)
     } else if (key == "memory_limit") {
       keywords.memory_limit = utils::numeric(FLERR, value, false, lmp);
       if (!(keywords.memory_limit > 0.0))
-        error->all(FLERR, "Pair style equivariant: memory_limit must be a number of GB above 0, not {}",
+        error->all(FLERR,
+                   "Pair style equivariant: memory_limit must be a number of GB above 0, not {}",
                    value);
     } else if (key == "domain") {
       if (value != "warn" && value != "stop" && value != "ignore")
-        error->all(FLERR,
-                   "Pair style equivariant: domain must be warn, stop or ignore, not '{}'", value);
+        error->all(FLERR, "Pair style equivariant: domain must be warn, stop or ignore, not '{}'",
+                   value);
       on_domain_exit = value == "warn" ? WARN : value == "stop" ? STOP : IGNORE;
     } else {
       timing = utils::logical(FLERR, value, false, lmp) != 0;
@@ -133,8 +134,9 @@ void PairEquivariant::settings(int narg, char **arg)
                device);
 
   if (keywords.memory_limit > 0.0 && (device.rfind("cuda", 0) != 0 || engine != "fused"))
-    error->all(FLERR,
-               "Pair style equivariant: memory_limit is of 'device cuda engine fused': leave it out");
+    error->all(
+        FLERR,
+        "Pair style equivariant: memory_limit is of 'device cuda engine fused': leave it out");
 
   // potentials opened with other settings are void
   potentials.clear();
@@ -187,8 +189,7 @@ void PairEquivariant::coeff(int narg, char **arg)
     Payload widest;
     float dummy;
     widest.singles = member.engine->single() ? &dummy : nullptr;
-    for (int width : member.engine->exchange_widths())
-      widest.width = std::max(widest.width, width);
+    for (int width : member.engine->exchange_widths()) widest.width = std::max(widest.width, width);
     comm_forward = std::max(comm_forward, widest.doubles());
     comm_reverse = std::max(comm_reverse, widest.doubles());
   }
@@ -254,8 +255,7 @@ void PairEquivariant::map_types(const std::vector<std::string> &elements)
   for (int itype = 1; itype <= ntypes; itype++) {
     const std::string &element = elements[itype - 1];
     if (element == "NULL") continue;
-    const auto found =
-        std::find(numbers.begin(), numbers.end(), eqcalc::atomic_number(element));
+    const auto found = std::find(numbers.begin(), numbers.end(), eqcalc::atomic_number(element));
     if (found != numbers.end()) type2species[itype] = static_cast<int>(found - numbers.begin());
     for (int m = 0; m < potentials.size(); m++)
       if (type2species[itype] < 0 || members[m].species[type2species[itype]] < 0)
@@ -412,9 +412,10 @@ void PairEquivariant::finish()
   double atom_calls;
   MPI_Allreduce(&num_atom_calls, &atom_calls, 1, MPI_DOUBLE, MPI_SUM, world);
   if (comm->me != 0) return;
-  std::string text = fmt::format("Pair style equivariant: {} calls, microseconds per atom and call "
-                                 "summed over processes:",
-                                 num_calls);
+  std::string text = fmt::format(
+      "Pair style equivariant: {} calls, microseconds per atom and call "
+      "summed over processes:",
+      num_calls);
   const char *names[NPHASES] = {"edges", "model", "exchange", "forces"};
   for (int p = 0; p < NPHASES; p++)
     text += fmt::format(" {} {:.3f}{}", names[p], 1e6 * total[p] / std::max(1.0, atom_calls),
@@ -427,8 +428,7 @@ void PairEquivariant::finish()
 double PairEquivariant::memory_usage()
 {
   const auto bytes = [](const auto &...vectors) {
-    return (0.0 + ... +
-            (static_cast<double>(vectors.capacity()) * sizeof(*vectors.data())));
+    return (0.0 + ... + (static_cast<double>(vectors.capacity()) * sizeof(*vectors.data())));
   };
   return Pair::memory_usage() +
       bytes(atom_of_row, row_of_atom, absent, owner_of_ghost, species, edge_src, edge_dst,

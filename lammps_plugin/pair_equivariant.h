@@ -53,9 +53,9 @@ class PairEquivariant : public Pair {
   static bool quantity_of(const std::string &name, Quantity &);
 
   bool is_committee() const { return potentials.size() > 1; }
-  std::string lacking(Quantity) const;           // why the potentials do not have it, or nothing
-  void trigger(Quantity, bool);                  // whether the next evaluation computes it
-  const double *values(Quantity) const;          // [nlocal] of the last one, in units of the run
+  std::string lacking(Quantity) const;      // why the potentials do not have it, or nothing
+  void trigger(Quantity, bool);             // whether the next evaluation computes it
+  const double *values(Quantity) const;     // [nlocal] of the last one, in units of the run
   double unit_of_energy() const { return energy_unit; }     // eV in the units of the run
   int atomic_number_of_type(int itype) const;               // 0 for NULL
 
@@ -90,25 +90,25 @@ class PairEquivariant : public Pair {
 
   // The graph. Rows: own atoms in the order of the neighbor list, then ghosts (several processes
   // only; a single one replaces ghosts by the atoms that they are images of).
-  std::vector<int> atom_of_row;              // own atoms only
-  std::vector<int> row_of_atom;              // own and ghost, -1 where it is left out
-  std::vector<char> absent;                  // own and ghost: left out as if its type were NULL
-  std::vector<int> owner_of_ghost;           // single process: own and ghost -> own
-  std::vector<int64_t> species;              // of rows
-  std::vector<int64_t> edge_src, edge_dst;   // rows
-  std::vector<int> edge_neighbor;            // atom whose force edge_src stands for
-  std::vector<double> edge_vec;              // Å, centre -> neighbour
-  std::vector<double> energies, gradient;    // of own rows; of edges
+  std::vector<int> atom_of_row;                // own atoms only
+  std::vector<int> row_of_atom;                // own and ghost, -1 where it is left out
+  std::vector<char> absent;                    // own and ghost: left out as if its type were NULL
+  std::vector<int> owner_of_ghost;             // single process: own and ghost -> own
+  std::vector<int64_t> species;                // of rows
+  std::vector<int64_t> edge_src, edge_dst;     // rows
+  std::vector<int> edge_neighbor;              // atom whose force edge_src stands for
+  std::vector<double> edge_vec;                // Å, centre -> neighbour
+  std::vector<double> energies, gradient;      // of own rows; of edges
   bigint num_nodes, num_rows;
-  bigint graph_build;                        // neighbor list that rows belong to
+  bigint graph_build;     // neighbor list that rows belong to
 
   std::vector<double> ghost_forces, atom_virials;     // several processes: before they go home
 
   // Engines that keep lists of pairs (pair_equivariant_list.cpp): of all in LAMMPS's list, and then
   // positions at each step.
-  std::vector<int> atom_of_place;                     // own rows, then ghosts
+  std::vector<int> atom_of_place;     // own rows, then ghosts
   std::vector<int64_t> species_of_place, edge_place, sent_rows;
-  std::vector<int> exchanged_row;                     // own and ghost: row of an exchange, -1: none
+  std::vector<int> exchanged_row;     // own and ghost: row of an exchange, -1: none
   std::vector<double> positions, node_forces, node_virials;
   std::array<double, 9> total_virial;
   std::vector<eqcalc::Committee::Watched> watched;     // of each potential
@@ -116,13 +116,13 @@ class PairEquivariant : public Pair {
   // what the next forward_comm() or reverse_comm() carries: one row per atom
   struct Payload {
     double *values = nullptr;
-    float *singles = nullptr;              // instead of values; two travel in one double
+    float *singles = nullptr;     // instead of values; two travel in one double
     int width = 0;
-    const int *row_of_atom = nullptr;      // null: row = atom
-    char *packed = nullptr;                // becomes 1 for atoms that are packed, unless it is null
+    const int *row_of_atom = nullptr;     // null: row = atom
+    char *packed = nullptr;               // becomes 1 for atoms that are packed, unless it is null
     int doubles() const { return singles ? (width + 1) / 2 : width; }
     int row(int k) const { return row_of_atom ? row_of_atom[k] : k; }     // -1: none
-    void pack(int k, double *buf) const;                                  // zeros where there is none
+    void pack(int k, double *buf) const;     // zeros where there is none
   } payload;
 
   static constexpr const char *WITH_BONDS =
@@ -170,6 +170,6 @@ class PairEquivariant : public Pair {
   void reverse(const Payload &);
 };
 
-}    // namespace LAMMPS_NS
+}     // namespace LAMMPS_NS
 
 #endif

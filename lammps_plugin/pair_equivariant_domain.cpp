@@ -94,9 +94,10 @@ void PairEquivariant::watch_domain()
                                    : fmt::format("limit of the training: {:.3f} Å", limit));
       } else {
         const auto &range = training.neighbors(species_of(i));
-        sentence = fmt::format("atom {} ({}) has {:g} neighbors (limits of the training: {:g} to "
-                               "{:g})",
-                               atom->tag[i], symbol(i), place.figure, range.low, range.high);
+        sentence = fmt::format(
+            "atom {} ({}) has {:g} neighbors (limits of the training: {:g} to "
+            "{:g})",
+            atom->tag[i], symbol(i), place.figure, range.low, range.high);
       }
     }
     leave_domain(m, quantity, processes.broadcast(sentence, worst[n].process));
@@ -160,10 +161,10 @@ void PairEquivariant::leave_domain(int member, eqcalc::TrainingDomain::Quantity 
   const std::string whose = potentials.size() == 1
       ? "the potential's training"
       : fmt::format("the training of {}", potentials.members()[member].path);
-  const std::string text =
-      fmt::format("Pair style equivariant: outside of {}, {}: forces and energies there are "
-                  "extrapolations that nothing vouches for",
-                  whose, sentence);
+  const std::string text = fmt::format(
+      "Pair style equivariant: outside of {}, {}: forces and energies there are "
+      "extrapolations that nothing vouches for",
+      whose, sentence);
   if (on_domain_exit == STOP) error->all(FLERR, "{}", text);
   if (comm->me == 0) error->warning(FLERR, "{}", text);
 }

@@ -64,8 +64,8 @@ void PairEquivariant::check_bonds()
         const int j = atom->map(atom->special[i][n]);
         if ((j < 0 || type2species[atom->type[j]] >= 0) && processes.problem.empty())
           processes.problem = fmt::format("atoms {} and {} are bonded: it {}",
-                                std::min(atom->tag[i], atom->special[i][n]),
-                                std::max(atom->tag[i], atom->special[i][n]), WITH_BONDS);
+                                          std::min(atom->tag[i], atom->special[i][n]),
+                                          std::max(atom->tag[i], atom->special[i][n]), WITH_BONDS);
       }
   }
 }
@@ -141,9 +141,10 @@ void PairEquivariant::build_edges()
     const int i = atom_of_row[row];
     const double xi = x[i][0], yi = x[i][1], zi = x[i][2];
     if (!std::isfinite(xi + yi + zi) && processes.problem.empty())
-      processes.problem = fmt::format("the position of atom {} is not finite ({}, {}, {}): the simulation "
-                            "blew up",
-                            atom->tag[i], xi, yi, zi);
+      processes.problem = fmt::format(
+          "the position of atom {} is not finite ({}, {}, {}): the simulation "
+          "blew up",
+          atom->tag[i], xi, yi, zi);
     const int *neighbors = list->firstneigh[i];
     for (int jj = 0; jj < list->numneigh[i]; jj++) {
       int j = neighbors[jj] & NEIGHMASK;

@@ -91,10 +91,12 @@ bool PairEquivariant::read_positions()
     const int i = atom_of_place[place];
     same = same && type2species[atom->type[i]] == species_of_place[place];
     std::copy_n(x[i], 3, &positions[3 * place]);
-    if (!std::isfinite(x[i][0] + x[i][1] + x[i][2]) && i < atom->nlocal && processes.problem.empty())
-      processes.problem = fmt::format("the position of atom {} is not finite ({}, {}, {}): the "
-                                      "simulation blew up",
-                                      atom->tag[i], x[i][0], x[i][1], x[i][2]);
+    if (!std::isfinite(x[i][0] + x[i][1] + x[i][2]) && i < atom->nlocal &&
+        processes.problem.empty())
+      processes.problem = fmt::format(
+          "the position of atom {} is not finite ({}, {}, {}): the "
+          "simulation blew up",
+          atom->tag[i], x[i][0], x[i][1], x[i][2]);
   }
   return same;
 }

@@ -24,9 +24,10 @@ static constexpr int COLUMN_OF[9] = {0, 1, 2, 1, 2, 2, 0, 0, 1};
 void PairEquivariant::note_not_finite(const char *what, int i)
 {
   if (processes.problem.empty())
-    processes.problem = fmt::format("the {} of atom {} at ({}, {}, {}) is not finite: the simulation blew "
-                          "up, or left what the potential knows",
-                          what, atom->tag[i], atom->x[i][0], atom->x[i][1], atom->x[i][2]);
+    processes.problem = fmt::format(
+        "the {} of atom {} at ({}, {}, {}) is not finite: the simulation blew "
+        "up, or left what the potential knows",
+        what, atom->tag[i], atom->x[i][0], atom->x[i][1], atom->x[i][2]);
 }
 
 /* ---------------------------------------------------------------------- */
@@ -107,7 +108,8 @@ void PairEquivariant::tally_list()
   if (collect) ghost_forces.assign(3 * nall, 0.0);
   for (bigint row = 0; row < num_nodes; row++) {
     const int i = atom_of_place[row];
-    double *fi = (collect && i >= nlocal) ? &ghost_forces[3 * static_cast<std::size_t>(i)] : atom->f[i];
+    double *fi = (collect && i >= nlocal) ? &ghost_forces[3 * static_cast<std::size_t>(i)]
+                                          : atom->f[i];
     for (int a = 0; a < 3; a++) fi[a] += node_forces[3 * row + a];
   }
   if (collect) bring_home_ghost_forces();

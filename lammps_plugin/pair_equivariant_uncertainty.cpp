@@ -44,9 +44,10 @@ std::string PairEquivariant::lacking(Quantity quantity) const
   if (potentials.empty()) return "pair_coeff must follow pair_style";
   if (is_committee()) {
     if (quantity != GRADE) return "";
-    return fmt::format("{} is of one potential, but pair_coeff names several: take "
-                       "force_deviation or energy_deviation",
-                       name);
+    return fmt::format(
+        "{} is of one potential, but pair_coeff names several: take "
+        "force_deviation or energy_deviation",
+        name);
   }
   if (quantity == FORCE_DEVIATION)
     return fmt::format("{} is of a committee: name several potentials in pair_coeff", name);

@@ -54,6 +54,6 @@ struct PairEquivariant::Exchange : eqcalc::RowExchange {
   }
 };
 
-}    // namespace LAMMPS_NS
+}     // namespace LAMMPS_NS
 
 #endif

@@ -25,7 +25,7 @@ struct PluginRecord {
 using PluginRegister = void(PluginRecord *, void *);
 
 __attribute__((visibility("default"))) void lammpsplugin_init(void *lmp, void *handle,
-                                                             void *regfunc);
+                                                              void *regfunc);
 }
 
 static Pair *create_pair(LAMMPS *lmp)

@@ -39,6 +39,6 @@ class Processes : protected Pointers {
   bool everywhere(bool here);
 };
 
-}    // namespace LAMMPS_NS
+}     // namespace LAMMPS_NS
 
 #endif

@@ -19,8 +19,8 @@ constexpr double TOLERANCE_SINGLE = 2e-3;
 
 struct ReferenceStructure {
   std::vector<int64_t> species, edge_src, edge_dst;
-  std::vector<double> edge_vec;                      // [edges, 3] Å
-  std::vector<double> energies, forces, strain;      // [atoms] eV, [atoms, 3] eV/Å, [3, 3] eV
+  std::vector<double> edge_vec;                     // [edges, 3] Å
+  std::vector<double> energies, forces, strain;     // [atoms] eV, [atoms, 3] eV/Å, [3, 3] eV
 
   // the largest deviation; EngineError, with the figures, if it is more than allowed
   double check(Engine &engine, const std::string &path, bool with_exchange) const
@@ -80,6 +80,6 @@ struct ReferenceStructure {
   }
 };
 
-}    // namespace eqcalc
+}     // namespace eqcalc
 
 #endif

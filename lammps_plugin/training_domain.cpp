@@ -69,4 +69,4 @@ void TrainingDomain::note_count(int i, int species, int number)
   if (severity < count_.severity) count_ = {severity, i, -1, static_cast<double>(number)};
 }
 
-}    // namespace eqcalc
+}     // namespace eqcalc

@@ -27,7 +27,7 @@ class TrainingDomain {
   struct Place {
     double severity = 0.0;     // below 0: outside, the lower the farther
     int i = -1, j = -1;
-    double figure = 0.0;       // Å, or number of neighbors
+    double figure = 0.0;     // Å, or number of neighbors
   };
 
   // Knows no limits, and all is inside.
@@ -41,7 +41,7 @@ class TrainingDomain {
   const Range &neighbors(int species) const { return neighbors_[species]; }
   double shortest(int a, int b) const { return shortest_[a * num_species_ + b]; }     // Å
 
-  void begin_run();                          // all may be told again
+  void begin_run();     // all may be told again
   bool watches(Quantity quantity) const { return known_ && !told_[quantity]; }
   void told(Quantity);
 
@@ -64,6 +64,6 @@ class TrainingDomain {
   Place pair_, count_;
 };
 
-}    // namespace eqcalc
+}     // namespace eqcalc
 
 #endif

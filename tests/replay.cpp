@@ -23,7 +23,7 @@ using I = std::int64_t;
 struct Array {
   bool numbers;
   I size;
-  void *data;               // malloc'ed
+  void *data;     // malloc'ed
   std::vector<char> after;
 };
 
@@ -56,7 +56,7 @@ template <std::size_t... N>
 static int call(const char *name, I count, std::vector<Array> &arrays, std::index_sequence<N...>)
 {
   if (arrays.size() == sizeof...(N))
-    return find<int(I, decltype((void) N, (void *) nullptr)...)>(name)(count, arrays[N].data...);
+    return find<int(I, decltype((void)N, (void *)nullptr)...)>(name)(count, arrays[N].data...);
   if constexpr (sizeof...(N) < 16)
     return call(name, count, arrays, std::make_index_sequence<sizeof...(N) + 1>());
   stop("too many arrays");
@@ -70,8 +70,9 @@ static int evaluate(int threads, std::vector<Array> &a)
 {
   const I atoms = a[0].size / 8, edges = a[1].size / 8;
   const auto integers = [&](int n) { return static_cast<const I *>(a[n].data); };
-  const eqcalc_graph graph = {atoms,       atoms,       atoms,       edges,
-                              integers(0), integers(1), integers(2), static_cast<double *>(a[3].data)};
+  const eqcalc_graph graph = {
+      atoms,       atoms,       atoms,       edges,
+      integers(0), integers(1), integers(2), static_cast<double *>(a[3].data)};
   char error[400];
   auto *run = find<decltype(eqcalc_evaluate)>("eqcalc_evaluate");
   auto *energies = static_cast<double *>(a[4].data), *gradient = static_cast<double *>(a[5].data);
@@ -105,7 +106,8 @@ static void open(const Array &description)
 static void compare(const std::string &name, const Array &a)
 {
   if (!a.numbers) {
-    if (a.size > 0 && std::memcmp(a.data, a.after.data(), a.size) != 0) stop(name + ": changed its input");
+    if (a.size > 0 && std::memcmp(a.data, a.after.data(), a.size) != 0)
+      stop(name + ": changed its input");
     return;
   }
   const I count = a.size / static_cast<I>(sizeof(double));
@@ -142,7 +144,7 @@ int main(int, char **arguments)
     }
     if (name == "open")
       open(arrays[0]);
-    else if (name == "evaluate" ? evaluate(static_cast<int>(count), arrays)
+    else if (name == "evaluate"   ? evaluate(static_cast<int>(count), arrays)
                  : name == "muon" ? muon(count, arrays)
                                   : call(name.c_str(), count, arrays, std::index_sequence<>()))
       stop(name + " failed");

@@ -3,25 +3,33 @@
 // are what they were before. Memory of the device begins as NaN, ends at a page that nobody may
 // touch, and is limited.
 
+#include <dlfcn.h>
+#include <elf.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <dlfcn.h>
-#include <elf.h>
 #include <functional>
 #include <map>
 #include <string>
-#include <sys/mman.h>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
 namespace {
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201,
-       NOT_FOUND = 500, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900 };
+enum {
+  SUCCESS = 0,
+  INVALID_VALUE = 1,
+  OUT_OF_MEMORY = 2,
+  INVALID_IMAGE = 200,
+  INVALID_CONTEXT = 201,
+  NOT_FOUND = 500,
+  LAUNCH_FAILED = 719,
+  CAPTURE_UNSUPPORTED = 900
+};
 
 constexpr std::size_t PAGE = 4096;
 
@@ -92,13 +100,19 @@ int finish(std::size_t pieces)
   return SUCCESS;
 }
 
-std::size_t whole_pages(std::size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
+std::size_t whole_pages(std::size_t bytes)
+{
+  return (bytes + PAGE - 1) / PAGE * PAGE;
+}
 
-}    // namespace
+}     // namespace
 
 #define API extern "C" __attribute__((visibility("default"))) int
 
-API cuInit(unsigned) { return SUCCESS; }
+API cuInit(unsigned)
+{
+  return SUCCESS;
+}
 API cuDeviceGetCount(int *count)
 {
   *count = 2;
@@ -114,7 +128,10 @@ API cuDevicePrimaryCtxRetain(void **context, int device)
   *context = reinterpret_cast<void *>(static_cast<std::uintptr_t>(device + 1));
   return SUCCESS;
 }
-API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+API cuDevicePrimaryCtxRelease_v2(int)
+{
+  return SUCCESS;
+}
 API cuCtxPushCurrent_v2(void *context)
 {
   contexts.push_back(context);
@@ -194,7 +211,8 @@ API cuMemFree_v2(unsigned long long address)
   const auto found = allocations.find(address);
   if (found == allocations.end()) return INVALID_VALUE;
   const auto [base, size] = found->second;
-  const std::size_t bytes = static_cast<char *>(base) + size - PAGE - reinterpret_cast<char *>(address);
+  const std::size_t bytes = static_cast<char *>(base) + size - PAGE -
+      reinterpret_cast<char *>(address);
   used -= std::min(used, bytes);
   munmap(base, size);
   allocations.erase(found);
@@ -247,7 +265,10 @@ API cuStreamCreate(void **stream, unsigned)
   *stream = reinterpret_cast<void *>(1);
   return SUCCESS;
 }
-API cuStreamDestroy_v2(void *) { return SUCCESS; }
+API cuStreamDestroy_v2(void *)
+{
+  return SUCCESS;
+}
 API cuStreamSynchronize(void *)
 {
   if (captured) return CAPTURE_UNSUPPORTED;
@@ -316,7 +337,7 @@ API cuGraphExecDestroy(void *exec)
 API cuGetErrorName(int error, const char **name)
 {
   *name = error == LAUNCH_FAILED ? "CUDA_ERROR_LAUNCH_FAILED"
-      : error == INVALID_IMAGE ? "CUDA_ERROR_INVALID_IMAGE"
+      : error == INVALID_IMAGE   ? "CUDA_ERROR_INVALID_IMAGE"
       : error == INVALID_CONTEXT ? "CUDA_ERROR_INVALID_CONTEXT"
                                  : "CUDA_ERROR";
   return SUCCESS;
@@ -327,7 +348,10 @@ extern "C" __attribute__((visibility("default"))) void emulated_memory(std::size
 {
   limit = bytes;
 }
-extern "C" __attribute__((visibility("default"))) std::size_t emulated_used() { return used; }
+extern "C" __attribute__((visibility("default"))) std::size_t emulated_used()
+{
+  return used;
+}
 extern "C" __attribute__((visibility("default"))) void emulated_counts(long long *to)
 {
   std::memcpy(to, counts, sizeof(counts));

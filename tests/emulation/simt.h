@@ -3,6 +3,7 @@
 // barriers, so that a barrier that is missing shows as numbers that are wrong or change with
 // EQCALC_EMULATION_SEED. Kernels take one structure; simt_end.h follows them.
 
+#include <sys/mman.h>
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -10,7 +11,6 @@
 #include <cstring>
 #include <random>
 #include <stdexcept>
-#include <sys/mman.h>
 #include <vector>
 
 #if !defined(__x86_64__)
@@ -162,7 +162,7 @@ template <class U> U exchange(U value, int lane)
   return got;
 }
 
-}    // namespace simt
+}     // namespace simt
 
 #define __global__ __attribute__((visibility("default")))
 #define __device__
@@ -174,13 +174,22 @@ template <class U> U exchange(U value, int lane)
 #define blockDim (simt::dim)
 #define gridDim (simt::grid)
 
-inline void __syncthreads() { simt::pause(simt::FOR_BLOCK); }
-inline void __syncwarp(unsigned = ~0u) { simt::pause(simt::FOR_WARP); }
+inline void __syncthreads()
+{
+  simt::pause(simt::FOR_BLOCK);
+}
+inline void __syncwarp(unsigned = ~0u)
+{
+  simt::pause(simt::FOR_WARP);
+}
 template <class U> U __shfl_xor_sync(unsigned, U value, int mask)
 {
   return simt::exchange(value, simt::now->rank % simt::WARP ^ mask);
 }
-template <class U> U __ldg(const U *p) { return *p; }
+template <class U> U __ldg(const U *p)
+{
+  return *p;
+}
 
 using std::exp;
 using std::max;

@@ -3,8 +3,11 @@
 namespace {
 Task simt_task;
 void (*simt_kernel)(Task);
-void simt_body() { simt_kernel(simt_task); }
-}    // namespace
+void simt_body()
+{
+  simt_kernel(simt_task);
+}
+}     // namespace
 
 extern "C" __attribute__((visibility("default"))) unsigned long simt_argument_bytes()
 {

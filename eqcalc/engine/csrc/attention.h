@@ -9,9 +9,9 @@ namespace {
 constexpr int MOST_HEADS = 64;
 
 struct Heads {
-  I count, scalars, channels;       // heads; padded scalars and channels
+  I count, scalars, channels;     // heads; padded scalars and channels
   Activation silu;
-  Buffer<T> weight;                 // [scalars]
+  Buffer<T> weight;                                      // [scalars]
   std::vector<int> of_scalar, of_channel, of_column;     // heads, -1: of none; columns of the sum
 
   explicit Heads(const Record &from) :
@@ -98,7 +98,8 @@ class AttentionBack final : public EdgeStep {
   void apply(const Tile &tile) const override
   {
     for (int e = 0; e < tile.count; e++) {
-      const T *g = tile.value(source_, e), *s = tile.value(value_, e), *z = tile.value(exponents_, e);
+      const T *g = tile.value(source_, e), *s = tile.value(value_, e),
+              *z = tile.value(exponents_, e);
       T *to = tile.value(target_, e);
       T owed[MOST_HEADS] = {};
       for (I c = 0; c < heads_.channels; c++)
@@ -125,4 +126,4 @@ class AttentionBack final : public EdgeStep {
   int source_, target_, value_, exponents_;
 };
 
-}    // namespace
+}     // namespace

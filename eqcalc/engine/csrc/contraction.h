@@ -16,7 +16,8 @@ class ContractionStep final : public Step {
       outs_(from.indices("rows_out")), first_(from.indices("first")),
       second_(from.indices("second"))
   {
-    const auto out = from.indices("out"), left = from.indices("left"), right = from.indices("right");
+    const auto out = from.indices("out"), left = from.indices("left"),
+               right = from.indices("right");
     const Array &values = from.array("coefficients");     // [species or 1, channels or 1, terms]
     const I terms = num_terms_ = values.length(2);
     if (from.has("kernels")) kernels_ = &CONTRACTIONS[from.integer("kernels")];
@@ -51,7 +52,8 @@ class ContractionStep final : public Step {
       for (I channel = 0; channel < channels_; channel += L)
         for (int b = 0; b < block.count; b++)
           kernels_->forward(table<true>(block.species[b], channel),
-                            block.values[source()][b] + channel, block.values[target()][b] + channel);
+                            block.values[source()][b] + channel,
+                            block.values[target()][b] + channel);
     else if (by_channel_)
       forward_all<true>(block);
     else
@@ -62,10 +64,9 @@ class ContractionStep final : public Step {
     if (kernels_)
       for (I channel = 0; channel < channels_; channel += L)
         for (int b = 0; b < block.count; b++)
-          kernels_->backward(table<true>(block.species[b], channel),
-                             block.values[source()][b] + channel,
-                             block.gradients[target()][b] + channel,
-                             block.gradients[source()][b] + channel);
+          kernels_->backward(
+              table<true>(block.species[b], channel), block.values[source()][b] + channel,
+              block.gradients[target()][b] + channel, block.gradients[source()][b] + channel);
     else if (by_channel_)
       backward_all<true>(block);
     else
@@ -77,14 +78,14 @@ class ContractionStep final : public Step {
     int out, left, end;     // column of y, place of u, end of its terms
   };
   I channels_;
-  std::vector<int> rows_, outs_;           // first columns in the source and the target
-  std::vector<int> first_, second_;        // places of u whose products are taken
-  std::vector<int> right_;                 // place of u, of each term
+  std::vector<int> rows_, outs_;        // first columns in the source and the target
+  std::vector<int> first_, second_;     // places of u whose products are taken
+  std::vector<int> right_;              // place of u, of each term
   std::vector<Group> groups_;
   I num_terms_, tables_;
   const ContractionKernels *kernels_ = nullptr;
   bool by_channel_, in_place_;
-  Buffer<T> coefficients_;                 // [species, channels / L, terms, L]; numbers: [terms]
+  Buffer<T> coefficients_;     // [species, channels / L, terms, L]; numbers: [terms]
 
   I num_rows() const { return static_cast<I>(rows_.size()); }
   I num_factors() const { return num_rows() + static_cast<I>(first_.size()) + 1; }
@@ -177,4 +178,4 @@ class ContractionStep final : public Step {
   }
 };
 
-}    // namespace
+}     // namespace

@@ -27,8 +27,7 @@ class Counts {
         const Centre centre = edges.of(i);
         for (int e = 0; e < centre.count; e++) {
           const Radial::Cursor at = radial.at(centre.slot + e);
-          for (I k = 0; k < width_; k += L)
-            store(count + k, load(count + k) + term(at.value(k)));
+          for (I k = 0; k < width_; k += L) store(count + k, load(count + k) + term(at.value(k)));
         }
       }
     });
@@ -70,11 +69,11 @@ class Counts {
   I bytes() const { return radial_.bytes() + counts_.bytes() + pulls_.bytes(); }
 
  private:
-  I width_ = 0;                  // padded columns, one for each layer; 0: none
+  I width_ = 0;     // padded columns, one for each layer; 0: none
   RadialFunctions radial_;
   Buffer<T> counts_, pulls_;     // [own, width]: n_i, dE/dn_i
 
   static V term(V z) { return T(2) * sigmoid(T(2) * z * z) - T(1); }
 };
 
-}    // namespace
+}     // namespace

@@ -11,8 +11,14 @@ namespace {
 
 typedef T VU __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
 
-inline V load_any(const T *p) { return *reinterpret_cast<const VU *>(p); }
-inline void store_any(T *p, V v) { *reinterpret_cast<VU *>(p) = v; }
+inline V load_any(const T *p)
+{
+  return *reinterpret_cast<const VU *>(p);
+}
+inline void store_any(T *p, V v)
+{
+  *reinterpret_cast<VU *>(p) = v;
+}
 
 inline V load_part(const T *p, int lanes)
 {
@@ -30,7 +36,10 @@ inline void store_part(T *p, V v, int lanes)
     std::memcpy(p, &v, lanes * sizeof(T));
 }
 
-inline int padded(I count) { return (count + L - 1) / L * L; }
+inline int padded(I count)
+{
+  return (count + L - 1) / L * L;
+}
 
 // calls f with the number of rows, 1 .. R, as a constant
 template <int R, class F> inline void with_rows(int rows, const F &f)
@@ -168,9 +177,12 @@ std::vector<U> rows_of(const Groups &groups, I s, U data, I width, I column, I r
   return pointers;
 }
 
-constexpr I WORTH = 1 << 20;    // products for which threads are woken
+constexpr I WORTH = 1 << 20;     // products for which threads are woken
 
-inline int threads_for(I products) { return products > WORTH ? most_threads() : 1; }
+inline int threads_for(I products)
+{
+  return products > WORTH ? most_threads() : 1;
+}
 
 inline I products_of(const LinearMap &map, I atoms)
 {
@@ -209,7 +221,7 @@ void apply_map(const LinearMap &map, I atoms, const I *species, const T *from, c
       width = padded(made);
       T *packed = memory.get(taken * width);
       if (transpose) {
-        for (I k = 0; k < taken; k += L)      // tiles that stay in the cache
+        for (I k = 0; k < taken; k += L)     // tiles that stay in the cache
           for (I o = 0; o < made; o++)
             for (I i = k; i < std::min<I>(k + L, taken); i++)
               packed[i * width + o] = matrix[o * taken + i];
@@ -234,7 +246,7 @@ inline LinearMap map_of(const I *sizes, const I *block)
   return {sizes[0], block, sizes[1], sizes[2], sizes[3], sizes[4]};
 }
 
-}    // namespace
+}     // namespace
 
 extern "C" int linear_apply(I atoms, const I *sizes, const I *block, const I *species, const T *x,
                             const T *w, T *y)
@@ -294,9 +306,12 @@ inline Activation activation(I kind, V x)
 }
 
 // what multiplies the channels of a gated block
-inline Activation gate(I kind, V x) { return activation(kind == 3 ? 0 : kind, x); }
+inline Activation gate(I kind, V x)
+{
+  return activation(kind == 3 ? 0 : kind, x);
+}
 
-struct GateBlock {    // first column in, rows, channels, first gate, kind, first column out
+struct GateBlock {     // first column in, rows, channels, first gate, kind, first column out
   I in, rows, channels, gate, kind, out;
 };
 
@@ -320,7 +335,7 @@ template <class F> inline void over_gate(I blocks, const I *block, const F &f)
   }
 }
 
-}    // namespace
+}     // namespace
 
 extern "C" int gate_forward(I atoms, const I *sizes, const I *block, const T *x, T *y)
 {
@@ -343,8 +358,7 @@ extern "C" int gate_forward(I atoms, const I *sizes, const I *block, const T *x,
 }
 
 // dx = (dy/dx)^T g
-extern "C" int gate_backward(I atoms, const I *sizes, const I *block, const T *x, const T *g,
-                              T *dx)
+extern "C" int gate_backward(I atoms, const I *sizes, const I *block, const T *x, const T *g, T *dx)
 {
   return over_atoms(atoms, sizes[1], [=](I n) {
     const T *xn = x + n * sizes[1], *gn = g + n * sizes[2];
@@ -370,7 +384,7 @@ extern "C" int gate_backward(I atoms, const I *sizes, const I *block, const T *x
 
 // the gradient of <u, dx> with respect to g and x
 extern "C" int gate_second(I atoms, const I *sizes, const I *block, const T *x, const T *g,
-                            const T *u, T *dg, T *dx)
+                           const T *u, T *dg, T *dx)
 {
   return over_atoms(atoms, sizes[1], [=](I n) {
     const T *xn = x + n * sizes[1], *gn = g + n * sizes[2], *un = u + n * sizes[1];

@@ -78,4 +78,4 @@ class Density {
   I functions_;
 };
 
-}    // namespace
+}     // namespace

@@ -188,4 +188,4 @@ inline Record read_description(const char *data, I bytes)
   throw std::runtime_error("the network's description was made by another eqcalc");
 }
 
-}    // namespace
+}     // namespace

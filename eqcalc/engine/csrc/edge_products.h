@@ -137,4 +137,4 @@ class EdgeSpread final : public EdgeStep {
   I stride_;
 };
 
-}    // namespace
+}     // namespace

@@ -11,25 +11,25 @@ constexpr int TILE = 16;     // edges, a multiple of L
 enum Owed { TORQUE = 0, LENGTH = 3, ENVELOPE = 4, OWED = 5 };
 
 struct Tile {
-  int count;                        // edges
-  const int *rows;                  // of neighbours, in x
-  const T *x, *own;                 // features of neighbours [rows, width]; of the centre
-  T *dx, *own_gradient;             // likewise, to be added to; null: nobody wants them
+  int count;                // edges
+  const int *rows;          // of neighbours, in x
+  const T *x, *own;         // features of neighbours [rows, width]; of the centre
+  T *dx, *own_gradient;     // likewise, to be added to; null: nobody wants them
   I width;
   const Radial::Cursor *radial;     // of edges
   const T *y;                       // groups [NUM_Y][L] of harmonics
   T *dy;                            // and their gradient, likewise; on the way back only
   const T *frames;                  // groups [elements][L] of Wigner matrices
   I elements;
-  const T *envelope;                // of edges
-  T *const *values;                 // by number [TILE, width of the value]
+  const T *envelope;     // of edges
+  T *const *values;      // by number [TILE, width of the value]
   const I *widths;
-  T *sum;                           // of the centre; on the way back its gradient
-  T *owed;                          // [OWED, TILE, L]
+  T *sum;      // of the centre; on the way back its gradient
+  T *owed;     // [OWED, TILE, L]
   // of attention, by head: largest exponent, sum of all shares, <sum, its gradient>
   T *top, *total;
   const T *product;
-  bool known;                       // whether top and total are final
+  bool known;     // whether top and total are final
 
   T *value(int number, int edge) const { return values[number] + edge * widths[number]; }
   const T *matrix(int edge, I first) const
@@ -57,8 +57,12 @@ class EdgeLinear final : public EdgeStep {
       source_(source), target_(target), starts_(from.integer("starts"))
   {
     for (const Record &b : from.records("blocks")) {
-      blocks_.push_back({b.integer("at_in"), b.integer("stride_in"), b.integer("dim"),
-                         b.integer("at_out"), b.integer("stride_out"), {}});
+      blocks_.push_back({b.integer("at_in"),
+                         b.integer("stride_in"),
+                         b.integer("dim"),
+                         b.integer("at_out"),
+                         b.integer("stride_out"),
+                         {}});
       b.array("matrix").copy(blocks_.back().matrix.get(b.array("matrix").size()));
     }
   }
@@ -98,7 +102,8 @@ class Modulate final : public EdgeStep {
       source_(source), target_(target), value_(value)
   {
     for (const Record &b : from.records("blocks"))
-      blocks_.push_back({b.integer("weight"), b.integer("at"), b.integer("dim"), b.integer("stride")});
+      blocks_.push_back(
+          {b.integer("weight"), b.integer("at"), b.integer("dim"), b.integer("stride")});
   }
 
   void apply(const Tile &tile) const override
@@ -167,7 +172,7 @@ class EdgeGate final : public EdgeStep {
  private:
   struct Piece {
     Activation activation;
-    I mul, gate;                       // gate: -1 for scalars
+    I mul, gate;     // gate: -1 for scalars
     std::vector<int> rows_in, rows_out;
   };
   int source_, target_, value_;
@@ -190,7 +195,8 @@ class EdgeGate final : public EdgeStep {
   {
     for (I c = 0; c < p.mul; c += L) {
       V value, slope, sum = {};
-      p.activation.value_and_slope(load(x + (p.gate < 0 ? p.rows_in[0] : p.gate) + c), value, slope);
+      p.activation.value_and_slope(load(x + (p.gate < 0 ? p.rows_in[0] : p.gate) + c), value,
+                                   slope);
       if (p.gate < 0) {
         store(dx + p.rows_in[0] + c, load(g + p.rows_out[0] + c) * slope);
         continue;
@@ -236,8 +242,9 @@ struct Degree {
   std::vector<int> rows;
 
   explicit Degree(const Record &from) :
-      degree(static_cast<int>(from.integer("degree"))), order(static_cast<int>(from.integer("order"))),
-      at(from.integer("at")), stride(from.integer("stride")), rows(from.indices("rows"))
+      degree(static_cast<int>(from.integer("degree"))),
+      order(static_cast<int>(from.integer("order"))), at(from.integer("at")),
+      stride(from.integer("stride")), rows(from.indices("rows"))
   {
   }
   static std::vector<Degree> all(const Record &from)
@@ -380,7 +387,8 @@ class FrameSpread final : public EdgeStep {
   void apply(const Tile &tile) const override
   {
     if (weight_gradient_ >= 0)
-      std::fill_n(tile.value(weight_gradient_, 0), tile.count * tile.widths[weight_gradient_], T(0));
+      std::fill_n(tile.value(weight_gradient_, 0), tile.count * tile.widths[weight_gradient_],
+                  T(0));
     for (const Degree &d : degrees_)
       with_frame<FRAME_DEGREE>(d.degree, d.order, [&](auto rows, auto columns) {
         constexpr int R = rows, C = columns;
@@ -420,4 +428,4 @@ class FrameSpread final : public EdgeStep {
   std::vector<Degree> degrees_;
 };
 
-}    // namespace
+}     // namespace

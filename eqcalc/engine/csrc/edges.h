@@ -153,8 +153,7 @@ class Edges {
   I bytes() const
   {
     return y_.bytes() + dy_.bytes() + u_.bytes() + du_.bytes() + inverse_r_.bytes() + dr_.bytes() +
-        told_slope_.bytes() + r_.bytes() + row_.bytes() + species_.bytes() +
-        kind_.bytes();
+        told_slope_.bytes() + r_.bytes() + row_.bytes() + species_.bytes() + kind_.bytes();
   }
 
  private:
@@ -178,19 +177,19 @@ class Edges {
   }
 
   I num_species_ = 0;
-  std::vector<double> limits_;    // empty: none
-  std::vector<double> factors_;   // empty: none
+  std::vector<double> limits_;      // empty: none
+  std::vector<double> factors_;     // empty: none
   double cutoff_ = 0.0;
   std::vector<I> first_slot_;
   const I *first_edge_ = nullptr;
-  Buffer<T> y_, dy_;              // groups [NUM_Y][L]
-  Buffer<T> u_, du_;              // groups [3][L], unit vectors
+  Buffer<T> y_, dy_;     // groups [NUM_Y][L]
+  Buffer<T> u_, du_;     // groups [3][L], unit vectors
   bool in_frames_ = false;
   Buffer<T> inverse_r_, dr_;
-  Buffer<T> told_slope_;          // of the distance that the network is told
+  Buffer<T> told_slope_;     // of the distance that the network is told
   Buffer<double> r_;
-  std::vector<int> kinds_;        // empty: one
+  std::vector<int> kinds_;     // empty: one
   Buffer<int> row_, species_, kind_;
 };
 
-}    // namespace
+}     // namespace

@@ -15,7 +15,10 @@ struct Engine {
   explicit Engine(const Record &from) : network(from) {}
 };
 
-Network &network_of(void *engine) { return static_cast<Engine *>(engine)->network; }
+Network &network_of(void *engine)
+{
+  return static_cast<Engine *>(engine)->network;
+}
 
 int failed(const std::exception &error, char *text, I size)
 {
@@ -23,11 +26,14 @@ int failed(const std::exception &error, char *text, I size)
   return 1;
 }
 
-}    // namespace
+}     // namespace
 
 extern "C" {
 
-int eqcalc_interface_version() { return EQCALC_INTERFACE_VERSION; }
+int eqcalc_interface_version()
+{
+  return EQCALC_INTERFACE_VERSION;
+}
 
 int eqcalc_open(const char *network, I bytes, void **engine, char *error, I size)
 {
@@ -41,7 +47,10 @@ int eqcalc_open(const char *network, I bytes, void **engine, char *error, I size
   }
 }
 
-void eqcalc_close(void *engine) { delete static_cast<Engine *>(engine); }
+void eqcalc_close(void *engine)
+{
+  delete static_cast<Engine *>(engine);
+}
 
 int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchange *exchange,
                     int threads, double *energies, double *gradient, char *error, I size)
@@ -52,8 +61,8 @@ int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchan
 
 int eqcalc_evaluate_uncertainty(void *engine, const eqcalc_graph *graph,
                                 const eqcalc_exchange *exchange, int threads, double *energies,
-                                double *gradient, const eqcalc_uncertainty *uncertainty, char *error,
-                                I size)
+                                double *gradient, const eqcalc_uncertainty *uncertainty,
+                                char *error, I size)
 {
   const eqcalc_uncertainty nothing = {nullptr, nullptr, nullptr};
   try {
@@ -102,7 +111,8 @@ int eqcalc_evaluate_pairs(void *engine, const eqcalc_graph *pairs, const double 
     I *src = s.src.get(pairs->num_edges), *dst = s.dst.get(pairs->num_edges);
     double *vec = s.vec.get(3 * pairs->num_edges);
     graph.num_edges = eqcalc_select(pairs->num_local, pairs->num_edges, pairs->edge_src,
-                                    pairs->edge_dst, shifts, positions, cutoff, src, dst, vec, &place);
+                                    pairs->edge_dst, shifts, positions, cutoff, src, dst, vec,
+                                    &place);
     if (graph.num_edges < 0) throw std::runtime_error("pairs refer to atoms that are not there");
     graph.edge_src = src;
     graph.edge_dst = dst;

@@ -33,4 +33,4 @@ class Envelope {
   double cutoff_ = 0.0, power_ = 0.0, onset_ = 0.0;     // no onset: polynomial
 };
 
-}    // namespace
+}     // namespace

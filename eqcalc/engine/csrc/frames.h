@@ -23,7 +23,7 @@ template <int DEGREE, class F> inline void with_frame(int degree, int order, con
 {
   if constexpr (DEGREE >= 0) {
     if (degree == DEGREE)
-      with_order<DEGREE, DEGREE < FRAME_ORDER ? DEGREE : FRAME_ORDER>(order, f);
+      with_order<DEGREE, (DEGREE < FRAME_ORDER ? DEGREE : FRAME_ORDER)>(order, f);
     else
       with_frame<DEGREE - 1>(degree, order, f);
   }
@@ -120,4 +120,4 @@ class Frames {
   std::vector<T> coefficient_;
 };
 
-}    // namespace
+}     // namespace

@@ -20,9 +20,9 @@ int eqcalc_open_on(const char *network, int64_t bytes, int number, int in_turn, 
    a graph without edge_vec, with r_ij = positions[edge_place] - positions[edge_dst] + shifts. The
    first positions are those of the graph's nodes, then come images of atoms. */
 struct eqcalc_list {
-  const double *shifts;           /* [num_edges, 3] Å; null: zeros */
-  int64_t num_places;             /* positions; num_nodes without images */
-  const int64_t *edge_place;      /* [num_edges] position of the neighbour; null: edge_src */
+  const double *shifts;      /* [num_edges, 3] Å; null: zeros */
+  int64_t num_places;        /* positions; num_nodes without images */
+  const int64_t *edge_place; /* [num_edges] position of the neighbour; null: edge_src */
   /* rows of an exchange: the own rows that other processes have as ghosts, in this order, then all
      rows of ghosts; null: all own rows */
   int64_t num_sent;
@@ -33,15 +33,15 @@ int eqcalc_place(void *engine, const eqcalc_graph *graph, const eqcalc_list *lis
 
 /* What a step is asked for; each may be null. */
 struct eqcalc_step_results {
-  double *energies;          /* [num_local] eV */
-  double *forces;            /* [num_nodes, 3] eV/Å, as of eqcalc_forces */
-  double *virials;           /* [num_nodes, 3, 3] eV, as of eqcalc_forces; need forces */
-  double *virial;            /* [3, 3] eV, their sum; needs forces */
-  double *nearest;           /* the shortest distance (Å) within the cutoff, else that or more */
+  double *energies; /* [num_local] eV */
+  double *forces;   /* [num_nodes, 3] eV/Å, as of eqcalc_forces */
+  double *virials;  /* [num_nodes, 3, 3] eV, as of eqcalc_forces; need forces */
+  double *virial;   /* [3, 3] eV, their sum; needs forces */
+  double *nearest;  /* the shortest distance (Å) within the cutoff, else that or more */
   /* with limits [num_species, num_species] (Å^2): of each own atom the number of neighbours, and
      the edge that is shortest among those below their limits, relative to these, or -1 */
   const double *limits;
-  int32_t *numbers, *near_edges;     /* [num_local] */
+  int32_t *numbers, *near_edges; /* [num_local] */
 };
 /* atoms of the list at positions [num_places, 3] Å. With an exchange, every process makes the same
    sequence of calls, and asks for forces or not. */

@@ -17,4 +17,4 @@ inline void check_graph(const eqcalc_graph &graph, I num_species)
     throw std::runtime_error("species or edges are out of range, or edges not sorted by centre");
 }
 
-}    // namespace
+}     // namespace

@@ -15,18 +15,18 @@ extern "C" {
 
 struct eqcalc_graph {
   int64_t num_local, num_nodes, num_rows, num_edges;
-  const int64_t *species;      /* [num_nodes] */
-  const int64_t *edge_src;     /* [num_edges] neighbour j */
-  const int64_t *edge_dst;     /* [num_edges] centre i, own, ascending */
-  const double *edge_vec;      /* [num_edges, 3] r_j - r_i */
+  const int64_t *species;  /* [num_nodes] */
+  const int64_t *edge_src; /* [num_edges] neighbour j */
+  const int64_t *edge_dst; /* [num_edges] centre i, own, ascending */
+  const double *edge_vec;  /* [num_edges, 3] r_j - r_i */
 };
 
 /* Features of the atoms between two layers, in the precision of the library. Every process makes
    the same sequence of calls in each evaluation, from its main thread. */
 struct eqcalc_exchange {
   void *context;
-  void (*forward)(void *context, void *rows, int width);     /* own rows -> rows of ghosts */
-  void (*reverse)(void *context, void *rows, int width);     /* ghosts' rows added to owners' */
+  void (*forward)(void *context, void *rows, int width); /* own rows -> rows of ghosts */
+  void (*reverse)(void *context, void *rows, int width); /* ghosts' rows added to owners' */
 };
 
 /* All return 0, or write a sentence into error[size] and return another number. */
@@ -39,22 +39,22 @@ int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchan
                     int threads, double *energies, double *gradient, char *error, int64_t size);
 /* features of the atoms and what follows from them (eqcalc.uncertainty); each may be null */
 struct eqcalc_uncertainty {
-  double *features;     /* [num_local, eqcalc_num_features] eV */
-  double *variances;    /* [num_local] of the energies, eV^2 */
-  double *grades;       /* [num_local] extrapolation grades: 1 is the edge of the training set */
+  double *features;  /* [num_local, eqcalc_num_features] eV */
+  double *variances; /* [num_local] of the energies, eV^2 */
+  double *grades;    /* [num_local] extrapolation grades: 1 is the edge of the training set */
 };
 /* the same, and of each own atom what `uncertainty` has room for; infinite for species that the
    training did not have. An error where the file has no uncertainty, unless features alone are
    wanted. Costs nothing but what is asked for; exchanges are those of eqcalc_evaluate. */
 int eqcalc_evaluate_uncertainty(void *engine, const eqcalc_graph *graph,
                                 const eqcalc_exchange *exchange, int threads, double *energies,
-                                double *gradient, const eqcalc_uncertainty *uncertainty, char *error,
-                                int64_t size);
-int eqcalc_num_features(void *engine);       /* of an atom */
-int eqcalc_has_uncertainty(void *engine);    /* 1 where the file has one, else 0 */
+                                double *gradient, const eqcalc_uncertainty *uncertainty,
+                                char *error, int64_t size);
+int eqcalc_num_features(void *engine);    /* of an atom */
+int eqcalc_has_uncertainty(void *engine); /* 1 where the file has one, else 0 */
 /* widths [count] of the rows exchanged before layers 1, 2, ...; returns count */
 int eqcalc_exchange_widths(void *engine, int *widths, int count);
-int64_t eqcalc_memory(void *engine);     /* bytes held */
+int64_t eqcalc_memory(void *engine); /* bytes held */
 
 /* forces [num_atoms, 3] and, unless null, virials [num_atoms, 3, 3] of the neighbours; returns 1
    where an edge refers to no atom, else 0 */

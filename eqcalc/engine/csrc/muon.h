@@ -44,8 +44,8 @@ class Orthogonalizer {
       square(rows_, polynomial);
       for (I i = 0; i < m_; i++) {
         for (I j = 0; j < m_; j++)
-          polynomial[i * m_ + j] =
-              T(QUINTIC[1]) * gram[i * m_ + j] + T(QUINTIC[2]) * polynomial[i * m_ + j];
+          polynomial[i * m_ + j] = T(QUINTIC[1]) * gram[i * m_ + j] +
+              T(QUINTIC[2]) * polynomial[i * m_ + j];
         polynomial[i * m_ + i] += T(QUINTIC[0]);
       }
       at(rows_, y, n_);
@@ -62,8 +62,8 @@ class Orthogonalizer {
   void square(const std::vector<const T *> &rows, T *result)
   {
     for (I i = 0; i < m_; i += GEMM_ROWS)
-      outer_rows(rows.size(), rows.data(), rows.data(), i, std::min<I>(GEMM_ROWS, m_ - i), m_,
-                 T(1), result, i / L * L);
+      outer_rows(rows.size(), rows.data(), rows.data(), i, std::min<I>(GEMM_ROWS, m_ - i), m_, T(1),
+                 result, i / L * L);
     for (I i = 0; i < m_; i++)
       for (I j = 0; j < i; j++) result[i * m_ + j] = result[j * m_ + i];
   }
@@ -105,7 +105,7 @@ void step(const Matrix &a, Orthogonalizer &work, double rate, double decay, doub
     }
 }
 
-}    // namespace
+}     // namespace
 
 // shapes [count, 2]: rows, columns; addresses [count, 3]: weights, momentum, gradient;
 // settings: learning rate, weight decay, momentum, iterations

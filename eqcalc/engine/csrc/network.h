@@ -17,13 +17,13 @@ namespace {
 // Rows [width] of numbers of each atom, by name.
 struct Row {
   I width;
-  bool of_neighbours;         // read by a convolution: all atoms' rows, gradients in Network::dx_
-  bool kept;                  // values of all own atoms, not of a block only
+  bool of_neighbours;     // read by a convolution: all atoms' rows, gradients in Network::dx_
+  bool kept;              // values of all own atoms, not of a block only
   enum { IN_BLOCK, KEPT, AS_VALUES } gradient;
-  I tables = 0;               // of species, or one; none: sums begin with zeros
-  Buffer<T> begin;            // [tables, width]
+  I tables = 0;        // of species, or one; none: sums begin with zeros
+  Buffer<T> begin;     // [tables, width]
   Buffer<T> values, gradients;
-  I slot = 0;                 // in a share's memory
+  I slot = 0;     // in a share's memory
 
   explicit Row(const Record &from) :
       width(from.integer("width")), of_neighbours(from.integer("of_neighbours")),
@@ -49,17 +49,17 @@ struct Row {
 };
 
 struct Layer {
-  const Kernels *kernels = nullptr;           // or a density, or operations on edges
+  const Kernels *kernels = nullptr;     // or a density, or operations on edges
   std::unique_ptr<Density> density;
   std::unique_ptr<Message> message;
-  int centre = -1;                            // row of the centre that those read; -1: its features
+  int centre = -1;     // row of the centre that those read; -1: its features
   RadialFunctions radial;
-  int features, messages;                     // rows
-  I count = -1;                               // of neighbours, which messages are divided by; -1: none
+  int features, messages;     // rows
+  I count = -1;               // of neighbours, which messages are divided by; -1: none
   std::vector<std::unique_ptr<Step>> steps;
-  std::vector<int> starts, gradient_starts;   // rows whose sums begin in this layer
-  std::vector<int> rows;                      // all
-  I scratch_at = 0, scratch = 0;              // numbers that one of its steps needs
+  std::vector<int> starts, gradient_starts;     // rows whose sums begin in this layer
+  std::vector<int> rows;                        // all
+  I scratch_at = 0, scratch = 0;                // numbers that one of its steps needs
 };
 
 class Network {
@@ -116,8 +116,9 @@ class Network {
   {
     const bool of_training = uncertainty.variances || uncertainty.grades;
     if (of_training && !uncertainty_.known())
-      throw std::runtime_error("the file has no uncertainty: run 'eqcalc calibrate MODEL "
-                               "frames.xyz' with its training frames");
+      throw std::runtime_error(
+          "the file has no uncertainty: run 'eqcalc calibrate MODEL "
+          "frames.xyz' with its training frames");
     threads_ = std::max(1, threads);
     if (static_cast<int>(shares_.size()) < threads_) shares_.resize(threads_);
     place_edges(graph);
@@ -151,10 +152,10 @@ class Network {
  private:
   // of one share of the work
   struct Share {
-    Buffer<T> memory;                     // rows of a block, what steps need, a message
-    Buffer<T> dx;                         // [rows, width]: gradients of neighbours' features
-    I first_row = 0, end_row = 0;         // that this share's centres refer to
-    std::vector<Span> values, gradients;  // by row, of the block in work
+    Buffer<T> memory;                        // rows of a block, what steps need, a message
+    Buffer<T> dx;                            // [rows, width]: gradients of neighbours' features
+    I first_row = 0, end_row = 0;            // that this share's centres refer to
+    std::vector<Span> values, gradients;     // by row, of the block in work
   };
 
   I num_species_;
@@ -170,19 +171,19 @@ class Network {
   Crowding crowding_;
   Counts counts_;
   Uncertainty uncertainty_;
-  bool own_features_ = false;      // whether messages read those of the centre, too
+  bool own_features_ = false;     // whether messages read those of the centre, too
   I num_features_ = 0;
-  Buffer<double> features_;        // where they are wanted for the uncertainty alone
-  double *wanted_ = nullptr;       // features [own, num_features_] of this evaluation, or null
-  int threads_ = 1;                // asked for, and shares
+  Buffer<double> features_;      // where they are wanted for the uncertainty alone
+  double *wanted_ = nullptr;     // features [own, num_features_] of this evaluation, or null
+  int threads_ = 1;              // asked for, and shares
   Edges edges_;
-  std::vector<I> first_edge_;      // [own + 1]
+  std::vector<I> first_edge_;     // [own + 1]
   std::vector<int> node_species_;
-  std::vector<int> present_;       // species of this structure
-  std::vector<int> place_;         // of species among them
-  std::vector<I> share_;           // first centre of each share
+  std::vector<int> present_;     // species of this structure
+  std::vector<int> place_;       // of species among them
+  std::vector<I> share_;         // first centre of each share
   std::vector<Share> shares_;
-  Buffer<T> dx_, dx_next_;         // gradients of features of the layer in work, and of those after
+  Buffer<T> dx_, dx_next_;     // gradients of features of the layer in work, and of those after
 
   void place_edges(const eqcalc_graph &graph)
   {
@@ -255,9 +256,8 @@ class Network {
       layer.density = std::make_unique<Density>(from.integer("functions"));
     } else if (from.has("message")) {
       const Record message = from.record("message");
-      layer.message =
-          std::make_unique<Message>(message, rows_[layer.features].width,
-                                    rows_[layer.messages].width, frames_, envelope_);
+      layer.message = std::make_unique<Message>(message, rows_[layer.features].width,
+                                                rows_[layer.messages].width, frames_, envelope_);
       const int centre = number(message.text("centre"));
       if (centre == layer.features)
         own_features_ = true;
@@ -298,11 +298,11 @@ class Network {
     if (from.kind() == "ReadoutStep") return std::make_unique<ReadoutStep>(from, source);
     const int target = number(from.text("target"));
     if (from.kind() == "AddStep") return std::make_unique<AddStep>(source, target);
-    if (from.kind() == "DensityStep")
-      return std::make_unique<DensityStep>(from, source, target);
+    if (from.kind() == "DensityStep") return std::make_unique<DensityStep>(from, source, target);
     if (from.kind() == "LinearStep") return std::make_unique<LinearStep>(from, source, target);
     if (from.kind() == "GateStep") return std::make_unique<GateStep>(from, source, target);
-    if (from.kind() == "LayerNormStep") return std::make_unique<LayerNormStep>(from, source, target);
+    if (from.kind() == "LayerNormStep")
+      return std::make_unique<LayerNormStep>(from, source, target);
     if (from.kind() == "SphereStep") return std::make_unique<SphereStep>(from, source, target);
     if (from.kind() == "NormGateStep") return std::make_unique<NormGateStep>(from, source, target);
     if (from.kind() == "ContractionStep")
@@ -349,10 +349,14 @@ class Network {
       share.values[r] = {values, row.width};
       share.gradients[r] = {gradients, row.width};
     }
-    return {static_cast<int>(std::min<I>(BLOCK, end - first)), node_species_.data() + first, &present_,
+    return {static_cast<int>(std::min<I>(BLOCK, end - first)),
+            node_species_.data() + first,
+            &present_,
             energies ? energies + first : nullptr,
-            wanted_ && energies ? wanted_ + first * num_features_ : nullptr, num_features_,
-            share.values.data(), share.gradients.data(),
+            wanted_ && energies ? wanted_ + first * num_features_ : nullptr,
+            num_features_,
+            share.values.data(),
+            share.gradients.data(),
             share.memory.data() + layer.scratch_at};
   }
 
@@ -374,8 +378,8 @@ class Network {
     const Radial &radial;
     const int *neighbours;
     const T *x;
-    T *dx;            // null: nobody wants them
-    bool by_species;  // rows of x are of species, not of atoms
+    T *dx;               // null: nobody wants them
+    bool by_species;     // rows of x are of species, not of atoms
   };
 
   Message::Own own(I i, const Source &from, const Block &block, int atom) const
@@ -530,4 +534,4 @@ class Network {
   }
 };
 
-}    // namespace
+}     // namespace

@@ -93,4 +93,4 @@ ON_BOTH Crowd weighed_neighbour(double r, double d, double cutoff)
   return {q8 * u, 0.0, q8 * (u_slope - 8.0 * u / r), 0.0};
 }
 
-}    // namespace
+}     // namespace

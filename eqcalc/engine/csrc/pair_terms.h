@@ -32,9 +32,9 @@ struct CoreRepulsion {
 
 // fitted to the labels, see eqcalc.nn.reference; half to each atom of a pair
 struct PairEnergy {
-  I num_species = 0, terms = 0;                       // no terms: none
+  I num_species = 0, terms = 0;     // no terms: none
   double rate = 0.0, cutoff = 0.0;
-  std::vector<double> coefficients;                   // [species, species, terms]
+  std::vector<double> coefficients;     // [species, species, terms]
 
   void read(const Record &from, I species)
   {
@@ -49,8 +49,8 @@ struct PairEnergy {
   void add(I a, I b, double r, double &energy, double &slope) const
   {
     if (!terms) return;
-    pair_energy(r, coefficients.data() + (a * num_species + b) * terms, static_cast<int>(terms), rate,
-                cutoff, energy, slope);
+    pair_energy(r, coefficients.data() + (a * num_species + b) * terms, static_cast<int>(terms),
+                rate, cutoff, energy, slope);
   }
 };
 
@@ -131,9 +131,9 @@ class Crowding {
 
  private:
   struct Atom {
-    double calm;        // s_i
-    Measure slope;      // derivatives of s_i
-    double pull;        // dE/ds_i
+    double calm;       // s_i
+    Measure slope;     // derivatives of s_i
+    double pull;       // dE/ds_i
   };
 
   Crowd crowd(int a, int b, double r) const
@@ -148,9 +148,9 @@ class Crowding {
   double cutoff_ = 0.0, cost_ = 0.0;
   bool counts_ = false;
   std::vector<double> counted_, close_, crowded_;     // [2], where they begin and end to fade
-  std::vector<double> distances_, closest_;     // [species, species]
-  std::vector<double> largest_;                 // [species]; empty: none
-  std::vector<Atom> atoms_;                     // own
+  std::vector<double> distances_, closest_;           // [species, species]
+  std::vector<double> largest_;                       // [species]; empty: none
+  std::vector<Atom> atoms_;                           // own
 };
 
-}    // namespace
+}     // namespace

@@ -2,9 +2,12 @@
 
 namespace {
 
-inline bool within(I count, I index) { return 0 <= index && index < count; }
+inline bool within(I count, I index)
+{
+  return 0 <= index && index < count;
+}
 
-}    // namespace
+}     // namespace
 
 extern "C" {
 

@@ -90,7 +90,7 @@ class RadialBasis {
   double cutoff_ = 0.0, prefactor_ = 0.0;
   Envelope envelope_;
   double a_ = 0.0, q_ = 0.0, p_ = 0.0;
-  std::vector<double> bonds_;        // Å, of kinds; empty: distances are not transformed
+  std::vector<double> bonds_;     // Å, of kinds; empty: distances are not transformed
   T silu_ = 0;
   std::vector<double> orders_;
   I width_ = 0;
@@ -131,7 +131,8 @@ class RadialBasis {
         for (I f = other.slot; f < other.slot + other.count; f++) {
           if (row[f] != i || pair[f] >= 0 || std::abs(r[f] - r[e]) > 1e-9) continue;
           const T *v = edges.directions(f);
-          const T apart = std::abs(u[0] + v[0]) + std::abs(u[L] + v[L]) + std::abs(u[2 * L] + v[2 * L]);
+          const T apart = std::abs(u[0] + v[0]) + std::abs(u[L] + v[L]) +
+              std::abs(u[2 * L] + v[2 * L]);
           if (apart > T(1e-5)) continue;
           pair[f] = pair[e];
           break;
@@ -209,8 +210,7 @@ class RadialFunctions {
         for (I c = 0; c < count * m.outputs; c += L) {
           const V x = load(out + c), s = sigmoid(x);
           if (with_slopes)
-            store(out_slope + c,
-                  load(out_slope + c) * basis.silu() * (s + x * s * (T(1) - s)));
+            store(out_slope + c, load(out_slope + c) * basis.silu() * (s + x * s * (T(1) - s)));
           store(out + c, basis.silu() * x * s);
         }
       }
@@ -232,4 +232,4 @@ class RadialFunctions {
   }
 };
 
-}    // namespace
+}     // namespace

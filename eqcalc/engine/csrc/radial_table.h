@@ -12,14 +12,14 @@ struct Segment {
 
 struct Radial {
   const T *table;
-  I stride, kind_stride; // of an interval, of a kind of bonds in it
-  const int *kinds;      // of slots; none: one
-  const double *r;       // of slots
+  I stride, kind_stride;     // of an interval, of a kind of bonds in it
+  const int *kinds;          // of slots; none: one
+  const double *r;           // of slots
   const Segment *segments, *last;
 
   struct Cursor {
     const T *coefficients;
-    T t, scale;          // scale: dt/dr
+    T t, scale;     // scale: dt/dr
 
     V value(I weight) const
     {
@@ -50,8 +50,8 @@ struct Radial {
     // in this order a distance that is not a number gets an interval that exists, and a t of NaN
     const I interval = static_cast<I>(std::min<double>(static_cast<double>(s->count - 1), x));
     const I kind = kinds ? kinds[slot] * kind_stride : 0;
-    return {table + (s->first + interval) * stride + kind, static_cast<T>(x - static_cast<double>(interval) - 0.5),
-            static_cast<T>(s->per_length)};
+    return {table + (s->first + interval) * stride + kind,
+            static_cast<T>(x - static_cast<double>(interval) - 0.5), static_cast<T>(s->per_length)};
   }
 };
 
@@ -80,7 +80,8 @@ class RadialFunctions {
     for (std::size_t n = 0; n < segments_.size(); n++) {
       const bool last = n + 1 == segments_.size();
       const double end = last ? basis.cutoff() : segments_[n + 1].start;
-      segments_[n].per_length = static_cast<double>(segments_[n].count) / (end - segments_[n].start);
+      segments_[n].per_length = static_cast<double>(segments_[n].count) /
+          (end - segments_[n].start);
     }
     const Array &coefficients = from.array("coefficients");
     const I every = coefficients.length(2);     // of all kinds
@@ -96,8 +97,8 @@ class RadialFunctions {
 
   Radial weights(RadialBasis &, const Edges &edges, int, bool) const
   {
-    return {table_.get(), stride_, kind_stride_, edges.kinds(), edges.distances(),
-            segments_.data(), &segments_.back()};
+    return {table_.get(),      stride_,          kind_stride_,     edges.kinds(),
+            edges.distances(), segments_.data(), &segments_.back()};
   }
 
   I bytes() const { return table_.bytes(); }
@@ -108,4 +109,4 @@ class RadialFunctions {
   Buffer<T> table_;
 };
 
-}    // namespace
+}     // namespace

@@ -34,9 +34,18 @@ typedef T V __attribute__((vector_size(VECTOR_BYTES)));
 using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
 typedef Bits VI __attribute__((vector_size(VECTOR_BYTES)));
 
-inline V load(const T *p) { return *reinterpret_cast<const V *>(p); }
-inline void store(T *p, V v) { *reinterpret_cast<V *>(p) = v; }
-inline V all(T x) { return V{} + x; }
+inline V load(const T *p)
+{
+  return *reinterpret_cast<const V *>(p);
+}
+inline void store(T *p, V v)
+{
+  *reinterpret_cast<V *>(p) = v;
+}
+inline V all(T x)
+{
+  return V{} + x;
+}
 
 // neighbouring lanes added: sums of pairs of a, then of b
 template <int... N> inline V pair_sums(V a, V b, std::integer_sequence<int, N...>)
@@ -136,14 +145,12 @@ inline void gemm_rows(int inputs, const T *const *x, const T *w, int outputs, T 
   for (; at + GEMM_VECTORS * L <= outputs; at += GEMM_VECTORS * L)
     gemm_tile<R, GEMM_VECTORS>(inputs, x, w, outputs, y, at);
   if (GEMM_VECTORS > 2)
-    for (; at + 2 * L <= outputs; at += 2 * L)
-      gemm_tile<R, 2>(inputs, x, w, outputs, y, at);
+    for (; at + 2 * L <= outputs; at += 2 * L) gemm_tile<R, 2>(inputs, x, w, outputs, y, at);
   for (; at < outputs; at += L) gemm_tile<R, 1>(inputs, x, w, outputs, y, at);
 }
 
 template <int R>
-inline void gemm_rest(int rows, int inputs, const T *const *x, const T *w, int outputs,
-                         T *const *y)
+inline void gemm_rest(int rows, int inputs, const T *const *x, const T *w, int outputs, T *const *y)
 {
   if constexpr (R > 0) {
     if (rows == R)
@@ -177,9 +184,11 @@ inline V exponential(V x)
   const V n = __builtin_convertvector(power, V);
   const V r = (x - n * HIGH) - n * LOW;
   constexpr int TERMS = SINGLE ? 7 : 13;
+  // clang-format off
   constexpr double INVERSE_FACTORIALS[14] = {
       1., 1., 1. / 2, 1. / 6, 1. / 24, 1. / 120, 1. / 720, 1. / 5040, 1. / 40320, 1. / 362880,
       1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.};
+  // clang-format on
   V sum = all(T(INVERSE_FACTORIALS[TERMS]));
 #pragma GCC unroll 16
   for (int k = TERMS - 1; k >= 0; k--) sum = sum * r + T(INVERSE_FACTORIALS[k]);
@@ -189,7 +198,10 @@ inline V exponential(V x)
   return sum * factor;
 }
 
-inline V sigmoid(V x) { return T(1) / (T(1) + exponential(-x)); }
+inline V sigmoid(V x)
+{
+  return T(1) / (T(1) + exponential(-x));
+}
 
 // ---- one share of work for each thread
 
@@ -206,4 +218,4 @@ template <class Ends> std::vector<I> shares(int number, I count, I total, const 
   return first;
 }
 
-}    // namespace
+}     // namespace

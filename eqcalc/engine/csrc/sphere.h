@@ -65,11 +65,11 @@ class SphereFunction {
 
  private:
   I mul_, points_, rows_;
-  bool exact_;                // SiLU to second order
+  bool exact_;     // SiLU to second order
   T scale_;
   Activation silu_;
-  std::vector<int> places_;   // of rows
-  Buffer<T> to_, from_;       // [points, rows]; nothing comes back to the first row
+  std::vector<int> places_;     // of rows
+  Buffer<T> to_, from_;         // [points, rows]; nothing comes back to the first row
 
   void function(V v, V &value, V &slope) const
   {
@@ -145,9 +145,9 @@ class LayerNormStep final : public Step {
   }
 
  private:
-  T square_;                    // epsilon^2
+  T square_;     // epsilon^2
   I width_;
-  Buffer<T> gains_, shares_;    // of columns; shares: n^2 = epsilon^2 + sum of shares x^2
+  Buffer<T> gains_, shares_;     // of columns; shares: n^2 = epsilon^2 + sum of shares x^2
 
   T inverse(const T *x) const
   {
@@ -157,4 +157,4 @@ class LayerNormStep final : public Step {
   }
 };
 
-}    // namespace
+}     // namespace

@@ -14,11 +14,11 @@ struct Span {
 };
 
 struct Block {
-  int count;                  // atoms
+  int count;     // atoms
   const int *species;
-  const std::vector<int> *present;    // species in the structure
+  const std::vector<int> *present;     // species in the structure
   double *energies;
-  double *features;                   // [count, num_features], or null where nobody wants them
+  double *features;     // [count, num_features], or null where nobody wants them
   I num_features;
   const Span *values, *gradients;     // by number of a row
   T *scratch;
@@ -154,7 +154,8 @@ class DensityStep final : public Step {
   Buffer<T> plain_, turned_;
 
   template <class Multiply>
-  void apply(const Block &block, const Span &density, const Span &made, const Multiply &multiply) const
+  void apply(const Block &block, const Span &density, const Span &made,
+             const Multiply &multiply) const
   {
     T *x[BLOCK * MOST_ROWS], *y[BLOCK * MOST_ROWS];
     const I present = static_cast<I>(block.present->size());
@@ -302,8 +303,11 @@ class NormGateStep final : public Step {
       Step(source, target), square_(static_cast<T>(from.number("square")))
   {
     for (const Record &b : from.records("blocks")) {
-      blocks_.push_back({Activation(b.text("activation"), b.number("scale")), b.integer("at"),
-                         b.integer("dim"), b.integer("mul"), {}});
+      blocks_.push_back({Activation(b.text("activation"), b.number("scale")),
+                         b.integer("at"),
+                         b.integer("dim"),
+                         b.integer("mul"),
+                         {}});
       if (b.has("bias")) b.array("bias").copy(blocks_.back().bias.get(b.array("bias").size()));
     }
   }
@@ -437,4 +441,4 @@ class ReadoutStep final : public Step {
   }
 };
 
-}    // namespace
+}     // namespace

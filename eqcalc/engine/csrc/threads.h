@@ -72,8 +72,7 @@ template <class Work> void in_parallel(I count, int threads, const Work &work)
 template <class Work> void in_ranges(I count, int threads, const Work &work)
 {
   threads = std::max(1, threads);
-  in_parallel(threads, threads,
-              [&](I k) { work(count * k / threads, count * (k + 1) / threads); });
+  in_parallel(threads, threads, [&](I k) { work(count * k / threads, count * (k + 1) / threads); });
 }
 
 // what functions of training return: 0, or 1: an input is out of range, 2: out of memory
@@ -89,4 +88,4 @@ template <class Call> int guarded(const Call &call)
   }
 }
 
-}    // namespace
+}     // namespace

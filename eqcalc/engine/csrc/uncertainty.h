@@ -75,8 +75,7 @@ class Uncertainty {
       const I kind = kind_[species[i]];
       const double *f = features + i * width_;
       if (to.variances) to.variances[i] = kind < 0 ? INFINITE : energy_.value(kind, f, scratch);
-      if (to.grades)
-        to.grades[i] = kind < 0 ? INFINITE : std::sqrt(grade_.value(kind, f, scratch));
+      if (to.grades) to.grades[i] = kind < 0 ? INFINITE : std::sqrt(grade_.value(kind, f, scratch));
     }
   }
 
@@ -86,4 +85,4 @@ class Uncertainty {
   QuadraticForm energy_, grade_;
 };
 
-}    // namespace
+}     // namespace

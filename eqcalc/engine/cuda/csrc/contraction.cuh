@@ -6,9 +6,9 @@
 // own memory; all threads go through the same terms.
 
 struct Terms {
-  const int *rows, *outs;                // first columns in the source and the target
-  const int *first, *second;             // numbers of u whose products are taken
-  const int *out, *left, *right;         // of each term
+  const int *rows, *outs;            // first columns in the source and the target
+  const int *first, *second;         // numbers of u whose products are taken
+  const int *out, *left, *right;     // of each term
 };
 
 template <int ROWS, int PRODUCTS>

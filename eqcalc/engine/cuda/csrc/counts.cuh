@@ -61,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(128) count_gradients(const Task t)
     for (int k = 0; k < COUNTS; k++) {
       T dz;
       const T z = spline(t.table + place + k, at, dz), n = counted(z);
-      sum += T(t.count_pulls[(long long)k * t.num_local + t.dst[e]]) * (T(1) - n * n) * T(2) * z * dz;
+      sum += T(t.count_pulls[(long long)k * t.num_local + t.dst[e]]) * (T(1) - n * n) * T(2) * z *
+          dz;
     }
     t.dr[e] += sum * scale;
   }

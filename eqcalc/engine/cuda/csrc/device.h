@@ -74,15 +74,16 @@ class Device {
   {
     if (blocks == 0) return;
     void *arguments[] = {&argument};
-    driver_.check(driver_.cuLaunchKernel(kernel, static_cast<unsigned>(blocks), 1, 1, threads, 1, 1, 0,
-                                         stream_, arguments, nullptr),
+    driver_.check(driver_.cuLaunchKernel(kernel, static_cast<unsigned>(blocks), 1, 1, threads, 1, 1,
+                                         0, stream_, arguments, nullptr),
                   "start a kernel");
   }
 
   void up(void *to, const void *from, std::size_t bytes) const
   {
     if (bytes)
-      driver_.check(driver_.cuMemcpyHtoDAsync_v2(number(to), from, bytes, stream_), "be written to");
+      driver_.check(driver_.cuMemcpyHtoDAsync_v2(number(to), from, bytes, stream_),
+                    "be written to");
   }
   void down(void *to, const void *from, std::size_t bytes) const
   {
@@ -112,7 +113,8 @@ class Device {
   {
     CUgraph graph = nullptr;
     CUgraphExec recorded = nullptr;
-    driver_.check(driver_.cuStreamBeginCapture_v2(stream_, CAPTURE_THREAD_LOCAL), "record its work");
+    driver_.check(driver_.cuStreamBeginCapture_v2(stream_, CAPTURE_THREAD_LOCAL),
+                  "record its work");
     try {
       queue();
     } catch (...) {
@@ -248,4 +250,4 @@ struct OfHost {
 template <class U> using OnDevice = Memory<U, OfDevice>;
 template <class U> using Pinned = Memory<U, OfHost>;
 
-}    // namespace
+}     // namespace

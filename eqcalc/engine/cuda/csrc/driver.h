@@ -1,9 +1,9 @@
 // The part of CUDA's driver interface that the engine needs, declared by hand: no toolkit, no
 // headers. The library is opened at run time. Names and types: CUDA Driver API, 13.0.
 
+#include <dlfcn.h>
 #include <cstddef>
 #include <cstdint>
-#include <dlfcn.h>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -70,7 +70,8 @@ struct Driver {
       throw std::runtime_error("there is no NVIDIA driver here (" + std::string(path) +
                                " cannot be opened)");
     const auto get = [&](auto &function, const char *name) {
-      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+      function =
+          reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
       if (!function)
         throw std::runtime_error("the NVIDIA driver is too old: it has no " + std::string(name));
     };
@@ -123,4 +124,4 @@ struct Driver {
   }
 };
 
-}    // namespace
+}     // namespace

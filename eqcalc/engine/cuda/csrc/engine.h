@@ -2,7 +2,10 @@
 
 namespace {
 
-inline Network &network(void *engine) { return *static_cast<Network *>(engine); }
+inline Network &network(void *engine)
+{
+  return *static_cast<Network *>(engine);
+}
 
 // runs; 0, or a sentence in `text`, and nothing is left on the device that was to be done
 template <class Run> int told_errors(void *engine, const Run &run, char *text, I size)
@@ -19,7 +22,8 @@ template <class Run> int told_errors(void *engine, const Run &run, char *text, I
     try_to_run();
     return 0;
   } catch (const std::bad_alloc &) {
-    std::snprintf(text, size, "the GPU has too little memory: use fewer atoms per process, or the CPU");
+    std::snprintf(text, size,
+                  "the GPU has too little memory: use fewer atoms per process, or the CPU");
     return EQCALC_OUT_OF_MEMORY;
   } catch (const std::exception &e) {
     std::snprintf(text, size, "%s", e.what());
@@ -27,12 +31,18 @@ template <class Run> int told_errors(void *engine, const Run &run, char *text, I
   }
 }
 
-}    // namespace
+}     // namespace
 
 extern "C" {
 
-int eqcalc_interface_version() { return EQCALC_INTERFACE_VERSION; }
-int eqcalc_gpu_interface_version() { return EQCALC_GPU_INTERFACE_VERSION; }
+int eqcalc_interface_version()
+{
+  return EQCALC_INTERFACE_VERSION;
+}
+int eqcalc_gpu_interface_version()
+{
+  return EQCALC_GPU_INTERFACE_VERSION;
+}
 
 int eqcalc_open(const char *description, I bytes, void **engine, char *error, I size)
 {
@@ -44,13 +54,14 @@ int eqcalc_open_on(const char *description, I bytes, int number, int in_turn, vo
 {
   return told_errors(
       nullptr,
-      [&] {
-        *engine = new Network(read_description(description, bytes), number, in_turn != 0);
-      },
+      [&] { *engine = new Network(read_description(description, bytes), number, in_turn != 0); },
       error, size);
 }
 
-void eqcalc_close(void *engine) { delete static_cast<Network *>(engine); }
+void eqcalc_close(void *engine)
+{
+  delete static_cast<Network *>(engine);
+}
 
 int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchange *exchange,
                     int threads, double *energies, double *gradient, char *error, I size)
@@ -61,8 +72,8 @@ int eqcalc_evaluate(void *engine, const eqcalc_graph *graph, const eqcalc_exchan
 
 int eqcalc_evaluate_uncertainty(void *engine, const eqcalc_graph *graph,
                                 const eqcalc_exchange *exchange, int, double *energies,
-                                double *gradient, const eqcalc_uncertainty *uncertainty, char *error,
-                                I size)
+                                double *gradient, const eqcalc_uncertainty *uncertainty,
+                                char *error, I size)
 {
   return told_errors(
       engine,
@@ -79,8 +90,7 @@ int eqcalc_evaluate_uncertainty(void *engine, const eqcalc_graph *graph,
 int eqcalc_place(void *engine, const eqcalc_graph *graph, const eqcalc_list *list, char *error,
                  I size)
 {
-  return told_errors(
-      engine, [&] { network(engine).place(*graph, *list); }, error, size);
+  return told_errors(engine, [&] { network(engine).place(*graph, *list); }, error, size);
 }
 
 int eqcalc_step(void *engine, const double *positions, const eqcalc_exchange *exchange,
@@ -90,12 +100,21 @@ int eqcalc_step(void *engine, const double *positions, const eqcalc_exchange *ex
       engine, [&] { network(engine).step(positions, exchange, *results); }, error, size);
 }
 
-void eqcalc_limit_memory(void *engine, I bytes) { network(engine).limit_memory(bytes); }
+void eqcalc_limit_memory(void *engine, I bytes)
+{
+  network(engine).limit_memory(bytes);
+}
 
-int eqcalc_num_features(void *engine) { return static_cast<int>(network(engine).num_features()); }
+int eqcalc_num_features(void *engine)
+{
+  return static_cast<int>(network(engine).num_features());
+}
 
 // the host has features alone
-int eqcalc_has_uncertainty(void *) { return 0; }
+int eqcalc_has_uncertainty(void *)
+{
+  return 0;
+}
 
 int eqcalc_exchange_widths(void *engine, int *widths, int count)
 {
@@ -105,5 +124,8 @@ int eqcalc_exchange_widths(void *engine, int *widths, int count)
   return layers - 1;
 }
 
-I eqcalc_memory(void *engine) { return network(engine).bytes(); }
+I eqcalc_memory(void *engine)
+{
+  return network(engine).bytes();
+}
 }

@@ -3,8 +3,8 @@
 // Generated before this: constants of the network (eqcalc.engine.cuda.source), harmonics(),
 // harmonics_gradient().
 
-#define EACH(n, from, to)                                                                         \
-  for (int n = (from) + blockIdx.x * blockDim.x + threadIdx.x; n < (to);                          \
+#define EACH(n, from, to)                                                \
+  for (int n = (from) + blockIdx.x * blockDim.x + threadIdx.x; n < (to); \
        n += gridDim.x * blockDim.x)
 
 __device__ inline double length(const double *v)

@@ -137,8 +137,8 @@ class PairList {
   I bytes() const
   {
     I sum = shifts_.bytes();
-    for (const auto *b : {&species_, &first_edge_, &src_, &dst_, &place_, &sent_, &row_, &row_first_,
-                          &row_edge_})
+    for (const auto *b :
+         {&species_, &first_edge_, &src_, &dst_, &place_, &sent_, &row_, &row_first_, &row_edge_})
       sum += b->bytes();
     return sum;
   }
@@ -174,4 +174,4 @@ class PairList {
   }
 };
 
-}    // namespace
+}     // namespace

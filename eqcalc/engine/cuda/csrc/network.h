@@ -19,17 +19,18 @@ class Network {
       num_counts_(from.integer("num_counts")), num_features_(from.integer("num_features"))
   {
     const Device::Use use(device_);
-    for (const char *name : {"geometry", "edge_gradients", "own_forces", "neighbour_forces",
-                             "virial_sums", "watch", "pack", "add_rows", "references",
-                             "crowding_gradients", "count_factors", "count_pulls",
-                             "count_gradients"})
+    for (const char *name :
+         {"geometry", "edge_gradients", "own_forces", "neighbour_forces", "virial_sums", "watch",
+          "pack", "add_rows", "references", "crowding_gradients", "count_factors", "count_pulls",
+          "count_gradients"})
       common_.push_back(device_.kernel(name));
     std::vector<std::string> names;
     for (const Record &row : from.records("rows")) {
       names.push_back(row.text("name"));
       rows_.push_back(std::make_unique<Row>(row, device_));
     }
-    if (rows_.size() > MOST_ROWS) throw std::runtime_error("the network has too many rows for a GPU");
+    if (rows_.size() > MOST_ROWS)
+      throw std::runtime_error("the network has too many rows for a GPU");
     const auto row = [&](const std::string &name) {
       const auto found = std::find(names.begin(), names.end(), name);
       if (found == names.end())
@@ -68,8 +69,8 @@ class Network {
     for (const auto &row : rows_) sum += row->values.bytes() + row->gradients.bytes();
     for (const auto &layer : layers_) sum += layer->radial.bytes();
     for (const auto *b : {&kind_, &edge_species_, &watched_}) sum += b->bytes();
-    for (const auto *b : {&vec_, &positions_, &r_, &calm_, &count_pulls_, &energies_, &gradient_, &forces_, &virials_,
-                          &virial_sums_, &limits_, &features_})
+    for (const auto *b : {&vec_, &positions_, &r_, &calm_, &count_pulls_, &energies_, &gradient_,
+                          &forces_, &virials_, &virial_sums_, &limits_, &features_})
       sum += b->bytes();
     for (const auto *b : {&u_, &inverse_r_, &told_slope_, &y_, &dy_, &dr_, &factor_, &packed_})
       sum += b->bytes();
@@ -99,8 +100,7 @@ class Network {
     run(nullptr, exchange, gradient != nullptr, features != nullptr);
     if (features) device_.down(features, features_.data(), numbers * sizeof(double));
     device_.down(energies, energies_.data(), list_.num_local * sizeof(double));
-    if (gradient)
-      device_.down(gradient, gradient_.data(), 3 * list_.num_edges * sizeof(double));
+    if (gradient) device_.down(gradient, gradient_.data(), 3 * list_.num_edges * sizeof(double));
     device_.wait();
   }
 
@@ -135,8 +135,10 @@ class Network {
     }
     static Place place(const std::string &name)
     {
-      return name == "neighbours" ? NEIGHBOURS : name == "kept" ? KEPT :
-          name == "as values" ? AS_VALUES : POOL;
+      return name == "neighbours" ? NEIGHBOURS
+          : name == "kept"        ? KEPT
+          : name == "as values"   ? AS_VALUES
+                                  : POOL;
     }
   };
 
@@ -145,7 +147,8 @@ class Network {
     int threads;
 
     Kernel(const Record &from, const Device &device) :
-        function(device.kernel(from.text("name"))), threads(static_cast<int>(from.integer("threads")))
+        function(device.kernel(from.text("name"))),
+        threads(static_cast<int>(from.integer("threads")))
     {
     }
   };
@@ -170,12 +173,24 @@ class Network {
   };
 
   enum Common {
-    GEOMETRY, EDGE_GRADIENTS, OWN_FORCES, NEIGHBOUR_FORCES, VIRIAL_SUMS, WATCH, PACK, ADD_ROWS,
-    REFERENCES, CROWDING, COUNT_FACTORS, COUNT_PULLS, COUNT_GRADIENTS
+    GEOMETRY,
+    EDGE_GRADIENTS,
+    OWN_FORCES,
+    NEIGHBOUR_FORCES,
+    VIRIAL_SUMS,
+    WATCH,
+    PACK,
+    ADD_ROWS,
+    REFERENCES,
+    CROWDING,
+    COUNT_FACTORS,
+    COUNT_PULLS,
+    COUNT_GRADIENTS
   };
 
   Device device_;
-  I num_species_, num_y_, atoms_per_block_, fades_, graphs_, pool_width_, num_counts_, num_features_;
+  I num_species_, num_y_, atoms_per_block_, fades_, graphs_, pool_width_, num_counts_,
+      num_features_;
   std::vector<CUfunction> common_;
   std::vector<std::unique_ptr<Row>> rows_;
   std::vector<std::unique_ptr<Layer>> layers_;
@@ -191,8 +206,8 @@ class Network {
   PairList list_{device_};
   OnDevice<int> kind_{device_}, edge_species_{device_}, watched_{device_};
   OnDevice<double> vec_{device_}, positions_{device_}, r_{device_}, calm_{device_},
-      count_pulls_{device_}, energies_{device_}, gradient_{device_}, forces_{device_}, virials_{device_},
-      virial_sums_{device_}, limits_{device_}, features_{device_};
+      count_pulls_{device_}, energies_{device_}, gradient_{device_}, forces_{device_},
+      virials_{device_}, virial_sums_{device_}, limits_{device_}, features_{device_};
   OnDevice<T> u_{device_}, inverse_r_{device_}, told_slope_{device_}, y_{device_}, dy_{device_},
       dr_{device_}, factor_{device_}, pool_{device_}, packed_{device_};
   OnDevice<T> dx_[2] = {OnDevice<T>(device_), OnDevice<T>(device_)};
@@ -239,7 +254,8 @@ class Network {
       // and what later calls need: edges by neighbour, virials, rows to exchange
       const I later = 4 * e + 16 * nodes + 72 * nodes +
           list_.num_sent * widest * static_cast<I>(sizeof(T)) + 4096;
-      const I rest = bytes() - pool_.bytes() + later, least = rest + std::min(n, LEAST_CHUNK) * each;
+      const I rest = bytes() - pool_.bytes() + later,
+              least = rest + std::min(n, LEAST_CHUNK) * each;
       if (memory_limit_ < least) refuse_limit(least);
       left = std::min(left, memory_limit_ - rest);
     }
@@ -253,11 +269,12 @@ class Network {
   void refuse_limit(I least) const
   {
     char text[240];
-    std::snprintf(text, sizeof(text),
-                  "%lld atoms with %lld pairs need at least %.4g GB of the GPU, but memory_limit is "
-                  "%.4g GB: raise it, or use fewer atoms per process",
-                  static_cast<long long>(list_.num_local), static_cast<long long>(list_.num_edges),
-                  1.001e-9 * static_cast<double>(least), 1e-9 * static_cast<double>(memory_limit_));
+    std::snprintf(
+        text, sizeof(text),
+        "%lld atoms with %lld pairs need at least %.4g GB of the GPU, but memory_limit is "
+        "%.4g GB: raise it, or use fewer atoms per process",
+        static_cast<long long>(list_.num_local), static_cast<long long>(list_.num_edges),
+        1.001e-9 * static_cast<double>(least), 1e-9 * static_cast<double>(memory_limit_));
     throw std::runtime_error(text);
   }
 
@@ -274,8 +291,7 @@ class Network {
       if (small) steps_[shape.key(list_)] = nullptr;
       return;
     }
-    if (!found->second)
-      found->second = device_.record([&] { queue_step(shape, nullptr); });
+    if (!found->second) found->second = device_.record([&] { queue_step(shape, nullptr); });
     device_.start(found->second);
   }
 
@@ -529,4 +545,4 @@ class Network {
   T *exchanged(I k) { return host_rows_.get((list_.num_sent + list_.num_ghosts()) * width(k)); }
 };
 
-}    // namespace
+}     // namespace

@@ -10,7 +10,10 @@ struct Rows {
 
 enum Activation { SILU, TANH, SIGMOID, IDENTITY };
 
-__device__ inline T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }
+__device__ inline T sigmoid(T x)
+{
+  return T(1) / (T(1) + exp(-x));
+}
 
 template <Activation KIND> __device__ inline T activation(T x)
 {
@@ -79,13 +82,15 @@ __device__ inline void linear(Rows from, int at_from, Rows to, int at_to, const 
     }
 #pragma unroll
     for (int k = 0; k < TOGETHER; k++)
-      if (first + k < rows) to[begin + (first + k) / DIM][at_to + (first + k) % DIM * OUT + b] += sum[k];
+      if (first + k < rows)
+        to[begin + (first + k) / DIM][at_to + (first + k) % DIM * OUT + b] += sum[k];
   }
 }
 
 // gate: first column of what scalars multiply the block; negative: the block is scalars themselves
 template <Activation KIND, int DIM, int MUL, int GATE>
-__device__ inline void gate(T scale, Rows from, int at_from, Rows to, int at_to, int begin, int count)
+__device__ inline void gate(T scale, Rows from, int at_from, Rows to, int at_to, int begin,
+                            int count)
 {
   for (int n = threadIdx.x; n < count * MUL; n += blockDim.x) {
     const int i = begin + n / MUL, c = n % MUL;
@@ -101,7 +106,10 @@ __device__ inline void gate(T scale, Rows from, int at_from, Rows to, int at_to,
 }
 
 // SET: the gradient takes the place of the values, or is set; else it is added
-template <bool SET> __device__ inline void put(T *to, T value) { *to = SET ? value : *to + value; }
+template <bool SET> __device__ inline void put(T *to, T value)
+{
+  *to = SET ? value : *to + value;
+}
 
 template <Activation KIND, int DIM, int MUL, int GATE, bool SET>
 __device__ inline void gate_gradient(T scale, Rows values, Rows gradients, int at, Rows target,
@@ -190,7 +198,8 @@ __device__ inline void readout(T activated, double unit, Rows from, const T *wei
 
 template <Activation KIND, int COLUMNS, bool SET>
 __device__ inline void readout_gradient(T activated, Rows values, Rows gradients, const T *weights,
-                                        const double *scale, const int *species, int begin, int count)
+                                        const double *scale, const int *species, int begin,
+                                        int count)
 {
   for (int n = threadIdx.x; n < count * COLUMNS; n += blockDim.x) {
     const int i = begin + n / COLUMNS, c = n % COLUMNS;

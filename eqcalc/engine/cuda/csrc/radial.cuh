@@ -34,5 +34,6 @@ __device__ inline int cursor(const Task &t, int e, T &in_interval, T &scale)
   const int interval = int(fmin(double(here.count - 1), x));
   in_interval = T(x - interval - 0.5);
   scale = T(here.per_length);
-  return (here.first + interval) * t.interval_stride + (KINDS_AT >= 0 ? t.kind[e] * t.kind_stride : 0);
+  return (here.first + interval) * t.interval_stride +
+      (KINDS_AT >= 0 ? t.kind[e] * t.kind_stride : 0);
 }

@@ -16,8 +16,7 @@ __device__ inline Crowd crowd(const double *c, int ab, double r)
 {
   const double *distances = c + CROWDING_AT, *closest = distances + PAIRS;
   const double *ends = closest + PAIRS + NUM_SPECIES;
-  if (CROWDING_COUNTS)
-    return counted_neighbour(r, distances[ab], closest[ab], ends + 2, ends + 4);
+  if (CROWDING_COUNTS) return counted_neighbour(r, distances[ab], closest[ab], ends + 2, ends + 4);
   return weighed_neighbour(r, distances[ab], CUTOFF);
 }
 

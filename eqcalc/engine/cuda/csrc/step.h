@@ -25,8 +25,9 @@ struct StepShape {
   using Key = std::array<I, 6>;
   Key key(const PairList &list) const
   {
-    return {list.num_local, list.num_nodes, list.num_places, list.capacity, sums,
-            forces + 2 * virials + 4 * watched + 8 * list.shifted()};
+    return {
+        list.num_local, list.num_nodes, list.num_places,
+        list.capacity,  sums,           forces + 2 * virials + 4 * watched + 8 * list.shifted()};
   }
 
   // out of pinned memory
@@ -51,4 +52,4 @@ struct StepShape {
   }
 };
 
-}    // namespace
+}     // namespace

@@ -26,8 +26,8 @@ class RadialTable {
       intervals += count;
     }
     for (std::size_t n = 0; n < list.size(); n++)
-      list[n].per_length =
-          list[n].count / ((n + 1 < list.size() ? list[n + 1].start : end) - list[n].start);
+      list[n].per_length = list[n].count /
+          ((n + 1 < list.size() ? list[n + 1].start : end) - list[n].start);
     num_segments_ = static_cast<int>(list.size());
     segments_.give(list);
     segments_.wait();
@@ -51,4 +51,4 @@ class RadialTable {
   int num_segments_, interval_stride_, kind_stride_;
 };
 
-}    // namespace
+}     // namespace

@@ -14,16 +14,16 @@ struct Segment {
 constexpr int MOST_ROWS = 64;
 
 struct Task {
-  int begin, end;               // own atoms, edges or rows that this launch works on
+  int begin, end;     // own atoms, edges or rows that this launch works on
   int num_local, num_nodes, num_edges;
-  int num_packed;               // rows or blocks that pack, add_rows or virial_sums make
+  int num_packed;     // rows or blocks that pack, add_rows or virial_sums make
 
   // the list
-  const int *species;           // [nodes]
-  const int *first_edge;        // [own + 1]
-  const int *src, *dst;         // [edges] neighbour j, centre i
-  const int *place;             // [edges] which position is the neighbour's
-  const double *shifts;         // [edges, 3] Å, what is added to these differences; null: nothing
+  const int *species;        // [nodes]
+  const int *first_edge;     // [own + 1]
+  const int *src, *dst;      // [edges] neighbour j, centre i
+  const int *place;          // [edges] which position is the neighbour's
+  const double *shifts;      // [edges, 3] Å, what is added to these differences; null: nothing
   // the list by neighbour, of the own atoms in work: rows[n] is the neighbour of the edges
   // row_edge[row_first[n]] .. row_edge[row_first[n + 1] - 1]
   const int *rows, *row_first, *row_edge;
@@ -34,31 +34,31 @@ struct Task {
   double *r;                    // [edges] Å that the network is told; negative: beyond the cutoff
   int *kind, *edge_species;     // [edges] kind of bond, species of the neighbour
   T *u, *inverse_r, *told_slope;     // [edges, 3], [edges], [edges] d told / d r
-  T *y;                         // [edges, NUM_Y] harmonics, without Y_0
-  T *dy, *dr;                   // gradients of these: [edges, NUM_Y], [edges]
+  T *y;                              // [edges, NUM_Y] harmonics, without Y_0
+  T *dy, *dr;                        // gradients of these: [edges, NUM_Y], [edges]
 
   // what messages to an atom are multiplied by, and gradients of that: [own]
   T *factor;
   double *calm, *calm_pull;     // crowding; its derivatives by its two measures: [own, 2]
   double *calm_slope;
-  double *count_pulls;          // [COUNTS, own]
+  double *count_pulls;     // [COUNTS, own]
 
   // the layer in work
-  const T *table;               // [intervals, kinds, lines, DEGREE + 1, 32]
+  const T *table;     // [intervals, kinds, lines, DEGREE + 1, 32]
   const Segment *segments;
   int num_segments, interval_stride, kind_stride;     // numbers in the table
-  const int *sources;           // [edges] row of x that an edge reads
-  const T *x;                   // [rows, width_in]
-  T *dx;                        // [nodes, width_in]
-  T *messages;                  // [own, width_out], and then their gradient
+  const int *sources;                                 // [edges] row of x that an edge reads
+  const T *x;                                         // [rows, width_in]
+  T *dx;                                              // [nodes, width_in]
+  T *messages;                                        // [own, width_out], and then their gradient
 
   // rows of atoms by number, of values and of gradients: [own, width]
   T *values[MOST_ROWS], *gradients[MOST_ROWS];
-  const T *weights;             // all matrices
-  const double *constants;      // all tables of species
+  const T *weights;            // all matrices
+  const double *constants;     // all tables of species
 
-  double *energies, *nearest;   // [own] eV, Å: distance of the nearest neighbour
-  double *features;             // [own, num_features] eV, of readouts; null: not wanted
+  double *energies, *nearest;     // [own] eV, Å: distance of the nearest neighbour
+  double *features;               // [own, num_features] eV, of readouts; null: not wanted
   int num_features;
   double *gradient;             // [edges, 3] eV/Å, dE/dr_ij
   double *forces, *virials;     // [nodes, 3] eV/Å, [nodes, 9] eV
@@ -66,11 +66,11 @@ struct Task {
 
   // what a step looks at: distances (Å^2) below which pairs of species are told; of own atoms the
   // number of neighbours and the edge that is shortest relative to its limit, or -1
-  const double *limits;         // [species, species]
-  int *numbers, *near_edges;    // [own]
+  const double *limits;          // [species, species]
+  int *numbers, *near_edges;     // [own]
 
   // rows that other processes have, to and from packed ones: [packed, width] of rows [own, width]
-  const int *sent;              // [packed]
+  const int *sent;     // [packed]
   T *packed, *unpacked;
   int packed_width;
 };
