@@ -6,7 +6,7 @@ and float64.
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -90,8 +90,12 @@ def _writable(folder: Path, named: str) -> None:
         if place.exists():
             if not place.is_dir():
                 raise InputError(f"{named}: '{place}' is not a folder.")
-            if not os.access(place, os.W_OK | os.X_OK):
-                raise InputError(f"{named}: nothing can be written to the folder '{place}'.")
+            try:
+                Path(tempfile.mkdtemp(prefix=".eqcalc-", dir=place)).rmdir()
+            except OSError:
+                raise InputError(
+                    f"{named}: nothing can be written to the folder '{place}'."
+                ) from None
             return
 
 

@@ -251,6 +251,7 @@ def test_command(frames, tmp_path):
     assert result.exit_code != 0
 
 
+@pytest.mark.slow
 def test_models_label_too(frames, tmp_path):
     """A committee's folder: the mean of its members; elements that it lacks fail alone."""
     paths = [untrained(tmp_path / f"{k}.pth", seed=k) for k in range(2)]

@@ -212,6 +212,7 @@ def drawn(path):
     return float((imread(path)[..., :3].min(axis=2) < 0.9).mean())
 
 
+@pytest.mark.slow
 def test_command(paths, pool, tmp_path):
     for k, atoms in enumerate(pool):
         copy = atoms.copy()

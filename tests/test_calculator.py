@@ -167,7 +167,9 @@ def test_only_what_is_asked_and_only_once(calc, crystal, monkeypatch):
     assert calls == [False, True, True]
 
 
-@pytest.mark.parametrize("engine", ["fused", "exact", "torch"])
+@pytest.mark.parametrize(
+    "engine", ["fused", pytest.param("exact", marks=pytest.mark.slow), "torch"]
+)
 def test_energies_alone_equal_energies_with_forces(potential_path, crystal, engine):
     crystal.calc = EquivariantCalculator(potential_path, engine=engine)
     alone = crystal.get_potential_energies()
@@ -238,7 +240,8 @@ def forces_of(atoms):
 
 
 @pytest.mark.parametrize(
-    ("start", "engine"), [("fork", "fused"), ("fork", "torch"), ("spawn", "auto")]
+    ("start", "engine"),
+    [("fork", "fused"), ("fork", "torch"), pytest.param("spawn", "auto", marks=pytest.mark.slow)],
 )
 def test_other_processes(potential_path, crystal, start, engine, monkeypatch):
     """Also from another folder, and forked while the parent has threads, which do not follow."""

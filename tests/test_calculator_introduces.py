@@ -20,7 +20,7 @@ def test_it_introduces_itself(potential_path):
         assert words in said
     calc.metadata["cutoff"] = 1.0
     assert calc.metadata["cutoff"] == calc.cutoff, "what is returned is a copy"
-    assert EquivariantCalculator("si", engine="auto").engine in ("fused", "torch")
+    assert EquivariantCalculator("si", dtype="float64", engine="auto").engine in ("fused", "torch")
 
 
 def test_a_committee_introduces_its_members(potential_path, parity_path):

@@ -75,7 +75,7 @@ def test_either_order(name, silicon, tmp_path):
 def test_precisions_have_one_vocabulary(silicon, tmp_path):
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=2)
-    atoms.calc = eqcalc.EquivariantCalculator("si")
+    atoms.calc = eqcalc.EquivariantCalculator("si", engine="torch")
     atoms.get_stress()
     atoms.write(tmp_path / "labelled.xyz")
     written = []
@@ -100,6 +100,7 @@ def test_precisions_have_one_vocabulary(silicon, tmp_path):
         ("check symmetry si {si} --out {file}", "eqcalc.checks.symmetry.check_symmetry"),
         ("check all si {si} -o {file}/r.html", "eqcalc.checks.suite.check_all"),
         ("check all si {si} --out {folder}", "eqcalc.checks.suite.check_all"),
+        ("check gradients si {si} --out /proc/a/b", "eqcalc.checks.gradients.check_gradients"),
         ("evaluate si {si} -o {folder}", "eqcalc.training.evaluate.evaluate_results"),
         ("evaluate si {si} --plot {folder}/a.txt", "eqcalc.training.evaluate.evaluate_results"),
         (

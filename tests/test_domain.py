@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -16,9 +14,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.md.verlet import VelocityVerlet
 from runs import tiny
+from typer.testing import CliRunner
 
 from eqcalc import EquivariantCalculator
 from eqcalc.checks.trained import Trained
+from eqcalc.cli import app
 from eqcalc.domain import Domain, OutsideDomainError, where_unmet
 from eqcalc.errors import InputError
 from eqcalc.export import read_metadata
@@ -109,10 +109,7 @@ def test_text_for_lammps(model):
 
 
 def test_info_shows_it(model):
-    shown = subprocess.run(
-        [sys.executable, "-m", "eqcalc.cli", "info", str(model)],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    shown = CliRunner().invoke(app, ["info", str(model)]).output
     assert "training domain     6 frames, 24 atoms" in shown
     assert "never met" in shown
     assert "Ne-Ar" in shown

@@ -36,6 +36,7 @@ def test_bundled_models_and_files():
     assert names.lasting(path) == str(path)
 
 
+@pytest.mark.slow
 def test_weights_are_imported_once(installed, monkeypatch):
     made = import_model(DATA / "so3.pth", installed / "m.pth").path
     expected = energy_of(made)

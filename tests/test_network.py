@@ -75,7 +75,9 @@ def test_pseudoscalars_are_no_invariants(tmp_path, crystal):
 
 
 def test_irreps_of_inner_layers(parity_path, potential_path):
-    both, natural = (EquivariantCalculator(p) for p in (parity_path, potential_path))
+    both, natural = (
+        EquivariantCalculator(p, engine="torch") for p in (parity_path, potential_path)
+    )
     assert natural.descriptor_irreps(0) == o3.Irreps("8x0e+6x1o+4x2e")
     assert natural.descriptor_irreps() == o3.Irreps("8x0e")
     assert {str(ir) for _, ir in both.descriptor_irreps(1)} == {"0e", "1o", "1e", "2e", "2o"}
@@ -116,17 +118,17 @@ def test_descriptors_are_local_and_permute(calc, crystal):
 
 def test_descriptors_of_a_file_that_does_not_name_its_features(monkeypatch, potential_path):
     """The bundled model says by its parity and widths what it has."""
-    silicon = EquivariantCalculator("si")
+    silicon = EquivariantCalculator("si", engine="torch")
     monkeypatch.delitem(silicon._network(0, "torch.float32").metadata, "feature_irreps", False)
     assert silicon.descriptor_irreps(0) == o3.Irreps("64x0e+32x1o+32x2e")
-    unknown = EquivariantCalculator(potential_path)
+    unknown = EquivariantCalculator(potential_path, engine="torch")
     monkeypatch.delitem(unknown._network(0, "torch.float32").metadata, "feature_irreps")
     with pytest.raises(InputError, match=r"model.pth does not say what its features are"):
         unknown.get_descriptors(bulk("Si"))
 
 
 def test_layers_that_are_not_there(potential_path, crystal):
-    calc = EquivariantCalculator(potential_path)
+    calc = EquivariantCalculator(potential_path, engine="torch")
     with pytest.raises(InputError, match=r"layer = 2: model.pth has 2 layers"):
         calc.get_descriptors(crystal, layer=2)
     with pytest.raises(InputError, match="no structure yet"):
@@ -134,7 +136,7 @@ def test_layers_that_are_not_there(potential_path, crystal):
 
 
 def test_answers_are_kept_until_atoms_change(potential_path, crystal, monkeypatch):
-    calc = EquivariantCalculator(potential_path)
+    calc = EquivariantCalculator(potential_path, engine="torch")
     first = calc.get_descriptors(crystal)
     first[:] = 0.0
     with monkeypatch.context() as patch:

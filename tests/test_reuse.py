@@ -32,7 +32,9 @@ def calls(monkeypatch):
     return names
 
 
-@pytest.mark.parametrize("engine", ["fused", "exact", "torch"])
+@pytest.mark.parametrize(
+    "engine", ["fused", pytest.param("exact", marks=pytest.mark.slow), "torch"]
+)
 def test_nothing_is_done_twice(calls, potential_path, crystal, engine):
     first = EquivariantCalculator(potential_path, engine=engine, dtype="float64")
     assert calls

@@ -15,6 +15,8 @@ from eqcalc.contract import set_precision
 from eqcalc.models.registry import build, model_config
 from eqcalc.nn.attention import Attention
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "cutoff": 4.0,
     "num_layers": 2,

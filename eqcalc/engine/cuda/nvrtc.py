@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from eqcalc.engine.build import EngineUnavailable
+from eqcalc.extras import install
 
 #: no host compiler's headers are read, and numbers are rounded as IEEE 754 says
 OPTIONS = ("--std=c++17", "--fmad=true", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
@@ -39,8 +40,8 @@ def _library() -> ctypes.CDLL:
         library.nvrtcGetErrorString.restype = ctypes.c_char_p
         return library
     raise EngineUnavailable(
-        "There is no compiler for GPUs (libnvrtc): pip install 'eqcalc[cuda]', or install torch's "
-        "build for CUDA."
+        f"There is no compiler for GPUs (libnvrtc): {install('cuda')}, or install torch's build "
+        "for CUDA."
     )
 
 
