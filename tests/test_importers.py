@@ -8,6 +8,7 @@ from the registry, once, and are checked by SHA-256.
 import hashlib
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -64,12 +65,23 @@ def test_numbers_are_those_of_the_package(kind, engine, tmp_path):
     assert forces == pytest.approx(np.array(expected["forces"]), abs=KINDS[kind] + table)
 
 
-@pytest.mark.parametrize("engine", ["torch", "fused"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("task", "engine"), list(zip(TASKS, ("torch", "fused"), strict=True)))
 def test_numbers_of_a_multi_task_network_with_both_parities(task, engine, tmp_path):
     import_model(DATA / "tasks.pth", tmp_path / "m.pth", dtype="float64", task=task)
     energy, forces = results(tmp_path / "m.pth", structure(), engine=engine)
     expected = json.loads((DATA / "expected.json").read_text())[f"tasks:{task}"]
+    assert energy == pytest.approx(expected["energy"], abs=1e-11)
+    assert forces == pytest.approx(np.array(expected["forces"]), abs=1e-11)
+
+
+def test_numbers_of_a_network_with_the_options_of_omni(tmp_path):
+    """Twelve layers, thirteen tasks, options of training, a place for Z = 0."""
+    content = lzma.decompress((DATA / "omni.pth.xz").read_bytes())
+    (tmp_path / "omni.pth").write_bytes(content)
+    made = import_model(tmp_path / "omni.pth", tmp_path / "m.pth", dtype="float64", task="pet_mad")
+    assert export.read_metadata(made.path)["species"] == ["O", "Si", "Cu", "Og"]
+    energy, forces = results(made.path, structure(), engine="torch")
+    expected = json.loads((DATA / "expected.json").read_text())["omni:pet_mad"]
     assert energy == pytest.approx(expected["energy"], abs=1e-11)
     assert forces == pytest.approx(np.array(expected["forces"]), abs=1e-11)
 

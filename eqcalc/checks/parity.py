@@ -120,7 +120,9 @@ def by_ase(atoms: Atoms, calc: EquivariantCalculator) -> dict[str, np.ndarray]:
     return found
 
 
-def _script(atoms: Atoms, model: str | os.PathLike, precision: str, folder: Path) -> Path:
+def _script(
+    atoms: Atoms, model: str | os.PathLike, precision: str, engine: str | None, folder: Path
+) -> Path:
     """An input script that prints every property once, on atoms at rest."""
     from eqcalc.lammps import write_input
 
@@ -134,18 +136,26 @@ def _script(atoms: Atoms, model: str | os.PathLike, precision: str, folder: Path
     ]
     lines = script.read_text().splitlines()
     where = next(k for k, line in enumerate(lines) if line.startswith("fix integrate"))
+    if engine:
+        style = next(k for k, line in enumerate(lines) if line.startswith("pair_style"))
+        lines[style] += f" engine {engine}"
     script.write_text("\n".join([*lines[:where], *computes, *lines[where:]]) + "\n")
     return script
 
 
 def by_lammps(
-    atoms: Atoms, model: str | os.PathLike, precision: str, ranks: int, threads: int = 1
+    atoms: Atoms,
+    model: str | os.PathLike,
+    precision: str,
+    ranks: int,
+    threads: int = 1,
+    engine: str | None = None,
 ) -> dict[str, np.ndarray]:
     """The properties from the real `lmp`, in eV and Å."""
     from eqcalc.lammps import read_thermo, run_lmp
 
     with tempfile.TemporaryDirectory(prefix="eqcalc-parity-") as name:
-        script = _script(atoms, model, precision, Path(name))
+        script = _script(atoms, model, precision, engine, Path(name))
         thermo = read_thermo(run_lmp(script, ranks=ranks, threads=threads))
         frame = (Path(name) / "atoms.out").read_text().rsplit("ITEM: ATOMS", 1)[1]
     rows = np.array([[float(w) for w in line.split()] for line in frame.splitlines()[1:]])

@@ -68,6 +68,11 @@ IGNORED = {
     *("ddp_backend", "num_workers", "use_cueq", "cuequivariance_config", "use_flash_tp"),
     *("use_oeq", "weight_ema", "_cueq_config"),
     *("compute_statistics", "data_modality", "data_weight"),  # of 0.12, SevenNet-Omni for one
+    *("train_shift", "train_scale", "energy_loss_weight", "grad_clip", "model_averaging"),
+    *("model_averaging_param", "use_regularization", "regularization_weight"),
+    *("regularization_param", "train_by_batch", "compile", "loader_kwargs"),
+    *("checkpoint", "reset_optimizer", "reset_scheduler", "reset_epoch", "load_memory_path"),
+    *("use_statistic_values_of_checkpoint", "rehearsal", "mem_batch_size", "mem_ratio"),
 }
 
 #: names in checkpoints of SevenNet 0.9.1 and before, once blanks are underscores
@@ -314,7 +319,8 @@ def convert(
     named = {_renamed(k): v for k, v in content["model_state_dict"].items()}
     weights = Weights(named, source)
     known = {int(z): int(n) for z, n in c["_type_map"].items()}
-    numbers = sorted(known if keep is None else keep)
+    # files with the option `univ` have a place for Z = 0, too
+    numbers = sorted([z for z in known if z > 0] if keep is None else keep)
     if not set(numbers) <= set(known):
         from ase.data import chemical_symbols
 
