@@ -31,7 +31,7 @@ class Task(ctypes.Structure):
     _fields_ = (*((name, ctypes.c_void_p) for name in ARRAYS), ("begin", ctypes.c_int))
 
 
-class Program:
+class DeviceProgram:
     """Kernels on whatever GPU tensors are; copies and pickles compile and load them again.
 
     Raises:
@@ -138,7 +138,7 @@ class EdgeLists:
 class DeviceKernels:
     """Forward, backward and second derivative of one convolution, out of its three kernels."""
 
-    def __init__(self, program: Program, kernels: TrainingKernels) -> None:
+    def __init__(self, program: DeviceProgram, kernels: TrainingKernels) -> None:
         self._program = program
         self._kernels = {
             name: (getattr(kernels, name), kernels.threads[getattr(kernels, name)])
@@ -208,7 +208,7 @@ def fuse_convolutions(model: nn.Module) -> nn.Module:
     scalar = SCALARS[network_tensors(model)[0].dtype]
     places, lists = places_of(model, Convolution), EdgeLists()
     made = [TrainingKernels(getattr(*place), k, scalar) for k, place in enumerate(places)]
-    program = Program(training_source(made, scalar))
+    program = DeviceProgram(training_source(made, scalar))
     if places:
         program.compile()
     for place, kernels in zip(places, made, strict=True):
