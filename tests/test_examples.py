@@ -78,6 +78,20 @@ def test_metals_trained_alone_mix_like_similar_metals(tmp_path):
     assert (tmp_path / "alloys.png").stat().st_size > 20_000
 
 
+def test_mixtures_that_a_teacher_labels():
+    """examples/teacher_alloys.py: ordered compounds first, then disordered cells."""
+    cells = example("teacher_alloys").mixtures(20, np.random.default_rng(1))
+    assert len(cells) == 20
+    for n, atoms in enumerate(cells):
+        assert len(set(atoms.symbols)) > 1
+        assert atoms.get_volume() / 16 == pytest.approx(17.0, abs=1.5)  # of Mo 15.9, of Nb 18.3
+        first, second = neighbor_list("ij", atoms, 0.93 * atoms.cell.lengths()[0] / 2)
+        assert np.bincount(first).tolist() == [8] * 16
+        like = atoms.numbers[first] == atoms.numbers[second]
+        assert n >= 6 or not like.any()  # each atom of a compound AB has eight others around it
+    assert len({frozenset(cell.symbols) for cell in cells[:6]}) == 6
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("train_*.toml")), ids=lambda p: p.stem)
 def test_recipes_are_valid(path):
     config = read_config(path)
