@@ -63,7 +63,7 @@ def find(model: str | os.PathLike, elements: Sequence[str] | None = None) -> Pat
     known = ", ".join(sorted(p.stem for p in PRETRAINED.glob("*.pth")))
     raise InputError(
         f"There is no model file '{model}', nor a bundled model of that name (bundled: {known}; "
-        f"with the package sevenn: {', '.join(published.SEVENN)})."
+        f"with the package sevenn: {', '.join(published.NAMES)})."
     )
 
 

@@ -84,6 +84,15 @@ def test_what_is_missing_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     with pytest.raises(InputError, match=r"pip install --no-deps sevenn==0\.13\.0"):
         EquivariantCalculator("7net-0")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"asked for '7net-omni': .* checkpoint_sevennet_omni\.pth"
+    ):
+        EquivariantCalculator("7net-omni:mpa")
+    weights = tmp_path / ".cache/sevennet/SevenNet_omni/checkpoint_sevennet_omni.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert convert.published.find("7net-omni:mpa") == (weights, "mpa")
     with pytest.raises(InputError, match=r"no model file '7net-1', .*bundled: si; .*7net-l3i5"):
         EquivariantCalculator("7net-1")
 

@@ -112,7 +112,7 @@ def import_model(
     """Reads a file of SevenNet, NequIP or MACE and writes an export with the same numbers.
 
     Args:
-        source: the file, a folder of NequIP's training, or a name in `published.SEVENN`, with the
+        source: the file, a folder of NequIP's training, or a name in `published.NAMES`, with the
             task behind it (NAME:TASK).
         output: where to write.
         elements: symbols of those to keep, default all; fewer make smaller files.

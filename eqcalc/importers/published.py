@@ -1,4 +1,4 @@
-"""Weights that were published: known by their SHA-256, found in an installed package."""
+"""Weights that were published: known by their SHA-256, found where another package has them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ SEVENN = {
     "7net-l3i5": "SevenNet_l3i5/checkpoint_l3i5.pth",
     "7net-mf-0": "SevenNet_MF_0/checkpoint_sevennet_mf_0.pth",
 }
+#: those that sevenn fetches when they are first asked for, likewise
+DOWNLOADED = {
+    "7net-mf-ompa": "SevenNet_MF_ompa/checkpoint_sevennet_mf_ompa.pth",
+    "7net-omat": "SevenNet_omat/checkpoint_sevennet_omat.pth",
+    "7net-omni": "SevenNet_omni/checkpoint_sevennet_omni.pth",
+    "7net-omni-i8": "SevenNet_omni_i8/checkpoint_sevennet_omni_i8.pth",
+    "7net-omni-i12": "SevenNet_omni_i12/checkpoint_sevennet_omni_i12.pth",
+}
+NAMES = SEVENN | DOWNLOADED
+#: where sevenn keeps them if its own folder cannot be written to
+_CACHE = "~/.cache/sevennet"
 _MIT = "MIT, as part of sevenn 0.12.1 and later"
 #: SHA-256 -> title, licence
 KNOWN = {
@@ -35,7 +46,7 @@ KNOWN = {
 
 def is_name(source: str | os.PathLike) -> bool:
     """Whether these are published weights, with or without a task (NAME:TASK)."""
-    return str(source).partition(":")[0] in SEVENN
+    return str(source).partition(":")[0] in NAMES
 
 
 def find(source: str | os.PathLike) -> tuple[Path, str | None]:
@@ -48,15 +59,21 @@ def find(source: str | os.PathLike) -> tuple[Path, str | None]:
     if path.is_file():
         return path, None
     name, _, task = str(source).partition(":")
-    if name not in SEVENN:
-        names = ", ".join(SEVENN)
+    if name not in NAMES:
+        names = ", ".join(NAMES)
         raise InputError(f"There is no file '{source}', nor published weights so called ({names}).")
     found = importlib.util.find_spec("sevenn")
     folders = list(found.submodule_search_locations or ()) if found else []
-    for folder in folders:
-        path = Path(folder) / _FOLDER / SEVENN[name]
+    for folder in (*(Path(folder) / _FOLDER for folder in folders), Path(_CACHE).expanduser()):
+        path = folder / NAMES[name]
         if path.is_file():
             return path, task or None
+    if name in DOWNLOADED:
+        raise InputError(
+            f"The weights of {name} are no part of the package sevenn, which fetches them when its "
+            f"calculator is first asked for '{name}': do that once, or name their file, "
+            f"{Path(DOWNLOADED[name]).name}."
+        )
     raise InputError(
         f"The weights of {name} come with the package sevenn: "
         "'pip install --no-deps sevenn==0.13.0' brings them."
