@@ -60,10 +60,9 @@ def frames_of(name: str) -> list[Atoms]:
     return frames
 
 
-def eqcalc_command(data: Path, batch: int, optimizer: str, work: Path, times: Path) -> list[str]:
-    config = work / f"eqcalc-{optimizer}.toml"
-    config.write_text(
-        f"""[data]
+def eqcalc_config(data: Path, batch: int, optimizer: str, epochs: int = EPOCHS) -> str:
+    """Our config in TOML."""
+    return f"""[data]
 train = ["{data}"]
 val = ["{data.with_name("val.xyz")}"]
 [model]
@@ -72,15 +71,18 @@ num_layers = {LAYERS}
 num_channels = {CHANNELS}
 radial_mlp = {RADIAL_MLP}
 [training]
-epochs = {EPOCHS}
+epochs = {epochs}
 batch_size = {batch}
 optimizer = "{optimizer}"
 learning_rate = 0.005
 threads = 1
 device = "cpu"
-""",
-        encoding="utf-8",
-    )
+"""
+
+
+def eqcalc_command(data: Path, batch: int, optimizer: str, work: Path, times: Path) -> list[str]:
+    config = work / f"eqcalc-{optimizer}.toml"
+    config.write_text(eqcalc_config(data, batch, optimizer), encoding="utf-8")
     return [sys.executable, str(HERE / "epoch_timer.py"), str(config), str(work), str(times)]
 
 
