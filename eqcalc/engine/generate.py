@@ -11,9 +11,9 @@ so the kernels are
     backward  (dS/dx, dS/dY, dS/dR) for a given g
     second    the gradient of <u_x, dS/dx> + <u_Y, dS/dY> + <u_R, dS/dR> with respect to g, x, Y, R
 
-which is all that a loss on forces needs. R is stored once for the two edges of a pair, r_ij and
-r_ji: its row of edge e is pair[e]. No message of an edge is ever stored. Loops over
-channels are left to the compiler's vectoriser; everything else is unrolled.
+which is all that a loss on forces needs; the latter two are derived from the first
+(`eqcalc.program.sums`). R is stored once for the two edges of a pair, r_ij and r_ji: its row of
+edge e is pair[e]. No message of an edge is ever stored.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from e3nn import o3
 
 from eqcalc.engine.build import header
+from eqcalc.engine.channel_kernels import ChannelLoop, index, letters
 from eqcalc.engine.generate_contraction import SHARED, contraction_source
 from eqcalc.engine.generate_product import product_source
 from eqcalc.nn.contraction import Contraction
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import block_offsets
 from eqcalc.nn.product import ChannelProduct
+from eqcalc.program.sums import Sum
 
 
 @dataclass(frozen=True)
@@ -97,94 +100,46 @@ def kernel_paths(convolution: Convolution) -> list[KernelPath]:
     return paths
 
 
-def _couplings(path: KernelPath, y: str, name: str) -> str:
-    lines = []
-    for (m1, m3), terms in path.pairs().items():
-        value = " + ".join(f"T({c!r}) * {y}[{m2}]" for m2, c in terms)
-        lines.append(f"const T {name}{m1}{m3} = {value};")
-    return " ".join(lines)
-
-
-def _load(path: KernelPath, array: str, name: str) -> str:
-    """Reads one channel: of an input row (x-like) or of an output row (g-like)."""
-    if array in ("x", "ux"):
-        return " ".join(
-            f"const T {name}{m} = {array}e[{path.x + m * path.mul} + c];" for m in range(path.d1)
-        )
-    return " ".join(
-        f"const T {name}{m} = {array}e[{path.g + m * path.stride} + c];" for m in range(path.d3)
-    )
-
-
-def _sum(terms: list[str]) -> str:
-    return " + ".join(terms)
-
-
-def _forward(path: KernelPath) -> str:
+def _loop(path: KernelPath) -> ChannelLoop:
+    """m = G s, s = R x, and G of Y."""
     pairs = path.pairs()
-    body = [_load(path, "x", "x"), f"const T r = re[{path.r} + c];"]
-    for m3 in range(path.d3):
-        terms = [f"G{m1}{n3} * x{m1}" for m1, n3 in pairs if n3 == m3]
-        if terms:
-            body.append(f"oe[{path.g + m3 * path.stride} + c] += r * ({_sum(terms)});")
-    return _loop(path, _couplings(path, "ye", "G"), body, [])
-
-
-def _backward(path: KernelPath) -> str:
-    pairs = path.pairs()
-    body = [_load(path, "x", "x"), _load(path, "g", "g"), f"const T r = re[{path.r} + c];"]
-    for m1 in range(path.d1):
-        terms = [f"G{n1}{m3} * g{m3}" for n1, m3 in pairs if n1 == m1]
-        body.append(f"const T t{m1} = {_sum(terms)};")
-        body.append(f"dxe[{path.x + m1 * path.mul} + c] += r * t{m1}; const T s{m1} = r * x{m1};")
-    body.append(f"dre[{path.r} + c] += {_sum([f'x{m} * t{m}' for m in range(path.d1)])};")
-    body += [f"H{m1}{m3} += s{m1} * g{m3};" for m1, m3 in pairs]
-    return _loop(path, _couplings(path, "ye", "G"), body, _contract(path))
-
-
-def _second(path: KernelPath) -> str:
-    pairs = path.pairs()
-    body = [
-        _load(path, "x", "x"),
-        _load(path, "ux", "v"),
-        _load(path, "g", "g"),
-        f"const T r = re[{path.r} + c]; const T q = ure[{path.r} + c];",
+    couplings = [
+        Sum(f"G{m1}_{m3}", tuple((c, (f"y{m2}",)) for m2, c in terms))
+        for (m1, m3), terms in pairs.items()
     ]
-    for m1 in range(path.d1):
-        body.append(f"const T a{m1} = r * v{m1} + q * x{m1}; const T b{m1} = r * x{m1};")
-        plain = [f"G{n1}{m3} * g{m3}" for n1, m3 in pairs if n1 == m1]
-        primed = [f"K{n1}{m3} * g{m3}" for n1, m3 in pairs if n1 == m1]
-        body.append(f"const T t{m1} = {_sum(plain)}; const T k{m1} = {_sum(primed)};")
-        body.append(f"dxe[{path.x + m1 * path.mul} + c] += r * k{m1} + q * t{m1};")
-    for m3 in range(path.d3):
-        terms = [f"G{m1}{n3} * a{m1} + K{m1}{n3} * b{m1}" for m1, n3 in pairs if n3 == m3]
-        if terms:
-            body.append(f"dge[{path.g + m3 * path.stride} + c] += {_sum(terms)};")
-    terms = [f"v{m} * t{m} + x{m} * k{m}" for m in range(path.d1)]
-    body.append(f"dre[{path.r} + c] += {_sum(terms)};")
-    body += [f"H{m1}{m3} += a{m1} * g{m3};" for m1, m3 in pairs]
-    couplings = _couplings(path, "ye", "G") + "\n    " + _couplings(path, "uye", "K")
-    return _loop(path, couplings, body, _contract(path))
+    scaled = [Sum(f"s{m}", ((1.0, (f"x{m}", "r")),)) for m in range(path.d1)]
+    messages = [
+        Sum(f"m{m3}", tuple((1.0, (f"s{m1}", f"G{m1}_{m3}")) for m1, n in pairs if n == m3))
+        for m3 in range(path.d3)
+    ]
+    return ChannelLoop([*scaled, *(m for m in messages if m.terms)], couplings)
 
 
-def _contract(path: KernelPath) -> list[str]:
-    return [f"dye[{m2}] += T({c!r}) * H{m1}{m3};" for m1, m2, m3, c in path.terms]
+def _place(path: KernelPath, arrays: dict[str, str], name: str) -> str:
+    """Of a channel of a value; `arrays` as in KERNELS."""
+    kind, n = letters(name), index(name)
+    at = {
+        "x": f"{path.x + n * path.mul} + c",
+        "m": f"{path.g + n * path.stride} + c",
+        "r": f"{path.r} + c",
+        "y": f"{n}",
+    }[kind[-1]]
+    return f"{arrays[kind]}e[{at}]"
 
 
-def _loop(path: KernelPath, before: str, body: list[str], after: list[str]) -> str:
-    sums = [f"H{m1}{m3}" for m1, m3 in path.pairs()] if after else []
-    declare = f"T {', '.join(f'{s} = 0' for s in sums)};" if sums else ""
-    reduction = f" reduction(+ : {', '.join(sums)})" if sums else ""
-    inside = "\n      ".join(body)
-    return f"""  {{
-    {before} {declare}
-    #pragma omp simd{reduction}
-    for (int c = 0; c < {path.mul}; ++c) {{
-      {inside}
-    }}
-    {" ".join(after)}
-  }}"""
-
+#: arguments of C++ for the values of each kernel, and what is written
+KERNELS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "forward": ({"x": "x", "m": "o", "r": "r", "y": "y"}, ("m",)),
+    "backward": (
+        {"x": "x", "dm": "g", "dx": "dx", "r": "r", "dr": "dr", "y": "y", "dy": "dy"},
+        ("dx", "dr", "dy"),
+    ),
+    "second": (
+        {"x": "x", "tx": "ux", "dm": "g", "tm": "dg", "tdx": "dx", "r": "r", "tr": "ur"}
+        | {"tdr": "dr", "y": "y", "ty": "uy", "tdy": "dy"},
+        ("tm", "tdx", "tdr", "tdy"),
+    ),
+}
 
 _KERNEL = """
 // Edges are sorted by centre. No edge leaves its island (a structure), so islands run in parallel
@@ -204,55 +159,32 @@ extern "C" int {name}_{tag}(I islands, const I *first, const I *src, const I *ds
 
 def source(convolution: Convolution, tag: str) -> str:
     """The three kernels of one convolution."""
-    paths = kernel_paths(convolution)
-    nx, ng = convolution.irreps_in.dim, convolution.irreps_out.dim
-    nr, ny = convolution.num_weights, (convolution.l_max + 1) ** 2
-
-    def rows(node: dict[str, tuple[str, int]], edge: dict[str, int], out: set[str]) -> str:
-        places = {n: f"{at}[e] * {width}" for n, (at, width) in node.items()}
-        places |= {n: f"e * {width}" for n, width in edge.items()}
-        return "\n".join(
-            f"      {'' if n in out else 'const '}T *__restrict {n}e = {n} + {place};"
-            for n, place in places.items()
+    paths = [(path, _loop(path)) for path in kernel_paths(convolution)]
+    rows = {
+        "x": f"src[e] * {convolution.irreps_in.dim}",
+        "m": f"dst[e] * {convolution.irreps_out.dim}",
+        "r": f"pair[e] * {convolution.num_weights}",
+        "y": f"e * {(convolution.l_max + 1) ** 2}",
+    }
+    kernels = []
+    for name, (arrays, wanted) in KERNELS.items():
+        types = {kind: "T *" if kind in wanted else "const T *" for kind in arrays}
+        kernels.append(
+            _KERNEL.format(
+                name=name,
+                tag=tag,
+                arguments=", ".join(types[kind] + array for kind, array in arrays.items()),
+                rows="\n".join(
+                    f"      {types[kind]}__restrict {array}e = {array} + {rows[kind[-1]]};"
+                    for kind, array in arrays.items()
+                ),
+                paths="\n".join(
+                    loop.source(wanted, partial(_place, path, arrays), path.mul)
+                    for path, loop in paths
+                ),
+            )
         )
-
-    def kernel(name: str, node: dict, edge: dict, out: list[str], body: list[str]) -> str:
-        arguments = ", ".join(f"{'' if n in out else 'const '}T *{n}" for n in (*node, *edge))
-        return _KERNEL.format(
-            name=name,
-            tag=tag,
-            arguments=arguments,
-            rows=rows(node, edge, set(out)),
-            paths="\n".join(body),
-        )
-
-    src, dst, pair = ("src", nx), ("dst", ng), ("pair", nr)
-    return "".join(
-        [
-            kernel(
-                "forward",
-                {"x": src, "o": dst, "r": pair},
-                {"y": ny},
-                ["o"],
-                [_forward(p) for p in paths],
-            ),
-            kernel(
-                "backward",
-                {"x": src, "g": dst, "dx": src, "r": pair, "dr": pair},
-                {"y": ny, "dy": ny},
-                ["dx", "dy", "dr"],
-                [_backward(p) for p in paths],
-            ),
-            kernel(
-                "second",
-                {"x": src, "ux": src, "g": dst, "dg": dst, "dx": src}
-                | {"r": pair, "ur": pair, "dr": pair},
-                {"y": ny, "uy": ny, "dy": ny},
-                ["dg", "dx", "dy", "dr"],
-                [_second(p) for p in paths],
-            ),
-        ]
-    )
+    return "".join(kernels)
 
 
 def library_source(

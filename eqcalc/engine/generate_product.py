@@ -7,16 +7,19 @@ channels] of an atom. The kernels are
     backward  da = (db/da)^T g
     second    the gradient of <u, da> with respect to g and a
 
-which is all that a loss on forces needs.
+which is all that a loss on forces needs; the latter two are derived from the first
+(`eqcalc.program.sums`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from functools import partial
 from typing import NamedTuple
 
+from eqcalc.engine.channel_kernels import ChannelLoop, index, letters
 from eqcalc.nn.linear import block_offsets
 from eqcalc.nn.product import ChannelProduct
+from eqcalc.program.sums import Sum
 
 
 class _Row(NamedTuple):
@@ -52,47 +55,32 @@ def _paths(product: ChannelProduct) -> list[list[_Row]]:
     return paths
 
 
-def _read(array: str, path: list[_Row], channels: int) -> list[str]:
-    rows = sorted({row for _, terms in path for i, j, _ in terms for row in (i, j)})
-    return [f"const T {array}{row} = {array}e[{row * channels} + c];" for row in rows]
+def _loop(path: list[_Row]) -> ChannelLoop:
+    return ChannelLoop(
+        [
+            Sum(f"b{m}", tuple((c, (f"a{i}", f"a{j}")) for i, j, c in terms))
+            for m, (_, terms) in enumerate(path)
+        ]
+    )
 
 
-def _read_g(path: list[_Row]) -> list[str]:
-    return [f"const T g{m} = ge[{column} + c];" for m, (column, _) in enumerate(path)]
+def _place(path: list[_Row], channels: int, arrays: dict[str, str], name: str) -> str:
+    """Of a channel of a value; `arrays` as in KERNELS."""
+    kind, n = letters(name), index(name)
+    column = n * channels if kind[-1] == "a" else path[n].column
+    return f"{arrays[kind]}e[{column} + c]"
 
 
-def _add_da(path: list[_Row], factor: str, channels: int) -> list[str]:
-    """da_i += sum C g factor_j, and the same with i and j exchanged."""
-    sums = defaultdict(list)
-    for m, (_, terms) in enumerate(path):
-        for i, j, c in terms:
-            sums[i].append(f"T({c!r}) * g{m} * {factor}{j}")
-            sums[j].append(f"T({c!r}) * g{m} * {factor}{i}")
-    return [f"dae[{i * channels} + c] += {' + '.join(terms)};" for i, terms in sums.items()]
-
-
-def _forward(path: list[_Row], channels: int) -> list[str]:
-    made = [
-        f"be[{column} + c] = " + " + ".join(f"T({c!r}) * a{i} * a{j}" for i, j, c in terms) + ";"
-        for column, terms in path
-    ]
-    return [*_read("a", path, channels), *made]
-
-
-def _backward(path: list[_Row], channels: int) -> list[str]:
-    return [*_read("a", path, channels), *_read_g(path), *_add_da(path, "a", channels)]
-
-
-def _second(path: list[_Row], channels: int) -> list[str]:
-    made = [
-        f"dge[{column} + c] = "
-        + " + ".join(f"T({c!r}) * (u{i} * a{j} + a{i} * u{j})" for i, j, c in terms)
-        + ";"
-        for column, terms in path
-    ]
-    read = [*_read("a", path, channels), *_read("u", path, channels), *_read_g(path)]
-    return [*read, *made, *_add_da(path, "u", channels)]
-
+#: arguments of C++ for the values of each kernel, what is written, and of that what is set
+KERNELS: dict[str, tuple[dict[str, str], tuple[str, ...], str]] = {
+    "forward": ({"a": "a", "b": "b"}, ("b",), "b"),
+    "backward": ({"a": "a", "db": "g", "da": "da"}, ("da",), ""),
+    "second": (
+        {"a": "a", "ta": "u", "db": "g", "tb": "dg", "tda": "da"},
+        ("tb", "tda"),
+        "tb",
+    ),
+}
 
 _KERNEL = """
 extern "C" int product_{name}_{tag}(I atoms, {arguments})
@@ -110,34 +98,24 @@ extern "C" int product_{name}_{tag}(I atoms, {arguments})
 def product_source(product: ChannelProduct, tag: str) -> str:
     """The three kernels: `product_forward_tag`, ..."""
     channels = product.num_channels
-    width_a, width_b = product.irreps_in.dim, product.irreps_out.dim
-    paths = _paths(product)
+    widths = {"a": product.irreps_in.dim, "b": product.irreps_out.dim}
+    paths = [(path, _loop(path)) for path in _paths(product)]
     sources = []
-    for name, body, out, arrays in (
-        ("forward", _forward, ["b"], {"a": width_a, "b": width_b}),
-        ("backward", _backward, ["da"], {"a": width_a, "g": width_b, "da": width_a}),
-        (
-            "second",
-            _second,
-            ["dg", "da"],
-            {"a": width_a, "u": width_a, "g": width_b, "dg": width_b, "da": width_a},
-        ),
-    ):
-        types = {array: "T *" if array in out else "const T *" for array in arrays}
-        loops = [
-            f"    #pragma omp simd\n    for (int c = 0; c < {channels}; ++c) {{\n      "
-            + "\n      ".join(body(path, channels))
-            + "\n    }"
-            for path in paths
-        ]
-        rows = [f"    {types[a]}__restrict {a}e = {a} + n * {w};" for a, w in arrays.items()]
+    for name, (arrays, wanted, sets) in KERNELS.items():
+        types = {kind: "T *" if kind in wanted else "const T *" for kind in arrays}
         sources.append(
             _KERNEL.format(
                 name=name,
                 tag=tag,
-                arguments=", ".join(types[a] + a for a in arrays),
-                rows="\n".join(rows),
-                loops="\n".join(loops),
+                arguments=", ".join(types[kind] + array for kind, array in arrays.items()),
+                rows="\n".join(
+                    f"    {types[kind]}__restrict {array}e = {array} + n * {widths[kind[-1]]};"
+                    for kind, array in arrays.items()
+                ),
+                loops="\n".join(
+                    loop.source(wanted, partial(_place, path, channels, arrays), channels, sets)
+                    for path, loop in paths
+                ),
             )
         )
     return "".join(sources)
