@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -30,6 +29,8 @@ from eqcalc.engine.build import header
 from eqcalc.engine.channel_kernels import ChannelLoop, index, letters
 from eqcalc.engine.generate_contraction import SHARED, contraction_source
 from eqcalc.engine.generate_product import product_source
+from eqcalc.engine.plan import Path
+from eqcalc.engine.terms import pairs_of
 from eqcalc.nn.contraction import Contraction
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import block_offsets
@@ -37,33 +38,10 @@ from eqcalc.nn.product import ChannelProduct
 from eqcalc.program.sums import Sum
 
 
-@dataclass(frozen=True)
-class KernelPath:
-    """One path with its places in the flat rows.
-
-    x, d1: first column and 2 l1 + 1 of the input; r: first radial weight; g: first column of the
-    output; stride: channels of the output's irrep; mul: channels; terms: (m1, m2, m3, C).
+def kernel_paths(convolution: Convolution) -> list[Path]:
+    """The paths of a convolution in the order of their radial weights; rows as the module has them,
+    without padding.
     """
-
-    x: int
-    d1: int
-    r: int
-    g: int
-    d3: int
-    stride: int
-    mul: int
-    terms: tuple[tuple[int, int, int, float], ...]
-
-    def pairs(self) -> dict[tuple[int, int], list[tuple[int, float]]]:
-        """{(m1, m3): [(m2, C)]}."""
-        pairs = defaultdict(list)
-        for m1, m2, m3, c in self.terms:
-            pairs[m1, m3].append((m2, c))
-        return pairs
-
-
-def kernel_paths(convolution: Convolution) -> list[KernelPath]:
-    """The paths of a convolution in the order of their radial weights."""
     x_at = block_offsets(convolution.irreps_in)
     g_at = dict(
         zip(
@@ -72,7 +50,7 @@ def kernel_paths(convolution: Convolution) -> list[KernelPath]:
             strict=False,
         )
     )
-    stride = {ir: mul for mul, ir in convolution.irreps_out}
+    strides = {ir: mul for mul, ir in convolution.irreps_out}
     used: dict[o3.Irrep, int] = defaultdict(int)
     paths = []
     r = 0
@@ -83,26 +61,16 @@ def kernel_paths(convolution: Convolution) -> list[KernelPath]:
             (int(m1), l2 * l2 + int(m2), int(m3), float(w3j[m1, m2, m3]))
             for m1, m2, m3 in (w3j.abs() > 1e-12).nonzero()
         )
-        paths.append(
-            KernelPath(
-                x_at[block],
-                ir_in.dim,
-                r,
-                g_at[ir_out] + used[ir_out],
-                ir_out.dim,
-                stride[ir_out],
-                mul,
-                terms,
-            )
-        )
+        out, stride = g_at[ir_out] + used[ir_out], strides[ir_out]
+        paths.append(Path(x_at[block], ir_in.dim, out, ir_out.dim, stride, r, 0, mul, terms))
         used[ir_out] += mul
         r += mul
     return paths
 
 
-def _loop(path: KernelPath) -> ChannelLoop:
+def _loop(path: Path) -> ChannelLoop:
     """m = G s, s = R x, and G of Y."""
-    pairs = path.pairs()
+    pairs = pairs_of(path)
     couplings = [
         Sum(f"G{m1}_{m3}", tuple((c, (f"y{m2}",)) for m2, c in terms))
         for (m1, m3), terms in pairs.items()
@@ -115,13 +83,13 @@ def _loop(path: KernelPath) -> ChannelLoop:
     return ChannelLoop([*scaled, *(m for m in messages if m.terms)], couplings)
 
 
-def _place(path: KernelPath, arrays: dict[str, str], name: str) -> str:
+def _place(path: Path, arrays: dict[str, str], name: str) -> str:
     """Of a channel of a value; `arrays` as in KERNELS."""
     kind, n = letters(name), index(name)
     at = {
         "x": f"{path.x + n * path.mul} + c",
-        "m": f"{path.g + n * path.stride} + c",
-        "r": f"{path.r} + c",
+        "m": f"{path.out + n * path.stride} + c",
+        "r": f"{path.weight} + c",
         "y": f"{n}",
     }[kind[-1]]
     return f"{arrays[kind]}e[{at}]"

@@ -18,13 +18,8 @@ _KEEP = "if (t.dy) t.dy[(long long)edge * {num_y} + m] += sum;"
 
 
 def training_plan(convolution: Convolution) -> ConvolutionPlan:
-    """Rows as the module has them, without padding."""
-    paths = [
-        Path(p.x, p.d1, p.g, p.d3, p.stride, p.r, 0, p.mul, p.terms)
-        for p in kernel_paths(convolution)
-    ]
     widths = convolution.irreps_in.dim, convolution.irreps_out.dim, convolution.num_weights
-    return ConvolutionPlan(*widths, tuple(paths))
+    return ConvolutionPlan(*widths, tuple(kernel_paths(convolution)))
 
 
 class TrainingKernels(ConvolutionKernels):
