@@ -11,13 +11,21 @@ from test_checks import Wrong
 from typer.testing import CliRunner
 
 from eqcalc import InputError
-from eqcalc.checks import hot
+from eqcalc.checks import compression, hot
 from eqcalc.checks.page import render, write_report
 from eqcalc.checks.report import Report
 from eqcalc.checks.suite import CheckOutcome, Suite, _outcome, check_all, default_structure
 from eqcalc.cli import app, main
 
 STATIC = ("symmetry", "gradients", "smoothness")
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Smoothness with fewer compressions and shorter hot runs."""
+    monkeypatch.setattr(hot, "STEPS", 60)
+    monkeypatch.setattr(hot, "STEPS_MOLECULE", 100)
+    monkeypatch.setattr(compression, "NUM_STEPS", 9)
 
 
 def never(*_, **__):
@@ -64,8 +72,8 @@ def test_all_says_why_a_model_fails(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["molecule", "slab"])
-def test_all_on_other_structures(kind, monkeypatch):
-    monkeypatch.setattr(hot, "STEPS_MOLECULE", 100)
+@pytest.mark.usefixtures("brief")
+def test_all_on_other_structures(kind):
     if kind == "molecule":
         atoms = Atoms("Si4", [[0, 0, 0], [2.3, 0.1, 0], [0.1, 2.3, 0.2], [0.3, 0, 2.3]])
     else:
@@ -147,13 +155,12 @@ def test_picture_that_cannot_be_drawn_does_not_stop_the_report(tmp_path):
 
 
 def test_structure_that_cannot_be_prepared_is_checked_as_it_is(monkeypatch):
-    def never(*_, **__):
+    def singular(*_, **__):
         raise ValueError("singular")
 
-    monkeypatch.setattr("eqcalc.checks.suite.structures.primitive_cell", never)
-    monkeypatch.setattr("eqcalc.checks.suite.check_smoothness", never)
-    monkeypatch.setattr("eqcalc.checks.suite.check_nve", never)
-    monkeypatch.setattr("eqcalc.checks.suite.check_properties", never)
+    monkeypatch.setattr("eqcalc.checks.suite.structures.primitive_cell", singular)
+    for check in ("nve", "smoothness", "properties"):
+        monkeypatch.setattr(f"eqcalc.checks.suite.check_{check}", never)
     suite = check_all("si", lammps=False)
     found = {outcome.name: outcome for outcome in suite.outcomes}
     assert "singular" in found["relaxation"].failures[0]
@@ -224,6 +231,7 @@ def test_nothing_half_written(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.usefixtures("brief")
 def test_single_commands(tmp_path):
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)

@@ -18,6 +18,9 @@ from eqcalc import cache
 from eqcalc.errors import InputError
 from eqcalc.lammps import build, doctor, plugin, run_lmp
 
+#: cmake's and the compiler's, for a plugin that runs a few steps
+UNOPTIMISED = {"CMAKE_BUILD_TYPE": "None", "CXXFLAGS": "-O0"}
+
 ASK = "from eqcalc.lammps import plugin_folder; print(plugin_folder())"
 
 
@@ -141,7 +144,7 @@ def test_other_lammps_is_refused(tmp_path, model):
     assert "Unrecognized pair style 'equivariant'" in done.stdout
 
 
-def test_the_parity_tests_can_fail(tmp_path, model):
+def test_the_parity_tests_can_fail(tmp_path, model, monkeypatch):
     """With the way back of the gradients cut, forces on several ranks are wrong, and only there."""
     way_back = "    pair.reverse(payload(rows));\n"
     installation = plugin.find_installation()
@@ -151,6 +154,8 @@ def test_the_parity_tests_can_fail(tmp_path, model):
     assert text.count(way_back) == 1
     (sources / "pair_exchange.h").write_text(text.replace(way_back, ""))
     (sources / "engine.cpp").write_text("")  # is as it was, and slow to compile
+    for name, value in UNOPTIMISED.items():
+        monkeypatch.setenv(name, value)
     plugin.compile_plugin(replace(installation, sources=sources), tmp_path, tmp_path / "log")
     shutil.copy2(build() / plugin.ENGINE, tmp_path)
     atoms = silica_like()
@@ -181,6 +186,7 @@ def test_installed_wheel_and_own_lammps(tmp_path, model):
     (prefix / "include").mkdir()
     shutil.copytree(installation.include, prefix / "include" / "lammps")
     environment = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+    environment |= UNOPTIMISED
     if installation.mpi_library:
         environment["LD_LIBRARY_PATH"] = str(installation.mpi_library.parent)
     code = f"""
