@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,80 @@ def test_line_for_ipi(tmp_path):
     assert found[0] == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
     np.testing.assert_allclose(found[1], atoms.get_forces(), atol=1e-5)
     np.testing.assert_allclose(found[2], atoms.get_stress(), atol=1e-7)
+
+
+@pytest.fixture
+def packages():
+    """The Python of an environment with eqcalc, phono3py, matcalc, janus-core and ipi; to make one
+    takes minutes."""
+    if "EQCALC_ASE_PACKAGES" not in os.environ:
+        pytest.skip("EQCALC_ASE_PACKAGES names no interpreter that has phono3py, matcalc, ...")
+    return Path(os.environ["EQCALC_ASE_PACKAGES"])
+
+
+def figures(packages, name, folder):
+    command = [packages, PEERS / "ase_packages.py", name]
+    environment = {**os.environ, "PYTHONPATH": str(PEERS.parents[1])}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_phono3py(packages, tmp_path):
+    """Cubic force constants are derivatives of our exact Hessian."""
+    found = figures(packages, "phono3py", tmp_path)
+    assert found["largest"] > 10.0
+    assert found["off"] < 3e-4 * found["largest"]  # its differences of 0.01 Å
+
+
+def test_matcalc(packages, tmp_path):
+    found = figures(packages, "matcalc", tmp_path)
+    for theirs, ours in found.values():
+        assert theirs == pytest.approx(ours, rel=0.01)
+
+
+def test_janus_core(packages, tmp_path):
+    found = figures(packages, "janus_core", tmp_path)
+    assert found.keys() == {"energy", "forces", "stress"}
+    assert max(found.values()) < 1e-12
+
+
+def test_ipi(packages, tmp_path):
+    """i-PI with the page's line and input: fluctuations follow the step squared."""
+    page = (PEERS.parents[1] / "examples" / "README.md").read_text()
+    (line,) = re.findall(r'^python -c "(.*SocketClient.*)"$', page, flags=re.MULTILINE)
+    text = (PEERS.parents[1] / "examples" / "ipi.xml").read_text()
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    write(tmp_path / "start.xyz", atoms)
+    assert text.count(">20<") == text.count(">1.0<") == text.count("<address>ipi<") == 1
+    changes = []
+    for steps, timestep in ((20, 1.0), (40, 0.5)):
+        socket = f"eqcalc-{os.getpid()}-{steps}"
+        own = text.replace(">20<", f">{steps}<").replace(">1.0<", f">{timestep}<")
+        (tmp_path / "ipi.xml").write_text(own.replace("<address>ipi<", f"<address>{socket}<"))
+        with subprocess.Popen(
+            [packages.parent / "i-pi", "ipi.xml"], cwd=tmp_path, stdout=subprocess.DEVNULL
+        ) as server:
+            while not Path(f"/tmp/ipi_{socket}").exists():
+                assert server.poll() is None
+                time.sleep(0.1)
+            client = line.replace("unixsocket='ipi'", f"unixsocket='{socket}'")
+            client = client.replace("C('si')", "C('si', dtype='float64')")
+            subprocess.run([sys.executable, "-c", client], cwd=tmp_path, check=True)
+        found = np.loadtxt(tmp_path / "ipi.out")
+        assert len(found) == steps + 1
+        # an eV is 0.036749326 Hartree there, 0.0367493225 here
+        assert found[0, 3] == pytest.approx(start_energy(atoms), rel=3e-7)
+        changes.append(np.ptp(found[:, 2]))
+    assert changes[0] / changes[1] == pytest.approx(4.0, rel=0.1)
+
+
+def start_energy(atoms):
+    atoms.calc = EquivariantCalculator("si", dtype="float64")
+    return atoms.get_potential_energy()
 
 
 def test_without_torch_sim():

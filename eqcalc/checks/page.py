@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import struct
 from html import escape
 from pathlib import Path
 
@@ -36,7 +37,8 @@ th:first-child, td:first-child, .words td { text-align: left; }
 img { max-width: 100%; height: auto; background: #fff; }
 .PASS { color: var(--pass); } .FAIL { color: var(--fail); } .SKIPPED { color: var(--skip); }
 .UNDECIDED { color: var(--undecided); }
-.verdict { font-weight: 700; } .method, .note { color: var(--soft); white-space: pre-line; }
+.time { white-space: nowrap; } .verdict { font-weight: 700; }
+.method, .note { color: var(--soft); white-space: pre-line; }
 pre { overflow-x: auto; font-size: 0.8em; color: var(--soft); }
 .hash { font-family: ui-monospace, monospace; font-size: 0.92em; word-break: break-all; }
 @media (max-width: 600px) {
@@ -45,6 +47,7 @@ pre { overflow-x: auto; font-size: 0.8em; color: var(--soft); }
   .words tr { padding: 0.3em 0; border-bottom: 1px solid var(--faint); }
   .words td { border: 0; padding: 0; } .words td:first-child { font-weight: 600; }
   .words td:empty { display: none; }
+  img.wide { max-width: none; width: 50em; }
 }
 @media print {
   :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #333; --line: #999;
@@ -55,7 +58,7 @@ pre { overflow-x: auto; font-size: 0.8em; color: var(--soft); }
   .scroll th, .scroll td { padding: 0.1em 0.5em; }
   .scroll td { white-space: normal; }
   h2 { break-after: avoid; } tr, img { break-inside: avoid; }
-  .caption { break-after: avoid; }
+  .caption { break-after: avoid; } table { break-inside: avoid; }
   img { max-height: 20cm; } a { text-decoration: none; }
 }
 """
@@ -84,8 +87,11 @@ def _words(rows: dict[str, str]) -> str:
 
 
 def _image(title: str, picture: bytes) -> str:
+    """On a phone, pictures with panels side by side keep a legible width and scroll."""
+    width, height = struct.unpack(">II", picture[16:24])  # PNG, clause 11.2.2
+    wide = ' class="wide"' if width > 1.8 * height else ""
     data = base64.b64encode(picture).decode()
-    return f'<img alt="{title}" src="data:image/png;base64,{data}">'
+    return f'<div class="scroll"><img{wide} alt="{title}" src="data:image/png;base64,{data}"></div>'
 
 
 def _section(outcome: CheckOutcome) -> str:
@@ -112,7 +118,7 @@ def render(suite: Suite) -> str:
     verdict = suite.verdict
     summary = "".join(
         f'<tr><td><a href="#{o.name}">{escape(o.title)}</a></td>'
-        f'<td class="verdict {o.verdict}">{o.verdict}</td><td>{o.seconds:.0f} s</td>'
+        f'<td class="verdict {o.verdict}">{o.verdict}</td><td class="time">{o.seconds:.0f} s</td>'
         f"<td>{escape(o.reasons[0] if o.reasons else '')}"
         f"{f' (and {len(o.reasons) - 1} more)' if len(o.reasons) > 1 else ''}</td></tr>"
         for o in suite.outcomes

@@ -28,6 +28,8 @@ UNITS = {
     "stress_offdiagonal": "GPa",
     "energy_total": "meV",
 }
+#: of the columns, where an error's name is not a word
+TITLES = {"stress_offdiagonal": "off-diagonal stress", "energy_total": "energy in all"}
 
 
 def describe_run() -> dict[str, str]:
@@ -75,7 +77,7 @@ def errors_table(frames: str, groups: dict[str, Any]) -> Table:
     units: dict[str, str] = {}
     for errors in groups.values():
         units |= {name: found.get("unit", UNITS.get(name, "")) for name, found in errors.items()}
-    columns = ["", *(f"{name}, {unit}" for name, unit in units.items())]
+    columns = ["", *(f"{TITLES.get(name, name)}, {unit}" for name, unit in units.items())]
     rows = [
         [group, *(_error(errors.get(name)) for name in units)] for group, errors in groups.items()
     ]

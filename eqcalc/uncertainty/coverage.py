@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 #: edges of the classes of grades; the first is what the training had
 EDGES = (0.0, 1.0, 2.0, 4.0, 8.0, np.inf)
 
+#: grades beside the colours of points
+TICKS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0)
+
 #: of the columns that may be unknown
 FORMS = (("predicted", ".3g"), ("ratio", ".2f"), ("within_one", ".0%"), ("within_two", ".0%"))
 
@@ -182,7 +185,7 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
         side = "small" if row["ratio"] > 1.0 else "large"
         wrong.append(
             f"Grade {row['grade']}: deviations are too {side}, errors of energies being "
-            f"{row['ratio']:.2g} times the predicted ones, with {row['within_two']:.0%} of "
+            f"{row['ratio']:.2g} times the predicted ones, with {100 * row['within_two']:.0f} % of "
             f"{row['frames']} frames within two deviations (95 % would be right)."
         )
     if judged and not wrong:
@@ -239,8 +242,9 @@ def draw(document: Mapping[str, Any]) -> Figure:
             std, error, c=np.log2(np.maximum(points[:, 2], 0.25)), s=12, cmap="viridis"
         )
         bar = figure.colorbar(marks, ax=left, label="grade of the worst atom")
-        bar.formatter = lambda x, _: f"{2.0**x:.3g}"
-        bar.update_ticks()
+        low, high = marks.get_clim()
+        ticks = [t for t in TICKS if low <= np.log2(t) <= high]
+        bar.set_ticks(np.log2(ticks), labels=[f"{t:g}" for t in ticks])
         ends = np.array([std.min() / 1.5, std.max() * 1.5])
         for factor, style in ((1.0, "-"), (2.0, "--")):
             left.plot(ends, factor * ends, style, color="0.4", lw=0.8, label=f"{factor:g} std")
