@@ -31,6 +31,7 @@ from pathlib import Path
 from eqcalc import cache
 from eqcalc.engine.build import LIBRARY, EngineUnavailable, machine, more_flags
 from eqcalc.engine.cuda import platform
+from eqcalc.engine.cuda.variants import Variant
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
 
@@ -43,6 +44,7 @@ def _key(model: Path, precision: str, radial: str) -> str:
     folders = [here, here / "csrc"]
     if radial == "gpu":
         digest.update(f"{platform.PLATFORM.driver}\n{platform.PLATFORM.architecture(0)}".encode())
+        digest.update(repr(Variant.chosen()).encode())
         folders += [here / "cuda", here / "cuda" / "csrc"]
     for file in sorted(file for folder in folders for file in folder.iterdir() if file.is_file()):
         digest.update(file.read_bytes())

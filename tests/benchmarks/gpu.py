@@ -1,7 +1,7 @@
 """The day a GPU is there: is the GPU engine right on it, and how fast?
 
     python tests/benchmarks/gpu.py [--model si] [--repeats 3 8 16 32] [--steps 10]
-        [--environments FOLDER] [--out gpu.json] [--emulate]
+        [--environments FOLDER] [--out gpu.json] [--emulate | --count]
 
 Runs the tests marked `gpu`; then, on perturbed diamond silicon of 8 n^3 atoms,
 
@@ -18,7 +18,8 @@ Runs the tests marked `gpu`; then, on perturbed diamond silicon of 8 n^3 atoms,
 Writes a line for each size, JSON and a picture. Needs no network. Sizes that an engine has no
 memory for are left out of its column; after --minutes nothing more is begun. With --emulate all of
 it runs on the CPU, GPU kernels in the tests' emulation: it shows that the command works, at
---repeats 1, and its times mean nothing.
+--repeats 1, and its times mean nothing. With --count nothing runs: it prints what a step in float32
+reads through the second-level cache, from which the defaults follow that nobody has timed.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ ENGINES: dict[str, dict[str, str]] = {
 VARIANTS: dict[str, dict[str, str]] = {
     "as chosen": {},
     "without CUDA graphs": {"EQCALC_GPU_GRAPHS": "no"},
+    "tables of degree 5": {"EQCALC_GPU_TABLES": "quintic"},
 }
 
 #: peers that run on a GPU (environments.py), beside ours
@@ -209,6 +211,57 @@ def against_peers(
     return rows
 
 
+def count(model: str, neighbors: int = 50) -> list[dict[str, Any]]:
+    """By degree of the tables: MB that a step reads for an atom, of tables and of atoms' rows.
+
+    And MB of all tables and of the largest layer's; kB of the largest slice, of one path and 32
+    channels; MB of rows where slices are in shared memory, and each works on its path alone.
+    """
+    from eqcalc import export
+    from eqcalc.engine.cuda.potential import PADDING
+    from eqcalc.engine.cuda.variants import DEGREES
+    from eqcalc.engine.fused import TABLES
+    from eqcalc.engine.readers import read
+    from eqcalc.engine.tables import tabulate
+    from eqcalc.engine.terms import blocks_of
+    from eqcalc.names import find
+
+    path, size = find(model), 4
+    potential = export.load(path, dtype="float64")
+    rows = []
+    for name, degree in DEGREES.items():
+        plan = read(potential, "float", PADDING)
+        tolerance = TABLES["float"][1]
+        tabulate(potential.module, plan, degree=degree, tolerance=tolerance, densities=False)
+        numbers = dict.fromkeys(("tables", "rows", "rows of slices"), 0)
+        tables, slices = [], []
+        for k, layer in enumerate(plan.layers):
+            plan_k = layer.convolution
+            lines = sum(path.mul for path in plan_k.paths)
+            passes = 2 if k == 0 else 3  # forward, edges, gather
+            numbers["tables"] += passes * lines * (degree + 1)
+            once = sum(block[0].d1 * block[0].mul for block in blocks_of(plan_k))
+            by_path = sum(path.d1 * path.mul for path in plan_k.paths)
+            gathered = plan_k.width_out if k else 0
+            numbers["rows"] += 2 * once + gathered
+            numbers["rows of slices"] += 2 * by_path + gathered
+            tables.append(layer.table.coefficients.size * size / 1e6)
+            slices.append(len(layer.table.coefficients) * (degree + 1) * 32 * size / 1e3)
+        row = {
+            "tables of degree": name,
+            "intervals": [len(t.table.coefficients) for t in plan.layers],
+        }
+        row |= {f"MB per atom, {key}": neighbors * n * size / 1e6 for key, n in numbers.items()}
+        row |= {
+            "MB of all tables": sum(tables),
+            "MB of a layer": max(tables),
+            "kB of a slice": max(slices),
+        }
+        rows.append(row)
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+    return rows
+
+
 def train(
     repeats: list[int], device: str, until: float, config: Any = None, steps: int = 5
 ) -> list[dict[str, Any]]:
@@ -305,7 +358,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--emulate", action="store_true")
+    parser.add_argument("--count", action="store_true")
     given = parser.parse_args(words)
+    if given.count:
+        count(given.model)
+        return
     until = time.monotonic() + 60.0 * given.minutes
     import torch
 

@@ -200,6 +200,9 @@ def prepare(
     architecture = found.architecture(number)
     plan = read(potential, scalar, PADDING)
     degree, tolerance = TABLES[scalar]
+    variant = Variant.chosen()
+    if scalar == "float":
+        degree = variant.degree
     if too_many(plan):
         raise NotCovered(
             "The GPU engine does not know networks with functions of distance of their own for so "
@@ -209,7 +212,7 @@ def prepare(
     code = DeviceCode(plan, degree)
     library = Library(host_library(scalar))
     image = found.image(code.source, architecture)
-    return library, network_bytes(plan, code, image.read_bytes(), found.driver, Variant.chosen())
+    return library, network_bytes(plan, code, image.read_bytes(), found.driver, variant)
 
 
 def fuse_on_gpu(

@@ -1,8 +1,10 @@
 """Ways to run the same network on a GPU, for who measures which is the fastest.
 
-The results are the same. Nothing has been measured yet, so the defaults follow from counts: a step
-of a small system is bound by the time that starting its kernels takes (some 3 µs each), and a CUDA
-graph starts all of them at once.
+The results are the same, to rounding. Nothing has been measured yet, so the defaults follow from
+counts: a step of a small system is bound by the time that starting its kernels takes (some 3 µs
+each), and a CUDA graph starts all of them at once; a step of a large one by what it reads through
+the second-level cache (`python tests/benchmarks/gpu.py --count`), most of it tables of radial
+functions, and cubic splines need two thirds of what those of degree 5 need.
 """
 
 from __future__ import annotations
@@ -12,20 +14,38 @@ from typing import NamedTuple
 
 from eqcalc.errors import InputError
 
+#: degrees of radial tables in float32, by name; in float64 it is 7
+DEGREES = {"cubic": 3, "quintic": 5}
+
 
 class Variant(NamedTuple):
-    """graphs: whether steps of small systems are recorded as CUDA graphs (EQCALC_GPU_GRAPHS)."""
+    """How networks are run.
+
+    Attributes:
+        graphs: whether steps of small systems are recorded as CUDA graphs (EQCALC_GPU_GRAPHS, yes
+            or no).
+        degree: of radial tables in float32 (EQCALC_GPU_TABLES, one of DEGREES).
+    """
 
     graphs: bool = True
+    degree: int = DEGREES["cubic"]
 
     @classmethod
     def chosen(cls) -> Variant:
         """By the environment, else the defaults.
 
         Raises:
-            InputError: a variable that is neither yes nor no.
+            InputError: a variable that is none of what it may be.
         """
-        word = os.environ.get("EQCALC_GPU_GRAPHS", "yes")
-        if word not in ("yes", "no"):
-            raise InputError(f"EQCALC_GPU_GRAPHS = {word!r}: it must be yes or no.")
-        return cls(graphs=word == "yes")
+        return cls(
+            graphs=_word("EQCALC_GPU_GRAPHS", ("yes", "no")) == "yes",
+            degree=DEGREES[_word("EQCALC_GPU_TABLES", tuple(DEGREES))],
+        )
+
+
+def _word(name: str, known: tuple[str, ...]) -> str:
+    """Of an environment variable; the first of those that are known where it is not set."""
+    word = os.environ.get(name, known[0])
+    if word not in known:
+        raise InputError(f"{name} = {word!r}: it must be {' or '.join(known)}.")
+    return word
