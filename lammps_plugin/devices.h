@@ -38,7 +38,7 @@ inline int rank_of_launcher()
         "PALS_LOCAL_RANKID", "JSM_NAMESPACE_LOCAL_RANK", "FLUX_TASK_LOCAL_ID", "SLURM_LOCALID"}) {
     const char *value = std::getenv(name);
     if (!value || !std::isdigit(static_cast<unsigned char>(*value))) continue;
-    return std::atoi(value);
+    return static_cast<int>(std::strtol(value, nullptr, 10));
   }
   return -1;
 }

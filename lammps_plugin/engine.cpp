@@ -77,7 +77,8 @@ class ExactProducts {
     if (!rounded_) return;
     try {
       old_ = context.float32MatmulPrecision();
-    } catch (const std::exception &) {     // set by the new name only
+    } catch (const std::exception &) {
+      old_ = at::Float32MatmulPrecision::HIGHEST;     // set by the new name only
     }
     context.setFloat32MatmulPrecision("highest");
   }
@@ -342,7 +343,7 @@ class TorchEngine final : public Engine {
                         (cuda_build ? "look with nvidia-smi and CUDA_VISIBLE_DEVICES why"
                                     : "install a CUDA build of torch on a machine with a GPU"));
     }
-    const int count = static_cast<int>(torch::cuda::device_count());
+    const int count = static_cast<unsigned char>(torch::cuda::device_count());
     const int index = name == "cuda" ? options_.rank_on_machine % count : std::stoi(name.substr(5));
     if (index >= count)
       throw EngineError(asked + "there is only " +
@@ -537,6 +538,7 @@ class TorchEngine final : public Engine {
 
     guarded("the model's gradient", [&] {
       std::vector<std::pair<Tensor, Tensor>> outputs;
+      outputs.reserve(edges.originals.size());
       for (size_t n = 0; n < edges.originals.size(); n++)
         outputs.emplace_back(edges.originals[n], edge_gradients[n]);
       copy_out(pull_back(outputs, {in.edge_vec})[0], gradient, 3 * graph.num_edges);

@@ -19,7 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-extern char **environ;
+extern char **environ;     // NOLINT(readability-redundant-declaration): not in every unistd.h
 
 namespace eqcalc {
 
@@ -64,7 +64,7 @@ std::string prepare_fused(const std::string &path, const std::string &precision,
                           const std::string &radial)
 {
   const std::string wanted = precision.empty() ? "file" : precision;
-  const std::string answer = ask_python({"eqcalc.engine.prepare", path, wanted, radial});
+  std::string answer = ask_python({"eqcalc.engine.prepare", path, wanted, radial});
   for (const char *known : {"ready ", "unavailable ", "error ", "fault "})
     if (answer.rfind(known, 0) == 0) return answer;
   return std::string("unavailable ") + EQCALC_PYTHON +
@@ -75,7 +75,7 @@ std::string find_model(const std::string &name, const std::vector<std::string> &
 {
   std::vector<std::string> words = {"eqcalc.names", name};
   words.insert(words.end(), elements.begin(), elements.end());
-  const std::string answer = ask_python(words);
+  std::string answer = ask_python(words);
   for (const char *known : {"ready ", "error "})
     if (answer.rfind(known, 0) == 0) return answer;
   return "error there is no file " + name + ", and " + EQCALC_PYTHON +
@@ -125,7 +125,7 @@ class FusedEngine final : public Engine {
     for (std::string line; std::getline(lines, line);) {
       const auto space = line.find(' ');
       const std::string key = line.substr(0, space), value = line.substr(space + 1);
-      if (key == "library") library = folder + "/" + value;
+      if (key == "library") (library = folder).append("/").append(value);
       if (key == "cutoff") cutoff_ = std::stod(value);
       if (key == "single") single_ = value == "1";
       if (key == "references") {

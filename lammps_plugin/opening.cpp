@@ -179,10 +179,11 @@ std::string Opening::choose_device() const
   if (keywords.device != "auto") return keywords.device;
   if (keywords.engine == "fused" || keywords.engine == "exact") return "cpu";
   if (!processes.everywhere(eqcalc::Driver().gpus > 0)) return "cpu";     // before torch is loaded
-  bool usable = false;
+  bool usable;
   try {
     usable = find_in_engine<eqcalc::GpuCount>(eqcalc::GPU_COUNT_NAME)() > 0;
-  } catch (const std::exception &) {     // said where torch is really needed
+  } catch (const std::exception &) {
+    usable = false;     // why is said where torch is really needed
   }
   return processes.everywhere(usable) ? "cuda" : "cpu";
 }
