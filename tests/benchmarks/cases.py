@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from eqcalc import export
+from eqcalc.models.esen import ESENConfig
 from eqcalc.models.mace import MACEConfig
 from eqcalc.models.nequip import NequIPConfig
 from eqcalc.models.registry import build
@@ -32,8 +33,9 @@ class Case:
         channels: of the features of degree 0, 1, 2, natural parity.
         dtype: of the network.
         symbols: elements, in the order of the species.
-        kind: "nequip", of that many layers and channels, or "mace", of l_max 3 and correlation 3
-            with features up to the degree that channels are given for.
+        kind: "nequip", of that many layers and channels, "mace", of l_max 3 and correlation 3 with
+            features up to the degree that channels are given for, or "esen", with as many channels
+            within messages and in feed-forward parts.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Case:
     dtype: Literal["float32", "float64"] = "float32"
     symbols: tuple[str, ...] = ("Si",)
     structure: Literal["crystal", "melt"] = "crystal"
-    kind: Literal["nequip", "mace"] = "nequip"
+    kind: Literal["nequip", "mace", "esen"] = "nequip"
 
     @property
     def network(self) -> dict[str, Any]:
@@ -61,10 +63,10 @@ class Case:
         }
 
     def describe(self) -> str:
-        mace = "MACE of correlation 3, " if self.kind == "mace" else ""
+        kind = {"mace": "MACE of correlation 3, ", "esen": "eSEN of l_max 3, "}.get(self.kind, "")
         wide = "/".join(map(str, self.channels)) if len(set(self.channels)) > 1 else ""
         return (
-            f"{mace}{wide or self.channels[0]} channels, {self.layers} layers, {self.dtype}, "
+            f"{kind}{wide or self.channels[0]} channels, {self.layers} layers, {self.dtype}, "
             f"{self.structure}, {self.atoms} atoms, {'+'.join(self.symbols)}"
         )
 
@@ -80,6 +82,8 @@ CASES = {
         Case("three-elements", 216, symbols=("Si", "Ge", "C")),
         Case("melt", 216, structure="melt"),
         Case("mace", 216, channels=(128, 128), layers=2, kind="mace"),
+        Case("esen", 216, channels=(32,) * 4, layers=3, kind="esen"),
+        Case("esen-128", 64, channels=(128,) * 4, layers=3, kind="esen"),
         Case("default", 216, channels=tuple(DEFAULTS.num_channels), layers=DEFAULTS.num_layers),
     )
 }
@@ -161,6 +165,16 @@ def write_export(case: Case, path: Path) -> Path:
             num_channels=size["channels"][0],
             l_max=3,
             feature_l_max=len(size["channels"]) - 1,
+        )
+    elif case.kind == "esen":
+        width = size["channels"][0]
+        config = ESENConfig(
+            **shared,
+            num_layers=size["layers"],
+            l_max=len(size["channels"]) - 1,
+            num_channels=width,
+            hidden_channels=width,
+            feed_forward_channels=width,
         )
     else:
         config = NequIPConfig(

@@ -20,6 +20,7 @@ class Peer:
         package, version: what pip installs; None runs in our own environment.
         also: what pip installs beside it.
         networks: the kinds that it runs (see cases.py).
+        bare: the package without what it asks for, of which `also` is what it needs.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Peer:
     version: str | None = None
     also: tuple[str, ...] = ()
     networks: tuple[str, ...] = ("nequip",)
+    bare: bool = False
 
 
 PEERS = {
@@ -42,6 +44,19 @@ PEERS = {
         networks=("mace",),
     ),
     "sevenn": Peer("SevenNet 0.13.0", "row_sevenn.py", "sevenn", "0.13.0"),
+    "fairchem": Peer(
+        "fairchem-core 2.24.0",
+        "row_fairchem.py",
+        "fairchem-core",
+        "2.24.0",
+        also=(
+            *("ase>=3.26", "ase-db-backends", "backoff", "clusterscope==0.0.18", "e3nn>=0.5"),
+            *("huggingface-hub", "hydra-core", "lmdb<=1.7.3", "monty", "numba", "orjson"),
+            *("requests", "setuptools<81", "submitit", "torchtnt", "tqdm", "wandb", "websockets"),
+        ),
+        networks=("esen",),
+        bare=True,  # it asks for packages of CUDA, which a CPU does not need
+    ),
     "e3nn": Peer("e3nn by hand, TorchScript", "scripted_e3nn.py"),
 }
 
@@ -83,10 +98,14 @@ def python_of(name: str, folder: Path) -> Path:
     print(f"{peer.label}: making its environment in {home}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     pip = [python, "-m", "pip", "install", "--quiet"]
+    package = f"{peer.package}=={peer.version}"
+    packages = [[*pip, package, *peer.also, TORCH]]
+    if peer.bare:
+        packages = [[*pip, *peer.also, TORCH], [*pip, "--no-deps", package]]
     for command in (  # torch first and by version: a CPU wheel is taken where there is one
         [sys.executable, "-m", "venv", home],
         [*pip, TORCH],
-        [*pip, f"{peer.package}=={peer.version}", *peer.also, TORCH],
+        *packages,
     ):
         try:
             subprocess.run(

@@ -1,12 +1,14 @@
 """Speed of energy + forces + stress against other packages, all in one interleaved run.
 
     python tests/benchmarks/inference.py [--cases 32ch-1000 melt] [--repeats 11]
-        [--peers nequip mace sevenn e3nn] [--environments FOLDER] [--out results.json]
+        [--peers nequip mace sevenn e3nn fairchem] [--engines fused exact torch]
+        [--environments FOLDER] [--out results.json]
 
 Fixed graphs without the neighbour list, one thread, networks of one size with random weights (see
 cases.py and the row_*.py); a MACE network, too, with Symmetrix-XL, which compiles for ten
 minutes at its first call (and gives up after ten: raise its DEFAULT_COMPILE_TIMEOUT on a slow
-machine). Every repetition visits every process once; medians over repetitions.
+machine); an eSEN with fairchem-core's. Every repetition visits every process once; medians over
+repetitions.
 Ratios are of CPU time, which on an idle machine is the clock's, and on a busy one still means
 something.
 Peers get an environment each below --environments (default: build/peers), kept for the next run.
@@ -92,13 +94,13 @@ def started(
 
 
 def wanted_rows(
-    kind: str, pythons: dict[str, Path], folder: Path, model: Path
+    kind: str, pythons: dict[str, Path], folder: Path, model: Path, engines: list[str]
 ) -> list[tuple[str, Path, str, dict[str, str], bool]]:
     """Label, interpreter, script, options, ours or not."""
     own = Path(sys.executable)
     rows = [
         (f"eqcalc {e}", own, "row_eqcalc.py", {"engine": e, "model": str(model)}, True)
-        for e in ENGINES
+        for e in engines
     ]
     options = {"folder": str(folder.resolve() / "models")}
     for name, python in pythons.items():
@@ -134,7 +136,7 @@ def run_case(
         facts: dict[str, dict[str, Any]] = {}
         refused: dict[str, str] = {}
         for number, (label, python, script, extra, ours) in enumerate(
-            wanted_rows(case.kind, pythons, options.environments, model)
+            wanted_rows(case.kind, pythons, options.environments, model, options.engines)
         ):
             log = logs / f"{case.name}-{number}.log"
             row = stack.enter_context(started(python, script, case.network, extra, log, ours=ours))
@@ -173,12 +175,16 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--out", type=Path, default=Path("build/inference.json"))
     parser.add_argument("--at-least", type=float, default=0.3, help="seconds of one visit")
     options = parser.parse_args()
     skipped, pythons = [], {}
+    kinds = {CASES[name].kind for name in options.cases}
     for name in options.peers:
+        if kinds.isdisjoint(PEERS[name].networks):
+            continue
         try:
             pythons[name] = python_of(name, options.environments)
         except UnavailableError as error:
