@@ -29,6 +29,7 @@ NEEDS = {
     "compile": (
         *("test_adapters", "test_check_suite", "test_checks", "test_compression", "test_crowding"),
         *("test_cuda_compilers", "test_cuda_device", "test_cuda_engine", "test_cuda_faults"),
+        "test_cuda_training",
         *("test_engine_build", "test_examples", "test_fused", "test_fused_messages"),
         *("test_fused_programs", "test_importers", "test_importers_mace", "test_importers_nequip"),
         *("test_importers_peers", "test_kernels", "test_properties", "test_sanitizers"),
