@@ -150,7 +150,7 @@ def run(model: str, python: Path, options: argparse.Namespace, logs: Path) -> di
         files: FILES = {}
         for dtype in ALLOWED:
             original, path = network.file(python, made, dtype), folder / f"{dtype}.pth"
-            import_model(original, path, task=network.task, dtype="float32")
+            import_model(original, path, elements=network.elements, task=network.task)
             files[dtype] = path
             given = network.of | {"dtype": dtype, "task": network.task}
             extra = {"model": str(path), "original": str(original), "folder": str(made)}

@@ -82,6 +82,7 @@ class PeerNetwork:
         of: what the worker is given beside the precision.
         task: of several.
         timed: whether it is timed, too.
+        elements: that are imported; None: all.
     """
 
     peer: str
@@ -90,6 +91,7 @@ class PeerNetwork:
     of: dict = field(default_factory=dict)
     task: str | None = None
     timed: bool = True
+    elements: list[str] | None = None
 
 
 def _sevennet(name: str, task: str | None = None, *, timed: bool = True) -> PeerNetwork:
@@ -110,7 +112,9 @@ def _random_sevennet(name: str) -> PeerNetwork:
             _run([python, HERE.parent / "peers" / "sevenn_random.py", name, path])
         return path
 
-    return PeerNetwork("sevenn", "row_sevenn_published.py", file, {}, "mpa", timed=False)
+    few = sorted({symbol for atoms in structures().values() for symbol in atoms.symbols})
+    script = "row_sevenn_published.py"  # of 118 elements they would take 5 GB in float64
+    return PeerNetwork("sevenn", script, file, {}, "mpa", timed=False, elements=few)
 
 
 #: the preset "S" of NequIP, that of NequIP-OAM-S, with ZBL and 89 elements
