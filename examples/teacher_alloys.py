@@ -50,7 +50,7 @@ LENGTH = 5
 #: the teacher is adapted to each FEWth DFT frame, the network learns each HALFth anew
 FEW, HALF = 5, 2
 ADAPT = {"epochs": 4, "batch_size": 2, "learning_rate": 0.002, "threads": 1}
-#: meV/atom of disordered mixtures in equal parts, by DFT; their structures are not at hand
+#: meV/atom of mixtures by DFT; of which structures is not known, most likely disordered ones
 DFT = {"NbMo": -52.0, "MoTa": -93.0, "TaW": -52.0}
 
 
@@ -158,7 +158,7 @@ def draw(found: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
         axes.set_xticks(range(len(names)), names)
         axes.set_title(f"{kind}, equal parts", fontsize=10)
     places = [names.index(name) for name in DFT]
-    panels[1].plot(places, list(DFT.values()), "k_", ms=28, mew=2, label="DFT")
+    panels[1].plot(places, list(DFT.values()), "k_", ms=28, mew=2, label="DFT (structures unknown)")
     panels[0].set_ylabel("formation energy, meV/atom")
     panels[1].legend(fontsize=9)
     figure.savefig(path, dpi=130)
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     document = {
         "teacher": Path(options.teacher).stem,
         "mixtures": options.frames,
-        "formation_energy_meV_per_atom": {**found, "DFT, disordered": DFT},
+        "formation_energy_meV_per_atom": {**found, "DFT, structures unknown": DFT},
         "rmse_of_unseen_frames": {
             name: {
                 "mixtures, adapted teacher": errors(calculator, folder / "unseen.xyz"),
