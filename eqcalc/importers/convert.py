@@ -16,7 +16,7 @@ from ase.data import atomic_numbers, covalent_radii
 
 from eqcalc import export, origin
 from eqcalc.errors import InputError
-from eqcalc.importers import mace, nequip, nequip_files, published, sevennet, unpickle
+from eqcalc.importers import fairchem, mace, nequip, nequip_files, published, sevennet, unpickle
 from eqcalc.importers.modules import collected
 from eqcalc.models.base import Potential
 from eqcalc.models.config import ModelConfig
@@ -94,6 +94,8 @@ def _read(
     content = unpickle.load(path)
     if isinstance(content, unpickle.Stub) and mace.is_model(found := collected(content)):
         return mace.convert(found, path.name, keep, task)
+    if fairchem.is_checkpoint(content):
+        raise InputError(fairchem.refusal(content, path.name))
     if not sevennet.is_checkpoint(content):
         raise InputError(
             f"{path} is no file of SevenNet, NequIP or MACE: no other kind is covered yet."
