@@ -37,6 +37,7 @@ from eqcalc.engine.plan import (
     Row,
     Step,
 )
+from eqcalc.nn.activations import SCALES
 
 
 def children(module: Any) -> list[Any]:
@@ -249,8 +250,8 @@ def layer_norm_step(module: Any, source: NamedLayout, target: str) -> LayerNormS
 
 
 def activation_scale(name: str) -> float:
-    """What eqcalc.nn.activations, which reading a file does not need, multiplies a function by."""
-    return ACTIVATION_SCALES[name]
+    """What a function is multiplied by."""
+    return SCALES[name]
 
 
 def gate(module: Any, padding: int) -> tuple[Layout, Layout, list[GateBlock]]:
@@ -282,11 +283,6 @@ def gate(module: Any, padding: int) -> tuple[Layout, Layout, list[GateBlock]]:
     return before, after, plan
 
 
-ACTIVATION_SCALES = {
-    "silu": 1.676532470331092,
-    "tanh": 1.5925374197228321,
-    "sigmoid": 1.8462285453386058,
-}
 #: of the kinds of a gate's blocks (eqcalc.nn.gate)
 ACTIVATIONS = ("silu", "tanh", "sigmoid", "silu")
 

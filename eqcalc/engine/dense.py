@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from eqcalc.engine.arrays import require_shape, tensor_address
 from eqcalc.engine.build import compile_library, header, load_library
 from eqcalc.errors import InputError
+from eqcalc.nn.activations import SCALES
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import SpeciesLinear, block_offsets
 from eqcalc.nn.radial import RadialNetwork
@@ -89,8 +90,10 @@ def open_library(scalar: str) -> KernelLibrary:
     Raises:
         InputError: there is no C++ compiler, or it fails.
     """
-    parts = [f"using T = {scalar};\n", *map(header, ("threads.h", "simd.h", "dense.h", "muon.h"))]
-    return KernelLibrary(compile_library("".join(parts)), scalar)
+    scales = ", ".join(f"{name.upper()} = {scale!r}" for name, scale in SCALES.items())
+    begin = f"using T = {scalar};\nnamespace {{ constexpr double {scales}; }}\n"
+    headers = map(header, ("threads.h", "simd.h", "dense.h", "muon.h"))
+    return KernelLibrary(compile_library("".join([begin, *headers])), scalar)
 
 
 class LinearKernels:

@@ -293,15 +293,15 @@ inline Activation activation(I kind, V x)
   const V s = sigmoid(kind == 1 ? T(2) * x : x);
   const V d = s * (T(1) - s);
   if (kind == 0) {
-    const T c = T(1.676532470331092);
+    const T c = T(SILU);
     return {c * x * s, c * (s + x * d), c * d * (T(2) + x * (T(1) - T(2) * s))};
   }
   if (kind == 1) {
-    const T c = T(1.5925374197228321);
+    const T c = T(TANH);
     const V t = T(2) * s - T(1);
     return {c * t, T(4) * c * d, T(-8) * c * t * d};
   }
-  const T c = T(1.8462285453386058);
+  const T c = T(SIGMOID);
   return {c * s, c * d, c * d * (T(1) - T(2) * s)};
 }
 
