@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from test_fused import graph
 from test_fused_programs import (  # noqa: F401 - the same exam, of the networks below
     SMALL,
+    SYSTEMS,
     test_gradient_is_that_of_the_energy,
     test_is_the_network_of_the_file,
     test_tables_are_as_good_as_the_network,
@@ -18,7 +19,7 @@ from test_fused_programs import (  # noqa: F401 - the same exam, of the networks
 )
 
 from eqcalc import export
-from eqcalc.engine import fused
+from eqcalc.engine import fused, message_plan
 from eqcalc.engine.cuda.source import DeviceCode
 from eqcalc.engine.message_plan import FrameLayout
 from eqcalc.engine.plan import NotCovered
@@ -93,6 +94,35 @@ def test_gradients_are_whole_when_they_are_read():
     again = {op.name for op in transpose.needed_again(message)}
     assert "message_1" not in again
     assert {"pair_1", "hidden_1", "value_1", "share_1"} <= again
+
+
+def test_what_is_kept_of_edges_leaves_no_map_to_be_made_again():
+    for config in (ESENConfig(), EquiformerV2Config(), EquiformerConfig()):
+        program = config.program()
+        on_edges = program.on_edges - {"r_1", "r2_1"}
+        message = [
+            op
+            for op in program.operations
+            if op.name == "sum_1" or (op.name in on_edges and op.name.endswith("_1"))
+        ]
+        kept = transpose.worth_keeping(message)
+        again = transpose.needed_again(message, kept)
+        assert kept
+        assert not any(isinstance(op, transpose.MAPS) for op in again)
+        assert len(again) < len(transpose.needed_again(message))
+
+
+def test_results_do_not_depend_on_how_many_edges_are_kept(program, monkeypatch):
+    """Of all atoms, of some, of none: the same numbers to the last bit."""
+    path, whole = program
+    edges = graph(whole, SYSTEMS["melt"]())
+    wanted = whole.evaluate(*edges)
+    for room in (0, 2**14):
+        monkeypatch.setattr(message_plan, "KEPT_BYTES", room)
+        part = fused.fuse(path, dtype="float64", radial="network")
+        found = part.evaluate(*edges)
+        assert torch.equal(found.energies, wanted.energies)
+        assert torch.equal(found.gradient, wanted.gradient)
 
 
 @pytest.mark.parametrize("degree", range(5))

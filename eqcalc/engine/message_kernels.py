@@ -9,7 +9,7 @@ from eqcalc.engine.product_kernels import product_source
 from eqcalc.engine.terms import number
 from eqcalc.program.transpose import generators
 
-HEADERS = ("frames.h", "edge_steps.h", "edge_products.h", "attention.h", "messages.h")
+HEADERS = ("frames.h", "packed.h", "edge_steps.h", "edge_products.h", "attention.h", "messages.h")
 
 
 def sphere_constants(plan: Plan) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 
 from eqcalc.engine.plan import ConvolutionPlan
 
+KEPT_BYTES = 2**29  # of a message: 4000 atoms or so of a usual network in float32
+
 
 @dataclass(frozen=True)
 class FrameLayout:
@@ -307,6 +309,8 @@ class EdgeSpreadStep(EdgeOperation):
 class MessagePlan:
     """Operations in order, of the way forward; of it, again; of the way back.
 
+    kept: values of edges that the way back finds, for as many edges as kept_bytes have room for.
+    missing: what it makes again there, where `again` is what it makes without them.
     centre: row of the centre that they read, which is that of the features where both are one.
     norms: [columns of the sum]. heads: of attention, or none.
     num_weights: padded functions of the distance.
@@ -316,7 +320,10 @@ class MessagePlan:
     values: list[EdgeValue]
     forward: list[EdgeOperation]
     again: list[EdgeOperation]
+    missing: list[EdgeOperation]
     backward: list[EdgeOperation]
+    kept: list[str]
+    kept_bytes: int
     norms: np.ndarray
     num_weights: int
     heads: HeadsPlan | None = None
@@ -330,5 +337,5 @@ class MessagePlan:
     @property
     def products(self) -> list[EdgeProductStep]:
         """On both ways."""
-        every = (*self.forward, *self.again, *self.backward)
+        every = (*self.forward, *self.again, *self.missing, *self.backward)
         return [op for op in every if isinstance(op, EdgeProductStep)]

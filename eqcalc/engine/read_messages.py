@@ -97,18 +97,26 @@ class MessageReader:
         if centre.layout != self.features.layout:
             raise NotCovered(f"The engine knows {atoms.name} of features of one kind alone.")
         forward = [FORWARD[type(op)](self, op) for op in steps]
-        again = {op.name for op in transpose.needed_again(steps)}
+        kept = transpose.worth_keeping(steps)
         self.started: set[str] = set()
         values = [plans.EdgeValue(name, layout.width) for name, layout in self.layouts.items()]
         gradients = [
             plans.EdgeValue(transpose.gradient_of(value.name), value.width) for value in values
         ]
+
+        def made_again(kept: tuple[str, ...] = ()) -> list[plans.EdgeOperation]:
+            names = {op.name for op in transpose.needed_again(steps, kept)}
+            return [step for op, step in zip(steps, forward, strict=True) if op.name in names]
+
         plan = MessagePlan(
             centre.name,
             values + gradients,
             forward,
-            [step for op, step in zip(steps, forward, strict=True) if op.name in again],
+            made_again(),
+            made_again(kept),
             [BACKWARD[type(g.of)](self, g.of, g) for g in transpose.transpose(steps)],
+            list(kept),
+            plans.KEPT_BYTES,
             norms,
             self.num_weights,
             self.heads,

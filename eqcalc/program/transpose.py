@@ -104,6 +104,10 @@ class ToAtoms(Gradient):
     owes = ("direction",)
 
 
+#: operations on edges whose cost is that of a matrix
+MAPS = ops.SO2Linear, Linear
+
+
 def gradient_of(name: str) -> str:
     """The name of a value's gradient."""
     return f"d_{name}"
@@ -145,13 +149,26 @@ def transpose(operations: Sequence[Operation]) -> tuple[Gradient, ...]:
     return tuple(found)
 
 
-def needed_again(operations: Sequence[Operation]) -> tuple[Operation, ...]:
-    """The operations whose values the way back reads, with what leads to them."""
+def needed_again(
+    operations: Sequence[Operation], kept: Sequence[str] = ()
+) -> tuple[Operation, ...]:
+    """The operations whose values the way back reads, with what leads to them.
+
+    kept: values that are there.
+    """
     wanted = {name for op in transpose(operations) for name in op.values}
     for op in reversed(operations):
-        if op.name in wanted:
+        if op.name in wanted and op.name not in kept:
             wanted.update(op.inputs)
-    return tuple(op for op in operations if op.name in wanted)
+    return tuple(op for op in operations if op.name in wanted and op.name not in kept)
+
+
+def worth_keeping(operations: Sequence[Operation]) -> tuple[str, ...]:
+    """Values of linear maps that the way back would make again: most of its work forward."""
+    again = needed_again(operations, [op.name for op in operations if isinstance(op, MAPS)])
+    read = {name for op in transpose(operations) for name in op.values}
+    read.update(name for op in again for name in op.inputs)
+    return tuple(op.name for op in operations if isinstance(op, MAPS) and op.name in read)
 
 
 def generators(l: int) -> np.ndarray:  # noqa: E741 - the standard name of the degree

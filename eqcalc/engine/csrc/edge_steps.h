@@ -57,19 +57,21 @@ class EdgeLinear final : public EdgeStep {
       source_(source), target_(target), starts_(from.integer("starts"))
   {
     for (const Record &b : from.records("blocks")) {
-      blocks_.push_back({b.integer("at_in"),
-                         b.integer("stride_in"),
-                         b.integer("dim"),
-                         b.integer("at_out"),
-                         b.integer("stride_out"),
-                         {}});
-      b.array("matrix").copy(blocks_.back().matrix.get(b.array("matrix").size()));
+      Buffer<T> matrix;
+      b.array("matrix").copy(matrix.get(b.array("matrix").size()));
+      const I inputs = b.integer("stride_in"), outputs = b.integer("stride_out");
+      blocks_.push_back({b.integer("at_in"), inputs, b.integer("dim"), b.integer("at_out"), outputs,
+                         PackedMatrix(inputs, outputs, matrix.get())});
+      const I first = blocks_.back().at_out;
+      reached_ = first == reached_ ? first + blocks_.back().dim * outputs : -1;
     }
   }
 
   void apply(const Tile &tile) const override
   {
-    if (starts_) std::fill_n(tile.value(target_, 0), tile.count * tile.widths[target_], T(0));
+    const I width = tile.widths[target_];
+    const bool set = starts_ && reached_ == width;
+    if (starts_ && !set) std::fill_n(tile.value(target_, 0), tile.count * width, T(0));
     const T *x[TILE * MOST_EDGE_ROWS];
     T *y[TILE * MOST_EDGE_ROWS];
     for (const Piece &p : blocks_) {
@@ -79,18 +81,21 @@ class EdgeLinear final : public EdgeStep {
           x[rows] = tile.value(source_, e) + p.at_in + m * p.stride_in;
           y[rows] = tile.value(target_, e) + p.at_out + m * p.stride_out;
         }
-      gemm(rows, static_cast<int>(p.stride_in), x, p.matrix.get(), static_cast<int>(p.stride_out),
-           y);
+      if (set)
+        p.matrix.apply<true>(rows, x, y);
+      else
+        p.matrix.apply<false>(rows, x, y);
     }
   }
 
  private:
   struct Piece {
     I at_in, stride_in, dim, at_out, stride_out;
-    Buffer<T> matrix;
+    PackedMatrix matrix;
   };
   int source_, target_;
   bool starts_;
+  I reached_ = 0;     // columns of the target, where blocks follow each other without gaps; else -1
   std::vector<Piece> blocks_;
 };
 

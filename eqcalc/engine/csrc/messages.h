@@ -1,6 +1,6 @@
 // Messages that operations on edges make (eqcalc.engine.message_plan): a centre's edges go through all
-// of them in tiles that stay in the cache, and nothing of an edge is kept. The way back makes the
-// values that it needs again, tile by tile.
+// of them in tiles that stay in the cache. Values of linear maps that the way back needs are kept for
+// as many edges as there is memory for; it makes the others again, tile by tile.
 
 namespace {
 
@@ -10,9 +10,9 @@ class Message {
   struct Surroundings {
     const Edges &edges;
     const Radial &radial;
-    const int *rows;        // of slots, the rows of features
+    const int *rows;     // of slots, the rows of features
     const T *features;
-    T *dx;                  // gradients of features; null: nobody wants them
+    T *dx;     // gradients of features; null: nobody wants them
   };
   // of one centre: its number, its row where it is not among the features, and that row's gradient
   struct Own {
@@ -21,7 +21,8 @@ class Message {
     T *gradient;
   };
 
-  Message(const Record &from, I width, I out_width, const Frames &frames, const Envelope &envelope) :
+  Message(const Record &from, I width, I out_width, const Frames &frames,
+          const Envelope &envelope) :
       frames_(frames), envelope_(envelope), width_(width), out_width_(out_width)
   {
     std::vector<std::string> names;
@@ -38,6 +39,13 @@ class Message {
     };
     for (const Record &step : from.records("forward")) forward_.push_back(read(step, number));
     for (const Record &step : from.records("again")) again_.push_back(read(step, number));
+    for (const Record &step : from.records("missing")) missing_.push_back(read(step, number));
+    for (const std::string &name : from.texts("kept")) {
+      kept_.push_back(
+          static_cast<int>(std::find(names.begin(), names.end(), name) - names.begin()));
+      kept_width_ += widths_.at(kept_.back());
+    }
+    kept_bytes_ = from.integer("kept_bytes");
     for (const Record &step : from.records("backward")) backward_.push_back(read(step, number));
     from.array("norms").copy(norms_.get(out_width_));
     if (!from.has("heads")) return;
@@ -53,8 +61,16 @@ class Message {
     return sum;
   }
 
-  void reserve(I num_local) { softmax_.get(num_local * 2 * num_heads_ + 1); }
-  I bytes() const { return softmax_.bytes(); }
+  // slots: of all edges; back: whether gradients are wanted
+  void reserve(I num_local, I slots, bool back)
+  {
+    softmax_.get(num_local * 2 * num_heads_ + 1);
+    kept_slots_ = 0;
+    if (!back || kept_.empty()) return;
+    kept_slots_ = std::min<I>(slots, kept_bytes_ / static_cast<I>(kept_width_ * sizeof(T)));
+    memory_.get(kept_slots_ * kept_width_);
+  }
+  I bytes() const { return softmax_.bytes() + memory_.bytes(); }
 
   void forward(const Surroundings &around, const Own &own, T *sum, T *scratch)
   {
@@ -92,13 +108,14 @@ class Message {
         if (head_[c] >= 0) work.product[head_[c]] += g[c] * message[c];
     }
     work.tile.sum = work.scaled;
-    for (I c = 0; c < out_width_; c += L) store(work.scaled + c, load(g + c) * load(norms_.get() + c));
+    for (I c = 0; c < out_width_; c += L)
+      store(work.scaled + c, load(g + c) * load(norms_.get() + c));
     work.tile.known = true;
     for (int first = 0; first < work.centre.count; first += TILE) {
       work.place(first);
       work.tile.dy = gradient.y + (work.centre.slot + first) * NUM_Y;
       std::fill_n(work.tile.owed, OWED * TILE * L, T(0));
-      for (const auto &step : again_) step->apply(work.tile);
+      for (const auto &step : work.kept ? missing_ : again_) step->apply(work.tile);
       for (const auto &step : backward_) step->apply(work.tile);
       work.give(first, gradient);
     }
@@ -109,13 +126,17 @@ class Message {
 
   const Frames &frames_;
   const Envelope &envelope_;
-  I width_, out_width_;             // of features and sums
-  I num_heads_ = 0;                 // of attention
+  I width_, out_width_;     // of features and sums
+  I num_heads_ = 0;         // of attention
   std::vector<I> widths_;
-  std::vector<std::unique_ptr<EdgeStep>> forward_, again_, backward_;
-  Buffer<T> norms_;                 // [out_width_], what sums are multiplied by
-  std::vector<int> head_;           // of columns of the sum; -1: none
-  Buffer<T> softmax_;               // [own, 2, heads]: largest exponents and sums of shares
+  std::vector<std::unique_ptr<EdgeStep>> forward_, again_, missing_, backward_;
+  Buffer<T> norms_;           // [out_width_], what sums are multiplied by
+  std::vector<int> head_;     // of columns of the sum; -1: none
+  Buffer<T> softmax_;         // [own, 2, heads]: largest exponents and sums of shares
+  std::vector<int> kept_;     // values of edges, [slots, width] one after the other in memory_
+  I kept_width_ = 0, kept_bytes_ = 0;     // of all; what they may take
+  I kept_slots_ = 0;                      // edges whose values are kept, the first ones
+  Buffer<T> memory_;
 
   I padded_heads() const { return (num_heads_ + PADDING - 1) / PADDING * PADDING; }
 
@@ -133,7 +154,8 @@ class Message {
     if (kind == "EdgeSphereStep") return std::make_unique<EdgeSphere>(from, source, target, value);
     if (kind == "PairSumStep") return std::make_unique<PairSum>(target);
     if (kind == "PairBackStep") return std::make_unique<PairBack>(source);
-    if (kind == "EdgeProductStep") return std::make_unique<EdgeProduct>(from, source, target, value);
+    if (kind == "EdgeProductStep")
+      return std::make_unique<EdgeProduct>(from, source, target, value);
     if (kind == "EdgeSumStep") return std::make_unique<EdgeSum>(from, source, weights);
     if (kind == "EdgeSpreadStep")
       return std::make_unique<EdgeSpread>(from, target, value, weights,
@@ -141,7 +163,8 @@ class Message {
     if (kind == "AttentionStep")
       return std::make_unique<Attention>(from, source, target, number(from, "exponents"));
     if (kind == "AttentionBackStep")
-      return std::make_unique<AttentionBack>(from, source, target, value, number(from, "exponents"));
+      return std::make_unique<AttentionBack>(from, source, target, value,
+                                             number(from, "exponents"));
     if (kind == "FrameSumStep") return std::make_unique<FrameSum>(from, frames_, source, weights);
     if (kind == "FrameSpreadStep")
       return std::make_unique<FrameSpread>(from, frames_, target, value, weights,
@@ -159,6 +182,8 @@ class Message {
     T envelope[TILE], envelope_slope[TILE];
     T *values[MOST_VALUES];
     T *frames, *scaled, *product;
+    T *spare[MOST_VALUES];     // where values that are kept are otherwise
+    bool kept;                 // whether those of this tile are
 
     Work(const Message &m, const Surroundings &s, const Own &own, T *memory) :
         message(m), around(s), centre(s.edges.of(own.number))
@@ -169,6 +194,7 @@ class Message {
         return here;
       };
       for (std::size_t n = 0; n < m.widths_.size(); n++) values[n] = take(m.widths_[n] * TILE);
+      std::copy_n(values, m.widths_.size(), spare);
       frames = take(m.frames_.elements() * TILE);
       scaled = take(m.out_width_);
       tile.owed = take(OWED * TILE * L);
@@ -192,6 +218,12 @@ class Message {
     {
       tile.count = std::min(TILE, centre.count - first);
       const I slot = centre.slot + first;
+      kept = slot + tile.count <= message.kept_slots_;
+      T *place = message.memory_.get();
+      for (const int n : message.kept_) {
+        values[n] = kept ? place + slot * message.widths_[n] : spare[n];
+        place += message.kept_slots_ * message.widths_[n];
+      }
       tile.rows = around.rows + slot;
       tile.y = centre.y + first * NUM_Y;
       for (int e = 0; e < tile.count; e++) {
@@ -212,9 +244,11 @@ class Message {
       for (int e = 0; e < tile.count; e += L) {
         const I slot = centre.slot + first + e;
         V sums[OWED];
-        for (int what = 0; what < OWED; what++) sums[what] = row_sums(tile.owed + (what * TILE + e) * L);
+        for (int what = 0; what < OWED; what++)
+          sums[what] = row_sums(tile.owed + (what * TILE + e) * L);
         V slope = {};
-        for (int lane = 0; lane < L && e + lane < tile.count; lane++) slope[lane] = envelope_slope[e + lane];
+        for (int lane = 0; lane < L && e + lane < tile.count; lane++)
+          slope[lane] = envelope_slope[e + lane];
         T *r = gradient.r + slot;
         store(r, load(r) + sums[LENGTH] + sums[ENVELOPE] * slope);
         if (message.frames_.none()) continue;
@@ -229,4 +263,4 @@ class Message {
   };
 };
 
-}    // namespace
+}     // namespace

@@ -131,7 +131,7 @@ class Network {
       if (k > 0 && exchange)
         exchange->forward(exchange->context, rows_[layers_[k].features].values.data(),
                           static_cast<int>(width(k)));
-      forward(k, graph, energies);
+      forward(k, graph, energies, gradient != nullptr || exchange != nullptr);
     }
     if (of_training)
       in_ranges(graph.num_local, threads_, [&](I begin, I end) {
@@ -311,7 +311,7 @@ class Network {
   }
 
   // before threads start: running out of memory can be reported only there
-  void reserve(const Layer &layer, const eqcalc_graph &graph)
+  void reserve(const Layer &layer, const eqcalc_graph &graph, bool back)
   {
     for (const int r : layer.rows) {
       Row &row = rows_[r];
@@ -321,7 +321,7 @@ class Network {
         row.values.get(graph.num_local * row.width);
       if (row.gradient == Row::KEPT) row.gradients.get(graph.num_local * row.width);
     }
-    if (layer.message) layer.message->reserve(graph.num_local);
+    if (layer.message) layer.message->reserve(graph.num_local, edges_.num_slots(), back);
     const I of_message = layer.message ? layer.message->scratch() : 0;
     for (int t = 0; t < threads_; t++) {
       Share &share = shares_[t];
@@ -440,10 +440,11 @@ class Network {
     return k == 0 ? row.begin.get() : row.values.get();
   }
 
-  void forward(I k, const eqcalc_graph &graph, double *energies)
+  // back: whether the way back follows
+  void forward(I k, const eqcalc_graph &graph, double *energies, bool back)
   {
     Layer &layer = layers_[k];
-    reserve(layer, graph);
+    reserve(layer, graph, back);
     const Radial radial = layer.radial.weights(basis_, edges_, threads_, false);
     const Source from = {layer, radial, edges_.rows(k == 0), features(k), nullptr, k == 0};
     const I width = message_width(layer);

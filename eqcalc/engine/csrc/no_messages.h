@@ -24,7 +24,7 @@ class Message {
 
   Message(const Record &, I, I, const Frames &, const Envelope &) {}
   I scratch() const { return 0; }
-  void reserve(I) {}
+  void reserve(I, I, bool) {}
   I bytes() const { return 0; }
   void forward(const Surroundings &, const Own &, T *, T *) {}
   void backward(const Surroundings &, const Own &, const T *, const T *, const EdgeGradient &, T *) {}

@@ -112,19 +112,19 @@ template <class U> class Buffer {
 
 // ---- y += x w for a list of rows; w [inputs, outputs], outputs a multiple of PADDING
 
-template <int R, int N>
-inline void gemm_tile(int inputs, const T *const *x, const T *w, int outputs, T *const *y, int at)
+// columns at .. at + N L - 1 of y; w: those of the matrix, whose rows are `stride` apart; SET: y = x w
+template <int R, int N, bool SET = false>
+inline void gemm_tile(int inputs, const T *const *x, const T *w, int stride, T *const *y, int at)
 {
   V sum[R][N];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; n++) sum[r][n] = load(y[r] + at + n * L);
-  const T *row = w + at;
-  for (int k = 0; k < inputs; k++, row += outputs) {
+    for (int n = 0; n < N; n++) sum[r][n] = SET ? V{} : load(y[r] + at + n * L);
+  for (int k = 0; k < inputs; k++, w += stride) {
     V b[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; n++) b[n] = load(row + n * L);
+    for (int n = 0; n < N; n++) b[n] = load(w + n * L);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const T a = x[r][k];
@@ -143,10 +143,10 @@ inline void gemm_rows(int inputs, const T *const *x, const T *w, int outputs, T 
 {
   int at = 0;
   for (; at + GEMM_VECTORS * L <= outputs; at += GEMM_VECTORS * L)
-    gemm_tile<R, GEMM_VECTORS>(inputs, x, w, outputs, y, at);
+    gemm_tile<R, GEMM_VECTORS>(inputs, x, w + at, outputs, y, at);
   if (GEMM_VECTORS > 2)
-    for (; at + 2 * L <= outputs; at += 2 * L) gemm_tile<R, 2>(inputs, x, w, outputs, y, at);
-  for (; at < outputs; at += L) gemm_tile<R, 1>(inputs, x, w, outputs, y, at);
+    for (; at + 2 * L <= outputs; at += 2 * L) gemm_tile<R, 2>(inputs, x, w + at, outputs, y, at);
+  for (; at < outputs; at += L) gemm_tile<R, 1>(inputs, x, w + at, outputs, y, at);
 }
 
 template <int R>
