@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,24 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
 from imported import (
     assert_fewer_elements_change_nothing,
     assert_reference_holds_every_element,
     results,
     structure,
 )
+from runs import column
 from typer.testing import CliRunner
 
 from eqcalc import EquivariantCalculator, export
 from eqcalc.cli import app
 from eqcalc.errors import InputError
 from eqcalc.importers import import_model, published, unpickle
+from eqcalc.models.nequip import NequIPConfig
+from eqcalc.training.config import from_dict
+from eqcalc.training.run import train
 
 DATA = Path(__file__).parent / "data" / "sevennet"
 #: how far the package's constants in float32 are from those in float64, in forces
@@ -328,3 +335,33 @@ def test_published_weights(case, weights, tmp_path):
         got = results(made.path, alone, engine="torch", dtype="float64")
         assert got[0] == pytest.approx(energy_of_water, abs=2e-5)
         assert got[1][:2] == pytest.approx(np.array(forces), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_published_weights(weights, tmp_path):
+    """After as many steps on silicon they are far better than the same network from scratch."""
+    content = weights.read(f"sevenn/pretrained_potentials/{published.SEVENN['7net-0']}")
+    (tmp_path / "checkpoint.pth").write_bytes(content)
+    start = import_model(tmp_path / "checkpoint.pth", tmp_path / "m.pth", elements=["Si"]).path
+    frames = []
+    for seed in range(6):
+        atoms = bulk("Si", cubic=True)
+        atoms.rattle(0.15, seed=seed)
+        atoms.set_cell(atoms.cell.array * (0.97 + 0.01 * seed), scale_atoms=True)
+        atoms.calc = EquivariantCalculator("si", on_domain_exit="ignore")
+        labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+        frames.append(atoms)
+    write(tmp_path / "frames.xyz", frames, format="extxyz")
+    hyperparameters = export.read_metadata(start)["hyperparameters"]
+    known = {field.name for field in fields(NequIPConfig)}
+    model = {key: value for key, value in hyperparameters.items() if key in known}
+    errors = []
+    for name, begin in (("tuned", {"fine_tune": {"model": str(start)}}), ("new", {"model": model})):
+        document = {
+            "data": {"train": [str(tmp_path / "frames.xyz")], "val_fraction": 0.34},
+            "training": {"epochs": 3, "batch_size": 2, "threads": 1, "device": "cpu"},
+        }
+        train(from_dict(document | begin), tmp_path / name)
+        errors.append(column(tmp_path / name, "val_forces_rmse")[-1])
+    assert errors[0] < errors[1] / 5
