@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eqcalc.cli_shared import will_write, will_write_to
+from eqcalc.errors import InputError
+
+if TYPE_CHECKING:
+    from eqcalc.data.labels import LabelKeys
 
 data_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Data sets: check them, pack them."
@@ -87,6 +91,13 @@ def data_pack(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write: NAME.eqdata.")],
     *,
     cutoff: Annotated[float, typer.Option(help="Å, of the model to be trained.")] = 5.0,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of the training to come: its cutoff, names of labels, pulay_pressure and "
+            "[[model.outputs]] in place of these options."
+        ),
+    ] = None,
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",
     stress_key: StressKey = "stress",
@@ -100,23 +111,37 @@ def data_pack(
     from eqcalc.data.store import pack
 
     will_write_to(output)
-    header = pack(
-        frames,
-        output,
-        cutoff,
-        energy_key=energy_key,
-        forces_key=forces_key,
-        stress_key=stress_key,
-        virial_key=virial_key,
-        pulay_pressure=pulay_pressure,
-        weight_key=weight_key,
-    )
+    keys: LabelKeys = {
+        "energy_key": energy_key,
+        "forces_key": forces_key,
+        "stress_key": stress_key,
+        "virial_key": virial_key,
+        "pulay_pressure": pulay_pressure,
+        "weight_key": weight_key,
+    }
+    if config:
+        cutoff, keys = _of_config(config)
+    header = pack(frames, output, cutoff, **keys)
     size = sum(path.stat().st_size for path in output.iterdir())
     symbols = ", ".join(chemical_symbols[z] for z in header["elements"])
     typer.echo(
         f"{output}: {header['frames']} frames, {header['atoms']} atoms of {symbols}, "
         f"{header['edges']} edges within {header['cutoff']:g} Å, {size / 1e6:.3g} MB"
     )
+
+
+def _of_config(path: Path) -> tuple[float, LabelKeys]:
+    """Cutoff (Å), and how labels are found."""
+    from eqcalc.training.config import read_config
+    from eqcalc.training.frames import label_keys
+
+    asked = read_config(path)
+    pressure = asked.data.pulay_pressure
+    if pressure == "measured":
+        raise InputError(
+            f'{path}: data.pulay_pressure = "measured" cannot be packed: give the GPa as a number.'
+        )
+    return asked.model.cutoff, label_keys(asked, float(pressure))
 
 
 @data_app.command("merge")

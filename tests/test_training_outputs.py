@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ase.io import read, write
-from runs import checkpoint, column, tiny, train_and_kill, weights, write_frames
+from runs import checkpoint, column, history, tiny, train_and_kill, weights, write_frames
 from typer.testing import CliRunner
 
 from eqcalc import EquivariantCalculator, export
@@ -236,7 +236,7 @@ def test_dipoles_of_periodic_frames_are_pointed_at(tmp_path):
         prepare(tiny(path, model={"outputs": OUTPUTS[:1]}))
 
 
-def test_what_does_not_go_with_outputs_is_said(tmp_path):
+def test_what_does_not_go_with_outputs_is_said():
     zero = {"energy_weight": 0.0, "force_weight": 0.0, "stress_weight": 0.0}
     model = {"outputs": [{"name": "dipole", "weight": 0.0}]}
     with pytest.raises(InputError, match="nor all zero"):
@@ -244,12 +244,47 @@ def test_what_does_not_go_with_outputs_is_said(tmp_path):
     from_dict({"model": {"outputs": ["dipole"]}, "training": zero})
     with pytest.raises(InputError, match="energies and forces alone"):
         from_dict({"model": {"outputs": ["dipole"]}, "pretrain": {"teacher": "gfn2"}})
-    frames = labelled(tmp_path / "frames.xyz", 4)
-    store = tmp_path / "frames.eqdata"
-    packed = ["data", "pack", frames, "-o", str(store), "--cutoff", "4.0"]
-    assert CliRunner().invoke(app, packed).exit_code == 0
-    with pytest.raises(InputError, match=r"stores have no labels of model\.outputs"):
-        prepare(tiny(str(store), model={"outputs": OUTPUTS[:1]}))
+
+
+def test_a_store_has_the_labels_that_a_config_names(tmp_path):
+    """Packed for it, a run on the store is that on the frames, to the last bit."""
+    frames = labelled(tmp_path / "frames.xyz")
+    on_frames = tiny(frames, model=WIDE, epochs=1)
+    (tmp_path / "train.toml").write_text(to_toml(on_frames))
+    store, bare = tmp_path / "frames.eqdata", tmp_path / "bare.eqdata"
+    for path, rest in (
+        (store, ["--config", str(tmp_path / "train.toml")]),
+        (bare, ["--cutoff", "4"]),
+    ):
+        packed = CliRunner().invoke(app, ["data", "pack", frames, "-o", str(path), *rest])
+        assert packed.exit_code == 0, packed.output
+    on_store = tiny(str(store), model=WIDE, epochs=1)
+    a, b = prepare(on_frames), prepare(on_store)
+    assert a.setup.constants == b.setup.constants
+    for n in range(len(a.train)):
+        of_frames, of_store = a.train[n], b.train[n]
+        for kind in ("atom_outputs", "structure_outputs"):
+            tables = getattr(of_frames, kind), getattr(of_store, kind)
+            assert list(tables[0]) == list(tables[1])
+            assert all(
+                tables[0][k].numpy().tobytes() == v.numpy().tobytes() for k, v in tables[1].items()
+            )
+    train(on_frames, tmp_path / "of_frames", quiet=True)
+    train(on_store, tmp_path / "of_store", quiet=True)
+    assert history(tmp_path / "of_frames") == history(tmp_path / "of_store")
+    with pytest.raises(
+        InputError, match=r"has no labels of the output dipole \(1o per structure\)"
+    ):
+        prepare(tiny(str(bare), model={"outputs": OUTPUTS[:1]}))
+    with pytest.raises(
+        InputError, match="packed with key = 'mu' for the output dipole, here it is"
+    ):
+        prepare(tiny(str(store), model={"outputs": [{"name": "dipole", "key": "nu"}]}))
+    (tmp_path / "other.toml").write_text(to_toml(tiny(frames, model={"outputs": ["quadrupole"]})))
+    packed = ["data", "pack", frames, "-o", str(bare), "--config", str(tmp_path / "other.toml")]
+    with pytest.raises(InputError, match="has the output quadrupole under the key 'quadrupole':"):
+        CliRunner().invoke(app, packed, catch_exceptions=False)
+    assert bare.is_dir()  # the former one
 
 
 def test_outputs_are_written_as_toml_and_read_again():

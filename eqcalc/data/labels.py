@@ -223,7 +223,8 @@ def without_output(images: Iterable[Atoms], output: OutputConfig, keys: LabelKey
     key, known = output_key(output, keys), sorted({name for a in images for name in _names(a)})
     return (
         f"No training frame has the output {output.name} under the key '{key}'"
-        f"{did_you_mean(key, known)}: name the right key with key = ... in [[model.outputs]]."
+        f"{did_you_mean(key, known) if known else ''}: name the right key with key = ... in "
+        "[[model.outputs]]."
     )
 
 

@@ -16,10 +16,11 @@ from eqcalc.data.columns import open_column
 from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.data.frames import Frame
 from eqcalc.data.statistics import Statistics, gather
-from eqcalc.data.store import COLUMNS, lengths, read_header
+from eqcalc.data.store import columns_of, lengths, packed_outputs, read_header
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
 from eqcalc.graph import Graph
+from eqcalc.outputs import OutputConfig, same
 
 #: frames whose elements are counted at a time
 CHUNK = 65536
@@ -36,9 +37,11 @@ class PackedDataset(GraphDataset):
         cutoff: Å, of the model; None accepts that of the store.
         indices: frames of the store, in this order; None takes all.
         factors: by config_type, on the weights of the frames in the batches.
+        outputs: whose labels are in the batches.
 
     Raises:
-        InputError: no store or a truncated one; another cutoff; an element the model lacks.
+        InputError: no store or a truncated one; another cutoff; an element the model lacks; an
+            output of which the store has no labels.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class PackedDataset(GraphDataset):
         cutoff: float | None = None,
         indices: Sequence[int] | None = None,
         factors: Mapping[str, float] | None = None,
+        outputs: Sequence[OutputConfig] = (),
     ) -> None:
         self.path = user_path(path)
         self.header = read_header(path)
@@ -65,6 +69,14 @@ class PackedDataset(GraphDataset):
             )
         self._species = np.zeros(256, dtype=np.int64)
         self._species[self.atomic_numbers] = np.arange(len(self.atomic_numbers))
+        self.outputs = list(outputs)
+        for output in self.outputs:
+            if not any(same(output, packed) for packed in packed_outputs(self.header)):
+                raise InputError(
+                    f"The store '{path}' has no labels of the output {output.name} "
+                    f"({output.irreps} per {output.per}): pack the frames again with --config and "
+                    "a configuration that has it in [[model.outputs]]."
+                )
         self._open()
         if indices is None:
             indices = range(self.header["frames"])
@@ -75,7 +87,7 @@ class PackedDataset(GraphDataset):
         rows = lengths(self.header)
         self._columns = {
             name: open_column(self.path / f"{name}.npy", dtype, (rows[name], *shape))
-            for name, (dtype, shape) in COLUMNS.items()
+            for name, (dtype, shape) in columns_of(packed_outputs(self.header)).items()
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,10 +104,14 @@ class PackedDataset(GraphDataset):
         return part
 
     def for_model(
-        self, atomic_numbers: Sequence[int], cutoff: float, factors: Mapping[str, float]
+        self,
+        atomic_numbers: Sequence[int],
+        cutoff: float,
+        factors: Mapping[str, float],
+        outputs: Sequence[OutputConfig] = (),
     ) -> PackedDataset:
-        """The same frames with the species of a model and factors on weights."""
-        return PackedDataset(self.path, atomic_numbers, cutoff, self.indices, factors)
+        """The same frames with species and outputs of a model and factors on weights."""
+        return PackedDataset(self.path, atomic_numbers, cutoff, self.indices, factors, outputs)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -135,7 +151,29 @@ class PackedDataset(GraphDataset):
             num_atoms=torch.tensor([len(species)]),
             index=torch.tensor([index % len(self)]),
             weight=torch.from_numpy(row["weight"] * factor),
+            atom_outputs=self._outputs("atom", n),
+            structure_outputs=self._outputs("structure", n),
         )
+
+    def _outputs(self, per: str, n: int) -> dict[str, torch.Tensor]:
+        """Labels of frame n of the store, of the outputs per atom or per structure."""
+        return {
+            output.name: torch.from_numpy(self._output_rows(output, n))
+            for output in self.outputs
+            if output.per == per
+        }
+
+    def has_output(self, index: int, name: str) -> bool:
+        """Whether a frame has a label of an output."""
+        output = next(output for output in self.outputs if output.name == name)
+        return bool(np.isfinite(self._output_rows(output, int(self.indices[index]))).all())
+
+    def _output_rows(self, output: OutputConfig, n: int) -> np.ndarray:
+        """Labels of frame n of the store [atoms or 1, columns]."""
+        name = f"output_{output.name}"
+        if output.per == "atom":
+            return self._rows(name, n, "first_atom")
+        return np.array(self._columns[name][n : n + 1])
 
     def _value(self, name: str, index: int) -> Any:
         return self._columns[name][self.indices[index]]

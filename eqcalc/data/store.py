@@ -16,23 +16,26 @@ A store is a folder (NAME.eqdata) of plain .npy columns, opened as memory maps, 
 | `forces`       | [N, 3]    | eV/Å, NaN where there are none                      |
 | `edge_src`, `edge_dst`, `pair` | [E] | as in eqcalc.graph, counted within the frame |
 | `edge_vec`     | [E, 3]    | Å                                                   |
+| `output_NAME`  | [N or F, columns] | labels of one of the header's `outputs`, or NaN |
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from eqcalc.data.check_magnitude import StressRow, frame_row, magnitude
 from eqcalc.data.columns import ColumnWriter
-from eqcalc.data.dataset import frame_to_batch
+from eqcalc.data.dataset import Batch, frame_to_batch
 from eqcalc.data.frames import Frame, FrameHash, iter_frames
-from eqcalc.data.labels import DEFAULT_KEYS, LabelKeys, key_of
+from eqcalc.data.labels import DEFAULT_KEYS, LabelKeys, key_of, output_key, without_output
 from eqcalc.errors import InputError
 from eqcalc.files import replacing, user_path
+from eqcalc.outputs import OutputConfig
 
 FORMAT = "eqcalc data store"
 VERSION = 1
@@ -60,10 +63,22 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
+def packed_outputs(header: dict[str, Any]) -> list[OutputConfig]:
+    """Outputs beside the energy that a store has labels of; their keys are those that were read."""
+    return [OutputConfig(**document) for document in header.get("outputs", ())]
+
+
+def columns_of(outputs: Sequence[OutputConfig]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """All columns of a store with these outputs, as COLUMNS."""
+    return COLUMNS | {f"output_{output.name}": ("<f8", (output.dim,)) for output in outputs}
+
+
 def lengths(header: dict[str, Any]) -> dict[str, int]:
     """Rows of each column."""
     frames, atoms, edges = (header[name] for name in ("frames", "atoms", "edges"))
     rows = dict.fromkeys(COLUMNS, frames)
+    for output in packed_outputs(header):
+        rows[f"output_{output.name}"] = atoms if output.per == "atom" else frames
     rows |= dict.fromkeys(("first_atom", "first_edge"), frames + 1)
     rows |= dict.fromkeys(("numbers", "forces"), atoms)
     return rows | dict.fromkeys(("edge_src", "edge_dst", "pair", "edge_vec"), edges)
@@ -111,9 +126,11 @@ def pack(
 
 
 def _write(frames: Iterator[Frame], folder: Path, cutoff: float, keys: LabelKeys) -> dict[str, Any]:
+    outputs = [replace(out, key=output_key(out, keys)) for out in keys.get("outputs", ())]
+    labelled: set[str] = set()  # names of outputs
     columns = {
         name: ColumnWriter(folder / f"{name}.npy", dtype, shape)
-        for name, (dtype, shape) in COLUMNS.items()
+        for name, (dtype, shape) in columns_of(outputs).items()
     }
     digest = FrameHash()
     rows: list[StressRow | None] = []
@@ -127,7 +144,7 @@ def _write(frames: Iterator[Frame], folder: Path, cutoff: float, keys: LabelKeys
         for name in ("first_atom", "first_edge"):
             columns[name].append([0])
         for frame in frames:
-            item = frame_to_batch(frame, every_element, cutoff, count)
+            item = frame_to_batch(frame, every_element, cutoff, count, outputs)
             graph = item.graph
             file, _, number = frame.source.rpartition(", frame ")
             if count % stride == 0:
@@ -138,20 +155,13 @@ def _write(frames: Iterator[Frame], folder: Path, cutoff: float, keys: LabelKeys
             values = {
                 "first_atom": [atoms],
                 "first_edge": [edges],
-                "energy": item.energy,
-                "weight": item.weight,
-                "stress": item.stress,
-                "volume": graph.volume,
                 "group": [groups.setdefault(frame.config_type, len(groups))],
                 "origin": [[files.setdefault(file, len(files)), int(number)]],
                 "periodic": [bool(frame.atoms.pbc.any())],
                 "numbers": frame.atoms.numbers,
-                "forces": item.forces,
-                "edge_src": graph.edge_src,
-                "edge_dst": graph.edge_dst,
-                "pair": graph.pair,
-                "edge_vec": graph.edge_vec,
+                **_labels_and_graph(item),
             }
+            labelled.update(frame.outputs)
             for name, column in columns.items():
                 column.append(values[name])
             elements.update(frame.atoms.numbers.tolist())
@@ -159,8 +169,11 @@ def _write(frames: Iterator[Frame], folder: Path, cutoff: float, keys: LabelKeys
     finally:
         for column in columns.values():
             column.close()
-    for finding in magnitude(rows):
-        raise InputError(finding.sentence)
+    for sentence in (
+        *(without_output((), output, keys) for output in outputs if output.name not in labelled),
+        *(finding.sentence for finding in magnitude(rows)),
+    ):
+        raise InputError(sentence)
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -175,9 +188,31 @@ def _write(frames: Iterator[Frame], folder: Path, cutoff: float, keys: LabelKeys
         "files": list(files),
         "hash": digest.hexdigest(),
     }
+    if outputs:
+        header["outputs"] = [asdict(output) for output in outputs]
+    if keys.get("without_energy"):
+        header["without_energy"] = True
     text = json.dumps(header, indent=1, ensure_ascii=False)
     (folder / "header.json").write_text(text + "\n", encoding="utf-8")
     return header
+
+
+def _labels_and_graph(item: Batch) -> dict[str, Any]:
+    """Columns of one frame, by name."""
+    graph = item.graph
+    outputs = (item.atom_outputs | item.structure_outputs).items()
+    return {
+        "energy": item.energy,
+        "weight": item.weight,
+        "stress": item.stress,
+        "volume": graph.volume,
+        "forces": item.forces,
+        "edge_src": graph.edge_src,
+        "edge_dst": graph.edge_dst,
+        "pair": graph.pair,
+        "edge_vec": graph.edge_vec,
+        **{f"output_{name}": rows for name, rows in outputs},
+    }
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:

@@ -78,6 +78,14 @@ class FrameList(FrameTable):
     def config_types(self) -> list[str]:
         return [f.config_type for f in self.frames]
 
+    def has_output(self, index: int, name: str) -> bool:
+        """Whether a frame has a label of an output."""
+        return name in self.frames[index].outputs
+
+    def periodic(self, index: int) -> bool:
+        """In any direction."""
+        return bool(self.frames[index].atoms.pbc.any())
+
     def source(self, index: int) -> str:
         return self.frames[index].source
 

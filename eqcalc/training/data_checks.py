@@ -49,21 +49,23 @@ def check_elements(frames: FrameTable, known: set[int]) -> None:
         )
 
 
-def check_outputs(config: Config, train: FrameList) -> None:
+def check_outputs(config: Config, train: AnyFrames) -> None:
     """InputError for an output of which no training frame has a label; a warning for dipoles of
     periodic structures, which have branches.
     """
     for output in config.model.outputs:
-        labelled = [frame for frame in train.frames if output.name in frame.outputs]
+        labelled = [n for n in range(len(train)) if train.has_output(n, output.name)]
         if not labelled:
-            images = (atoms for atoms, _ in islice(iter_images(config.data.train), 20))
+            some = () if isinstance(train, PackedDataset) else iter_images(config.data.train)
+            images = (atoms for atoms, _ in islice(some, 20))
             raise InputError(without_output(images, output, label_keys(config, 0.0)))
-        periodic = [frame for frame in labelled if frame.atoms.pbc.any()]
+        periodic = [n for n in labelled if train.periodic(n)]
         if output.name == "dipole" and periodic:
             warnings.warn(
-                f"{len(periodic)} training frames with a dipole (first {periodic[0].source}) are "
-                "periodic: along such directions a dipole is known up to multiples of e times the "
-                "cell vector, so all labels must be of one branch.",
+                f"{len(periodic)} training frames with a dipole (first "
+                f"{train.source(periodic[0])}) are periodic: along such directions a dipole is "
+                "known up to multiples of e times the cell vector, so all labels must be of one "
+                "branch.",
                 stacklevel=4,
             )
 

@@ -13,7 +13,7 @@ from eqcalc.data.frames import Frame, read_frames
 from eqcalc.data.isolated import named_atoms
 from eqcalc.data.labels import LabelKeys, add_pressure, asked_by_name
 from eqcalc.data.packed import PackedDataset
-from eqcalc.data.store import is_store
+from eqcalc.data.store import is_store, packed_outputs
 from eqcalc.data.tables import FrameList
 from eqcalc.errors import InputError
 from eqcalc.training.options import Config
@@ -65,7 +65,7 @@ def dataset(frames: AnyFrames, atomic_numbers: Sequence[int], config: Config) ->
     """Batches for a model of these species, weights as the config has them."""
     cutoff, factors = config.model.cutoff, config.training.config_weights
     if isinstance(frames, PackedDataset):
-        return frames.for_model(atomic_numbers, cutoff, factors)
+        return frames.for_model(atomic_numbers, cutoff, factors, config.model.outputs)
     return FrameDataset(frames.frames, atomic_numbers, cutoff, factors, config.model.outputs)
 
 
@@ -99,12 +99,13 @@ def _load(paths: list[str], option: str, config: Config, pressure: float) -> Any
 
 def _store(path: str, option: str, config: Config) -> PackedDataset:
     """InputError unless it holds the labels that the config asks for."""
-    if config.model.outputs:
+    store = PackedDataset(path, cutoff=config.model.cutoff, outputs=config.model.outputs)
+    if config.model.energy and store.header.get("without_energy"):
         raise InputError(
-            f"{option} names the store '{path}', and stores have no labels of model.outputs: name "
-            "the files that it was packed from."
+            f"{option} names the store '{path}', which was packed for a network without an energy: "
+            "pack again with the configuration of this one."
         )
-    store = PackedDataset(path, cutoff=config.model.cutoff)
+    _check_output_keys(store, option)
     packed, asked = store.header.get("pulay_pressure", 0.0), config.data.pulay_pressure
     if asked == "measured":
         raise InputError(
@@ -137,6 +138,18 @@ def _store(path: str, option: str, config: Config) -> PackedDataset:
                 f"'{packed_as[label]}', data.{label}_key is '{key}': change that or pack again."
             )
     return store
+
+
+def _check_output_keys(store: PackedDataset, option: str) -> None:
+    """InputError for an output whose labels were read under another name than is asked for."""
+    packed = {output.name: output.key for output in packed_outputs(store.header)}
+    for output in store.outputs:
+        if output.key and output.key != packed[output.name]:
+            raise InputError(
+                f"{option}: the store '{store.path}' was packed with key = "
+                f"'{packed[output.name]}' for the output {output.name}, here it is "
+                f"'{output.key}': change that or pack again."
+            )
 
 
 def _apart(frames: AnyFrames, option: str) -> tuple[AnyFrames, list[Frame]]:
