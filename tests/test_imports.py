@@ -32,7 +32,7 @@ ALLOWED = {
     "domain": {"errors"},
     "origin": set(),
     "names": {"cache", "importers"},
-    "nn": {"errors"},
+    "nn": {"errors", "program"},
     "sections": {"errors"},
     "objects": {"errors"},
     "program": {"errors"},

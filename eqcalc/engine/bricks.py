@@ -37,7 +37,7 @@ from eqcalc.engine.plan import (
     Row,
     Step,
 )
-from eqcalc.nn.activations import SCALES
+from eqcalc.program.activations import SCALES
 
 
 def children(module: Any) -> list[Any]:

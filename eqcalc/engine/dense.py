@@ -24,10 +24,10 @@ from torch.autograd.function import once_differentiable
 from eqcalc.engine.arrays import require_shape, tensor_address
 from eqcalc.engine.build import compile_library, header, load_library
 from eqcalc.errors import InputError
-from eqcalc.nn.activations import SCALES
 from eqcalc.nn.gate import Gate
 from eqcalc.nn.linear import SpeciesLinear, block_offsets
 from eqcalc.nn.radial import RadialNetwork
+from eqcalc.program.activations import SCALES
 
 #: what the kernels' return codes mean (csrc/threads.h)
 FAILURES = {

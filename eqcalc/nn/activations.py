@@ -6,12 +6,7 @@ Constants come in as defaults of arguments, because TorchScript sees no module-l
 import torch
 from torch import Tensor
 
-#: what each is multiplied by, here and in the kernels of the engines
-SCALES = {
-    "silu": 1.676532470331092,
-    "tanh": 1.5925374197228321,
-    "sigmoid": 1.8462285453386058,
-}
+from eqcalc.program.activations import SCALES
 
 
 def silu(x: Tensor, scale: float = SCALES["silu"]) -> Tensor:
