@@ -54,7 +54,7 @@ def frames_of(name: str) -> list[Atoms]:
             atoms,
             energy=float(rng.normal()),
             forces=rng.normal(size=atoms.positions.shape),
-            stress=0.01 * rng.normal(size=6),
+            stress=0.001 * rng.normal(size=6),
         )
         frames.append(atoms)
     return frames
