@@ -10,8 +10,8 @@ from torch import nn
 
 from eqcalc.contract import set_precision
 from eqcalc.engine.cuda import platform
-from eqcalc.engine.cuda.training import DeviceConvolution, fuse_convolutions
-from eqcalc.engine.training import pairs_of
+from eqcalc.engine.cuda.training import fuse_convolutions
+from eqcalc.engine.training import FusedConvolution, pairs_of
 from eqcalc.errors import InputError
 from eqcalc.models.mace import MACEConfig
 from eqcalc.models.nequip import NequIPConfig
@@ -46,7 +46,7 @@ def test_first_and_second_derivatives_of_all_arguments():
     torch.manual_seed(1)
     model = Alone().double()
     fused = fuse_convolutions(copy.deepcopy(model)).convolution
-    assert isinstance(fused, DeviceConvolution)
+    assert isinstance(fused, FusedConvolution)
     src, dst = torch.tensor([2, 1, 0, 2, 3, 1]), torch.tensor([0, 0, 1, 1, 1, 2])
 
     def of(x, y, weights, convolution=fused):
@@ -70,7 +70,7 @@ def test_equal_to_plain_network(name):
     expected = derivatives_of(set_precision(plain, torch.float64), graph)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         fused = fuse_convolutions(set_precision(copy.deepcopy(plain), dtype))
-        assert sum(type(module) is DeviceConvolution for module in fused.modules()) == 2
+        assert sum(type(module) is FusedConvolution for module in fused.modules()) == 2
         assert list(fused.state_dict()) == list(plain.state_dict())
         for where in (fused, copy.deepcopy(fused)):
             with pairs_of(where, graph):
@@ -98,9 +98,9 @@ def test_training_takes_them_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     model = build(NETWORKS["parity"], [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
     plain = network.ready(copy.deepcopy(model), TrainingConfig(fused=False, device="cuda"))
-    assert not any(isinstance(module, DeviceConvolution) for module in plain.modules())
+    assert not any(isinstance(module, FusedConvolution) for module in plain.modules())
     fused = network.ready(copy.deepcopy(model), TrainingConfig(device="cuda"))
-    assert any(isinstance(module, DeviceConvolution) for module in fused.modules())
+    assert any(isinstance(module, FusedConvolution) for module in fused.modules())
 
     def fails(source, architecture):  # noqa: ARG001
         raise InputError("no compiler")
@@ -108,4 +108,4 @@ def test_training_takes_them_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(platform.PLATFORM, "image", fails)
     with pytest.warns(UserWarning, match="without compiled kernels.*no compiler"):
         left = network.ready(model, TrainingConfig(device="cuda"))
-    assert not any(isinstance(module, DeviceConvolution) for module in left.modules())
+    assert not any(isinstance(module, FusedConvolution) for module in left.modules())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from potentials import write
-from test_fused import SYSTEMS, graph
+from test_fused import SYSTEMS, assert_network_of_the_file, graph
 
 from eqcalc import export
 from eqcalc.engine import fused, tables
@@ -55,14 +55,7 @@ def program(request, tmp_path_factory):
 
 def test_is_the_network_of_the_file(program):
     path, engine = program
-    reference = export.load(path, dtype="float64")
-    for name, make in SYSTEMS.items():
-        args = graph(reference, make())
-        expected, got = reference.evaluate(*args), engine.evaluate(*args)
-        size = max(1.0, float(expected.gradient.abs().max()) if len(expected.gradient) else 1.0)
-        assert (got.energies - expected.energies).abs().sum() < 1e-11 * size, name
-        if len(expected.gradient):
-            assert (got.gradient - expected.gradient).abs().max() < 1e-12 * size, name
+    assert_network_of_the_file(path, engine, 1e-11, 1e-12)
 
 
 def test_gradient_is_that_of_the_energy(program):

@@ -10,7 +10,7 @@ are left to the compiler's vectoriser; everything else is unrolled.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from eqcalc.engine.terms import number
 from eqcalc.program.sums import Sum, inputs, move, needed, transpose
@@ -33,6 +33,30 @@ def _expression(made: Sum) -> str:
 
 def _named(sums: Sequence[Sum], wanted: Collection[str]) -> list[str]:
     return [made.value for made in sums if letters(made.value) in wanted]
+
+
+class Signature:
+    """Arguments of a kernel, and where its rows begin.
+
+    Args:
+        arrays: arguments of C++ by the letters of the values that they hold.
+        wanted: letters of the values that are written.
+    """
+
+    def __init__(self, arrays: Mapping[str, str], wanted: Collection[str]) -> None:
+        self._arrays = arrays
+        self._types = {kind: "T *" if kind in wanted else "const T *" for kind in arrays}
+
+    @property
+    def arguments(self) -> str:
+        return ", ".join(self._types[kind] + array for kind, array in self._arrays.items())
+
+    def rows(self, places: Mapping[str, str]) -> str:
+        """Declares the rows, called as arrays and with an e; places: of values without d and t."""
+        return "\n".join(
+            f"      {self._types[kind]}__restrict {array}e = {array} + {places[kind[-1]]};"
+            for kind, array in self._arrays.items()
+        )
 
 
 class ChannelLoop:

@@ -26,7 +26,7 @@ import torch
 from e3nn import o3
 
 from eqcalc.engine.build import header
-from eqcalc.engine.channel_kernels import ChannelLoop, index, letters
+from eqcalc.engine.channel_kernels import ChannelLoop, Signature, index, letters
 from eqcalc.engine.generate_contraction import SHARED, contraction_source
 from eqcalc.engine.generate_product import product_source
 from eqcalc.engine.plan import Path
@@ -136,16 +136,13 @@ def source(convolution: Convolution, tag: str) -> str:
     }
     kernels = []
     for name, (arrays, wanted) in KERNELS.items():
-        types = {kind: "T *" if kind in wanted else "const T *" for kind in arrays}
+        signature = Signature(arrays, wanted)
         kernels.append(
             _KERNEL.format(
                 name=name,
                 tag=tag,
-                arguments=", ".join(types[kind] + array for kind, array in arrays.items()),
-                rows="\n".join(
-                    f"      {types[kind]}__restrict {array}e = {array} + {rows[kind[-1]]};"
-                    for kind, array in arrays.items()
-                ),
+                arguments=signature.arguments,
+                rows=signature.rows(rows),
                 paths="\n".join(
                     loop.source(wanted, partial(_place, path, arrays), path.mul)
                     for path, loop in paths

@@ -16,7 +16,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from eqcalc.engine.channel_kernels import ChannelLoop, index, letters
+from eqcalc.engine.channel_kernels import ChannelLoop, Signature, index, letters
 from eqcalc.nn.linear import block_offsets
 from eqcalc.nn.product import ChannelProduct
 from eqcalc.program.sums import Sum
@@ -98,20 +98,17 @@ extern "C" int product_{name}_{tag}(I atoms, {arguments})
 def product_source(product: ChannelProduct, tag: str) -> str:
     """The three kernels: `product_forward_tag`, ..."""
     channels = product.num_channels
-    widths = {"a": product.irreps_in.dim, "b": product.irreps_out.dim}
+    rows = {"a": f"n * {product.irreps_in.dim}", "b": f"n * {product.irreps_out.dim}"}
     paths = [(path, _loop(path)) for path in _paths(product)]
     sources = []
     for name, (arrays, wanted, sets) in KERNELS.items():
-        types = {kind: "T *" if kind in wanted else "const T *" for kind in arrays}
+        signature = Signature(arrays, wanted)
         sources.append(
             _KERNEL.format(
                 name=name,
                 tag=tag,
-                arguments=", ".join(types[kind] + array for kind, array in arrays.items()),
-                rows="\n".join(
-                    f"    {types[kind]}__restrict {array}e = {array} + n * {widths[kind[-1]]};"
-                    for kind, array in arrays.items()
-                ),
+                arguments=signature.arguments,
+                rows=signature.rows(rows),
                 loops="\n".join(
                     loop.source(wanted, partial(_place, path, channels, arrays), channels, sets)
                     for path, loop in paths

@@ -216,22 +216,31 @@ class Pairing:
         self.pair, self.first = graph.pair, torch.nonzero(new).squeeze(1)
         self.islands = islands_of(graph.edge_src, graph.edge_dst)
 
+    def of(self, src: Tensor, dst: Tensor, num_local: int, nodes: int) -> _Edges:  # noqa: ARG002
+        """What kernels of the CPU run on."""
+        pair, islands = self.pair, self.islands
+        if pair is None:
+            pair = torch.arange(len(src))
+        if islands is None:
+            islands = islands_of(src, dst)
+        require_shape(pair, len(src))
+        return _Edges(*(t.contiguous() for t in (islands, src, dst, pair)))
 
-class CompiledConvolution(Convolution):
+
+class FusedConvolution(Convolution):
     """`Convolution` on generated kernels, in the precision they were generated for.
 
-    kernels: `run_edges` with "forward", "backward" and "second" of `eqcalc.engine.generate`.
+    Args:
+        kernels: `run_edges` has "forward", "backward" and "second" of `eqcalc.engine.generate`.
+        edges: `of(src, dst, num_local, nodes)` is what these run on (`Pairing`, and on a GPU
+            `eqcalc.engine.cuda.training.EdgeLists`).
     """
 
-    def __init__(self, plain: Convolution, kernels: Any) -> None:
+    def __init__(self, plain: Convolution, kernels: Any, edges: Any) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in plain.__dict__.items() if k != "_buffers"})
         self._buffers = plain._buffers
-        self._kernels = kernels
-
-    def _edges(self, weights: Tensor, src: Tensor, dst: Tensor, num_local: int, nodes: int) -> Any:
-        """What the kernels run on."""
-        raise NotImplementedError
+        self._kernels, self._edges = kernels, edges
 
     def forward(
         self,
@@ -246,28 +255,9 @@ class CompiledConvolution(Convolution):
         require_shape(edge_attrs, len(edge_src), (self.l_max + 1) ** 2)
         require_shape(weights, None, self.num_weights)
         require_shape(edge_dst, len(edge_src))
-        edges = self._edges(weights, edge_src, edge_dst, num_local, len(node_feats))
+        edges = self._edges.of(edge_src, edge_dst, num_local, len(node_feats))
         shape = (num_local, self.irreps_out.dim)
         return _Forward.apply(node_feats, edge_attrs, weights, self._kernels, edges, shape)
-
-
-class FusedConvolution(CompiledConvolution):
-    """On the CPU."""
-
-    def __init__(
-        self, plain: Convolution, library: KernelLibrary, layer: int, pairing: Pairing
-    ) -> None:
-        super().__init__(plain, _Kernels(library, layer))
-        self._pairing = pairing
-
-    def _edges(self, weights: Tensor, src: Tensor, dst: Tensor, num_local: int, nodes: int) -> Any:  # noqa: ARG002
-        pair, islands = self._pairing.pair, self._pairing.islands
-        if pair is None:
-            pair = torch.arange(len(src))
-        if islands is None:
-            islands = islands_of(src, dst)
-        require_shape(pair, len(src))
-        return _Edges(*(t.contiguous() for t in (islands, src, dst, pair)))
 
 
 class FusedProduct(ChannelProduct):
@@ -373,7 +363,7 @@ def fuse(model: nn.Module) -> nn.Module:
     kernels = KernelLibrary(compile_library(source), scalar)
     pairing, passes, library = Pairing(), Passes(), open_library(scalar)
     for layer, place in enumerate(convolutions):
-        setattr(*place, FusedConvolution(getattr(*place), kernels, layer, pairing))
+        setattr(*place, FusedConvolution(getattr(*place), _Kernels(kernels, layer), pairing))
     for place in radials:
         setattr(*place, PairedRadial(getattr(*place), library, passes, pairing))
     for place in places_of(model, EdgeRadialNetwork):

@@ -19,15 +19,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase.io import write
 from cases import CASES, Case, crystal, structure_of, write_structure
-from inference import ONE_THREAD, Row
+from inference import ONE_THREAD, Row, running
 from report import machine
 from training_epoch import SETS, eqcalc_config, frames_of
 
@@ -59,24 +59,6 @@ def output(code: str, *arguments: str, of: dict[str, str]) -> str:
         [sys.executable, "-c", code, *arguments], env=of, check=True, capture_output=True, text=True
     )
     return done.stdout
-
-
-@contextmanager
-def started(script: Path, *arguments: str, of: dict[str, str], log: Path) -> Iterator[Row]:
-    with log.open("w", encoding="utf-8") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env=of,
-        )
-        try:
-            yield Row(process, log)
-        finally:
-            process.stdin.close()
-            process.wait(timeout=60)
 
 
 def take_turns(rows: list[Row], rounds: int, do: str, **question: Any) -> list[list[float]]:
@@ -117,7 +99,8 @@ def inference(
         for checkout, cache in zip(checkouts, caches, strict=True):
             script = checkout / "tests" / "benchmarks" / "row_eqcalc.py"
             log, of = cache.with_suffix(".log"), environment(checkout, cache)
-            row = stack.enter_context(started(script, json.dumps(asked), of=of, log=log))
+            command = [sys.executable, str(script), json.dumps(asked)]
+            row = stack.enter_context(running(command, of, log))
             row.hear()
             row.ask("warm", small=str(small), graph=str(graph))
             rows.append(row)
@@ -148,7 +131,8 @@ def training(
                 (work / "config.toml").write_text(text, encoding="utf-8")
                 of = environment(checkouts[n], work / "cache")
                 arguments = str(work / "config.toml"), str(work)
-                row = started(HERE / "row_training.py", *arguments, of=of, log=work / "log")
+                command = [sys.executable, str(HERE / "row_training.py"), *arguments]
+                row = running(command, of, work / "log")
                 rows[n] = stack.enter_context(row)
                 ready = rows[n].hear()
                 if not Path(ready["eqcalc"]).is_relative_to(checkouts[n]):

@@ -66,16 +66,11 @@ class Row:
 
 
 @contextmanager
-def started(
-    python: Path, script: str, network: dict, options: dict, log: Path, *, ours: bool
-) -> Iterator[Row]:
-    environment = {**os.environ, **ONE_THREAD, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-    if not ours:
-        environment.pop("PYTHONPATH", None)
-    asked = json.dumps({"network": network, "options": options})
+def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[Row]:
+    """A process of this command, which ends afterwards; what it complains of goes into the log."""
     with log.open("w", encoding="utf-8") as stderr:
         process = subprocess.Popen(
-            [str(python), str(HERE / script), asked],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -87,10 +82,22 @@ def started(
         finally:
             process.stdin.close()
             try:
-                process.wait(timeout=10)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def started(
+    python: Path, script: str, network: dict, options: dict, log: Path, *, ours: bool
+) -> Iterator[Row]:
+    environment = {**os.environ, **ONE_THREAD, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    if not ours:
+        environment.pop("PYTHONPATH", None)
+    asked = json.dumps({"network": network, "options": options})
+    with running([str(python), str(HERE / script), asked], environment, log) as row:
+        yield row
 
 
 def wanted_rows(

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from eqcalc.contract import network_tensors
+from eqcalc.engine.arrays import require_shape
 from eqcalc.engine.cuda import platform
 from eqcalc.engine.cuda.training_kernels import TrainingKernels, training_source
 from eqcalc.engine.dense import Passes
-from eqcalc.engine.training import SCALARS, CompiledConvolution, Fused, places_of
+from eqcalc.engine.training import SCALARS, Fused, FusedConvolution, places_of
 from eqcalc.errors import InputError
 from eqcalc.graph import Graph
 from eqcalc.nn.convolution import Convolution
@@ -169,6 +170,7 @@ class DeviceKernels:
         self._start("edges", len(g), lists, **arrays)
 
     def _forward(self, lists, x, out, r, y) -> None:
+        require_shape(r, len(lists["dst"]), None)  # a row of weights for each edge
         self._give(lists, x, y, r, out)
 
     def _backward(self, lists, x, g, dx, r, dr, y, dy) -> None:
@@ -186,19 +188,6 @@ class DeviceKernels:
         self._owe(lists, x, g, y, ur, dy=dy)
 
 
-class DeviceConvolution(CompiledConvolution):
-    """On a GPU."""
-
-    def __init__(self, plain: Convolution, kernels: DeviceKernels, lists: EdgeLists) -> None:
-        super().__init__(plain, kernels)
-        self._lists = lists
-
-    def _edges(self, weights: Tensor, src: Tensor, dst: Tensor, num_local: int, nodes: int) -> Any:
-        if len(weights) != len(src):
-            raise ValueError(f"{len(weights)} rows of radial weights came for {len(src)} edges.")
-        return self._lists.of(src, dst, num_local, nodes)
-
-
 def fuse_convolutions(model: nn.Module) -> nn.Module:
     """Puts generated kernels into an eager model's convolutions, in place, for training on a GPU.
 
@@ -212,7 +201,7 @@ def fuse_convolutions(model: nn.Module) -> nn.Module:
     if places:
         program.compile()
     for place, kernels in zip(places, made, strict=True):
-        convolution = DeviceConvolution(getattr(*place), DeviceKernels(program, kernels), lists)
+        convolution = FusedConvolution(getattr(*place), DeviceKernels(program, kernels), lists)
         setattr(*place, convolution)
     model.fused = Fused(None, lists, Passes())
     return model
