@@ -8,6 +8,7 @@ are of 0.19.1: those have numbers of neighbours by species, `natural` also cutof
 
 import copy
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -318,3 +319,13 @@ def test_command_and_origin(tmp_path):
 def test_unpickled_checkpoint_holds_no_code():
     content = unpickle.load(DATA / "readout.ckpt")
     assert copy.deepcopy(content["hyper_parameters"]["model"])["parity"] is True
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_builtin_functions_are_known_by_name(protocol):
+    """Up to protocol 3 they are attributes of what torch keeps them in; nothing is looked up."""
+    content = pickle.dumps({"act": torch.tanh, "kept": {1}}, protocol=protocol)
+    found = unpickle.Unpickler(io.BytesIO(content)).load()
+    assert issubclass(found["act"], unpickle.Stub)
+    assert found["act"].__name__ == "tanh"
+    assert found["kept"] == {1}

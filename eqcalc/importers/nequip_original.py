@@ -94,6 +94,6 @@ class NequIPOriginal(Calculator):
             data["batch"] = torch.zeros(len(a), dtype=torch.int64)
         out = self.module(data)
         self.results = {
-            "energy": float(out["total_energy"]),
+            "energy": float(out["total_energy"].detach()),
             "forces": out["forces"].detach().double().numpy(),
         }

@@ -70,13 +70,25 @@ class Stub:
         """Of a dict's subclass: not kept."""
 
 
+def _stub(path: str) -> type[Stub]:
+    return type(path.rpartition(".")[2], (Stub,), {"path": path})
+
+
+def _attribute(owner: Any, name: str) -> type[Stub]:
+    """What stands for an attribute of something that is not imported, such as torch.tanh."""
+    return _stub(f"{getattr(owner, 'path', type(owner).__name__)}.{name}")
+
+
 class Unpickler(pickle.Unpickler):
     """Of whatever is not in KNOWN, it makes stubs."""
 
     def find_class(self, module: str, name: str) -> Any:
+        module = {"__builtin__": "builtins"}.get(module, module)  # as Python 2 called it
+        if (module, name) == ("builtins", "getattr"):
+            return _attribute
         if name in KNOWN.get(module, ()):
             return super().find_class(module, name)
-        return type(name.rpartition(".")[2], (Stub,), {"path": f"{module}.{name}"})
+        return _stub(f"{module}.{name}")
 
 
 _PICKLE = types.SimpleNamespace(

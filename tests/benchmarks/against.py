@@ -41,11 +41,16 @@ cases.write_export(cases.CASES[sys.argv[1]], pathlib.Path(sys.argv[2]))
 """
 #: opens a file in an empty cache: CPU seconds of the compiler
 OPEN = """
-import resource, sys
+import pathlib, resource, sys
 from eqcalc.engine.fused import fuse
 fuse(sys.argv[1], dtype=sys.argv[2])
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(used.ru_utime + used.ru_stime)
+"""
+#: Python looks into the folder where it is started, first of all
+OF_CHECKOUT = """
+import eqcalc
+assert pathlib.Path(eqcalc.__file__).is_relative_to(sys.argv[-1]), eqcalc.__file__
 """
 
 
@@ -54,9 +59,15 @@ def environment(checkout: Path, cache: Path) -> dict[str, str]:
     return {**os.environ, **ONE_THREAD, "PYTHONPATH": paths, "XDG_CACHE_HOME": str(cache)}
 
 
-def output(code: str, *arguments: str, of: dict[str, str]) -> str:
+def output(code: str, *arguments: str, checkout: Path, cache: Path) -> str:
+    """What a program prints that imports this checkout's eqcalc, whatever the folder is here."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=of, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code + OF_CHECKOUT, *arguments, str(checkout)],
+        cwd=checkout,
+        env=environment(checkout, cache),
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return done.stdout
 
@@ -92,7 +103,7 @@ def inference(
     write_structure(case, crystal(8), small)
     write_structure(case, structure_of(case), graph)
     caches = [folder / "cache-0", folder / "cache-1"]
-    output(WRITE, case.name, str(model), of=environment(checkouts[1], caches[1]))
+    output(WRITE, case.name, str(model), checkout=checkouts[1], cache=caches[1])
     asked = {"network": case.network, "options": {"engine": engine, "model": str(model)}}
     with ExitStack() as stack:
         rows = []
@@ -150,8 +161,8 @@ def compilation(model: Path, dtype: str, checkouts: list[Path], folder: Path) ->
     for session in range(SESSIONS):
         took = [0.0, 0.0]
         for n in (0, 1) if session % 2 == 0 else (1, 0):
-            of = environment(checkouts[n], folder / f"{session}-{n}")
-            took[n] = float(output(OPEN, str(model), dtype, of=of))
+            of = {"checkout": checkouts[n], "cache": folder / f"{session}-{n}"}
+            took[n] = float(output(OPEN, str(model), dtype, **of))
         taken.append(took)
     return summary(taken)
 

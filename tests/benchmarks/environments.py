@@ -32,8 +32,19 @@ class Peer:
     bare: bool = False
 
 
+OF_FORMER_NEQUIP = (
+    *("ase", "e3nn<0.6", "torch-runstats", "torch-ema", "pyyaml", "tqdm", "setuptools<81"),
+)
+
 PEERS = {
     "nequip": Peer("NequIP 0.19.1 AOTInductor", "row_nequip.py", "nequip", "0.19.1"),
+    # those of former formats, for tests/test_importers_peers.py alone
+    "nequip-0.5": Peer(
+        *("NequIP 0.5.6", "", "nequip", "0.5.6"), also=OF_FORMER_NEQUIP, networks=(), bare=True
+    ),
+    "nequip-0.6": Peer(
+        *("NequIP 0.6.2", "", "nequip", "0.6.2"), also=OF_FORMER_NEQUIP, networks=(), bare=True
+    ),
     "mace": Peer("MACE 0.3.16", "row_mace.py", "mace-torch", "0.3.16", networks=("nequip", "mace")),
     "symmetrix": Peer(
         "Symmetrix-XL 0.1.1",
