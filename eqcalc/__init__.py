@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from eqcalc.calculator import EquivariantCalculator
-    from eqcalc.committee import DisagreementStop
     from eqcalc.errors import InputError
+    from eqcalc.observers import DisagreementStop
     from eqcalc.training.api import train
 
 __all__ = ["DisagreementStop", "EquivariantCalculator", "InputError", "train"]
 
 _HOME = {
-    "DisagreementStop": "eqcalc.committee",
+    "DisagreementStop": "eqcalc.observers",
     "EquivariantCalculator": "eqcalc.calculator",
     "InputError": "eqcalc.errors",
     "train": "eqcalc.training.api",

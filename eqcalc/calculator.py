@@ -23,14 +23,14 @@ from ase.calculators.calculator import (
 )
 from ase.outputs import Properties, all_outputs
 
-from eqcalc import export, names, network, uncertainty
+from eqcalc import committee, export, names, network, uncertainty
 from eqcalc.derivatives import stress_volume
 from eqcalc.domain import ACTIONS, Domain, Exit, OutsideDomainError
 from eqcalc.engine.backends import Outcome, Wanted, open_backend, refuse_overlap
 from eqcalc.errors import InputError
 from eqcalc.neighbors import Pairs, VerletList, neighbor_list
 from eqcalc.outputs import OutputConfig, cartesian, described, has_energy, same
-from eqcalc.results import OF_ONE, SPREAD, consensus, of_outcome, seal
+from eqcalc.results import OF_ONE, of_outcome, seal
 from eqcalc.runtime import TurnLock, own_torch
 from eqcalc.structure import Structure
 
@@ -142,10 +142,11 @@ class EquivariantCalculator(Calculator):
     and energy_std (eV), that of the structure's energy, whose atoms' errors are not independent.
     They are properties as outputs are: `calc.get_property("grade", atoms)`.
 
-    A committee adds energy_std (eV), energies_std [N] (eV), forces_std [N, 3] (eV/Å) and stress_std
-    [6] (eV/Å^3), the standard deviations over its members (divided by their number); its grade is
-    the largest of its members, if all have one. Members may differ in cutoff
-    and in their lists of elements; a structure must consist of elements that all of them know.
+    A committee (`eqcalc.committee`) adds energy_std (eV), energies_std [N] (eV), forces_std [N, 3]
+    (eV/Å) and stress_std [6] (eV/Å^3), the standard deviations over its members (divided by their
+    number), and forces_deviation [N] (eV/Å), the lengths of forces_std; its grade is the largest of
+    its members, if all have one. Members may differ in cutoff and in their lists of elements; a
+    structure must consist of elements that all of them know.
 
     Copies (`copy.copy`, `copy.deepcopy`) share the loaded networks and cost nothing, but have
     results and a neighbour list of their own; pickles carry the options and results, and open the
@@ -258,7 +259,7 @@ class EquivariantCalculator(Calculator):
             known = [name for name in known if not name.startswith("stress")]
         if not (self._has_energy or self._direct):
             known = []
-        spread = [f"{name}_std" for name in SPREAD if name in known] if self.members[1:] else []
+        spread = committee.properties_of(known) if self.members[1:] else []
         if self._forms:
             spread += ["grade"] if self.members[1:] else OF_ONE
         return [*known, *spread, *outputs]
@@ -430,7 +431,9 @@ class EquivariantCalculator(Calculator):
     ) -> dict[str, Any]:
         """ASE's results of one structure."""
         pairs = zip(outcomes, self._outputs_of, strict=True)
-        results = consensus([of_outcome(outcome, volume, outputs) for outcome, outputs in pairs])
+        results = committee.consensus(
+            [of_outcome(outcome, volume, outputs) for outcome, outputs in pairs]
+        )
         features = outcomes[0].features
         if features is not None:
             species = self.potential.species_of(numbers)
@@ -481,7 +484,7 @@ class EquivariantCalculator(Calculator):
             seal(self.results)
             virials = [outcome.virials for outcome in outcomes if outcome.virials is not None]
             if virials:
-                self._virials = sum(virials[1:], start=virials[0]) / len(virials)
+                self._virials = committee.mean(virials)
             self._watch_domain(structure, pairs, volume if structure.pbc.all() else None)
 
     def _watch_domain(self, structure: Structure, pairs: Pairs, volume: float | None) -> None:
@@ -543,6 +546,11 @@ class EquivariantCalculator(Calculator):
     def _refuse(self, name: str) -> None:
         """Says why a property is not there, where that is not plain."""
         path = self.potential.path.name
+        if name == committee.FORCES_DEVIATION and not self.members[1:]:
+            raise NoEnergyError(
+                "One model cannot disagree with itself: give EquivariantCalculator a list of "
+                "models."
+            )
         if name in OF_ONE and self._gradient and not self._forms:
             raise NoEnergyError(f"{self._lacking.name} {uncertainty.MISSING}.")
         if not self._has_energy:
@@ -688,7 +696,7 @@ class EquivariantCalculator(Calculator):
                 network.hessian(self._network(k, "float64"), atoms.numbers, atoms.positions, pairs)
                 for k in range(len(self.members))
             ]
-            return np.mean(hessians, axis=0)
+            return committee.mean(hessians)
 
         return self._once("hessian", atoms, make)
 

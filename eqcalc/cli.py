@@ -163,8 +163,8 @@ def _train_one(config: Config, folder: Path) -> None:
 
 
 def _train_committee(config: Config, folder: Path, size: int, *, resplit: bool) -> None:
-    from eqcalc.training.committee import format_committee, train_committee
     from eqcalc.training.evaluate import format_table
+    from eqcalc.training.members import format_committee, train_committee
 
     summary = train_committee(config, folder, size, resplit=resplit)
     if not summary:
@@ -355,7 +355,7 @@ def evaluate(
     will_write(predictions, endings=(".xyz", ".extxyz"))
     will_write(calibration, endings=(".png", ".pdf", ".svg"))
     coverage = None
-    members = member_files([Path(model)]) if Path(model).is_dir() else [model]
+    members = member_files([model])
     if any(map(is_store, frames)):
         usual = {f"{label}_key": name for label, name in DEFAULT_KEYS.items()}
         changed = keys != usual or pulay_pressure

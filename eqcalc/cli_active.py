@@ -116,15 +116,13 @@ def select_command(
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.report import png
     from eqcalc.data.frames import iter_images
-    from eqcalc.files import user_path, write_bytes
-    from eqcalc.names import member_files
+    from eqcalc.files import write_bytes
     from eqcalc.sampling.dynamics import write_frames
 
     plot = plot or output.with_suffix(".png")
     will_write(output, endings=XYZ)
     will_write(plot, endings=(".png",))
-    members = member_files([user_path(model)]) if user_path(model).is_dir() else [model]
-    calculator = EquivariantCalculator(members, on_domain_exit="ignore")
+    calculator = EquivariantCalculator(model, on_domain_exit="ignore")
     images, known = list(iter_images(pool)), list(iter_images(train or []))
     selection = select(
         calculator,

@@ -36,10 +36,15 @@ def _bundled(name: str) -> Path | None:
     return next((p for p in PRETRAINED.glob("*.pth") if p.stem == name), None)
 
 
+def is_committee(path: str | os.PathLike) -> bool:
+    """Whether it is the folder that `eqcalc train --committee` has finished."""
+    return (user_path(path) / COMMITTEE).is_file()
+
+
 def lasting(model: str | os.PathLike) -> str:
     """A name under which another process, in another folder, finds the same potential."""
     path = user_path(model)
-    there = path.is_file() or (path / COMMITTEE).is_file()
+    there = path.is_file() or is_committee(path)
     return str(path.absolute()) if there else str(model)
 
 
@@ -77,7 +82,7 @@ def member_files(paths: Sequence[str | os.PathLike]) -> list[Path]:
     for path in map(user_path, paths):
         if not path.is_dir() or _bundled(str(path)):
             files.append(path)
-        elif (path / COMMITTEE).is_file():
+        elif is_committee(path):
             document = json.loads((path / COMMITTEE).read_text(encoding="utf-8"))
             files += [path / name for name in document["members"]]
         else:

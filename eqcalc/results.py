@@ -1,4 +1,4 @@
-"""What engines say of a structure as results under ASE's names, and of several models together."""
+"""What engines say of a structure as results under ASE's names."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import numpy as np
 
 from eqcalc.engine.backends import Outcome
 from eqcalc.outputs import OutputConfig, cartesian
-
-#: of which a committee also gives the standard deviation over its members
-SPREAD = ("energy", "energies", "forces", "stress")
 
 #: of one model whose file has an uncertainty (`eqcalc.uncertainty`)
 OF_ONE = ("energies_std", "grade", "energy_std")
@@ -44,24 +41,6 @@ def of_outcome(
         results["stresses"] = stresses
         results["stress"] = stresses.sum(axis=0)
     return results
-
-
-def consensus(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Results of one structure: of a model, or mean and spread of a committee.
-
-    Grades of a committee are the largest of its members, and standard deviations are over them.
-    """
-    if len(members) == 1:
-        return members[0]
-    grades = [member["grade"] for member in members if "grade" in member]
-    members = [{k: v for k, v in m.items() if k not in OF_ONE} for m in members]
-    common = [name for name in members[0] if all(name in member for member in members)]
-    together = {name: np.stack([m[name] for m in members]) for name in common}
-    results = {name: values.mean(axis=0) for name, values in together.items()}
-    results |= {f"{name}_std": together[name].std(axis=0) for name in SPREAD if name in together}
-    if len(grades) == len(members):
-        results["grade"] = np.max(grades, axis=0)
-    return {name: float(v) if v.ndim == 0 else v for name, v in results.items()}
 
 
 def seal(results: dict[str, Any]) -> None:

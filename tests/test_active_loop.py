@@ -10,7 +10,7 @@ from ase.io import read
 from matplotlib.image import imread
 from runs import tiny, weights, write_frames
 
-from eqcalc.training.committee import members_of, train_committee
+from eqcalc.training.members import members_of, train_committee
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

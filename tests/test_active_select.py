@@ -16,7 +16,6 @@ from eqcalc import EquivariantCalculator, InputError
 from eqcalc.active.choose import METHODS, d_optimal, farthest, novelty, whitened
 from eqcalc.active.select import select
 from eqcalc.cli import app
-from eqcalc.committee import forces_deviation
 
 
 def clouds(count, seed=0, elements=(1, 8)):
@@ -163,7 +162,7 @@ def test_window_of_a_committee(paths, pool):
     for atoms in pool[:16]:
         copy = atoms.copy()
         copy.calc = calc
-        deviation.append(forces_deviation(calc, copy).max())
+        deviation.append(calc.get_property("forces_deviation", copy).max())
     low, high = np.mean(sorted(deviation)[3:5]), np.mean(sorted(deviation)[-3:-1])
     found = select(calc, named(pool), named(train()), number=99, window=(low, high))
     assert found.measure.values[:16] == pytest.approx(deviation, rel=1e-4)
@@ -235,7 +234,7 @@ def test_command(paths, pool, tmp_path):
         assert frame.info["config_type"] == f"hot_{place}"
         assert "REF_energy" not in frame.info
         frame.calc = committee
-        worst = forces_deviation(committee, frame).max()
+        worst = committee.get_property("forces_deviation", frame).max()
         assert frame.info["forces_deviation"] == pytest.approx(worst, rel=1e-3)
     assert 0.01 < drawn(tmp_path / "chosen.png") < 0.5
     result = CliRunner().invoke(

@@ -19,7 +19,6 @@ from scipy.spatial.transform import Rotation
 from eqcalc import DisagreementStop, EquivariantCalculator, InputError
 from eqcalc.checks.gradients import check_gradients
 from eqcalc.checks.nve import with_velocities
-from eqcalc.committee import forces_deviation
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +52,9 @@ def test_means_and_spreads(paths, crystal, engine):
         assert np.allclose(spread, np.std(single[name], axis=0), atol=1e-12)
         assert np.max(spread) > 1e-3
         assert np.array_equal(committee.get_property(f"{name}_std", crystal), spread)
+    off = np.array(single["forces"]) - np.mean(single["forces"], axis=0)
+    expected = np.sqrt(np.mean(np.sum(off**2, axis=-1), axis=0))  # [N] eV/Å
+    assert np.allclose(committee.results["forces_deviation"], expected, atol=1e-12)
 
 
 def test_mean_forces_are_derivatives_of_the_mean_energy(committee, crystal):
@@ -66,11 +68,13 @@ def test_the_mean_hessian(committee, paths, molecule):
 
 
 def test_deviation_does_not_depend_on_the_axes(committee, molecule):
-    expected = forces_deviation(committee, molecule)
+    expected = committee.get_property("forces_deviation", molecule)
     molecule.positions = molecule.positions @ Rotation.random(random_state=0).as_matrix().T
-    assert np.allclose(forces_deviation(committee, molecule), expected, atol=1e-10)
+    assert np.allclose(committee.get_property("forces_deviation", molecule), expected, atol=1e-10)
     order = [4, 2, 0, 1, 3]
-    assert np.allclose(forces_deviation(committee, molecule[order]), expected[order], atol=1e-10)
+    assert np.allclose(
+        committee.get_property("forces_deviation", molecule[order]), expected[order], atol=1e-10
+    )
 
 
 def test_copies_of_one_model_agree(potential_path, crystal):
@@ -155,7 +159,7 @@ def test_a_single_model_has_no_spread(potential_path, crystal):
     with pytest.raises(PropertyNotImplementedError):
         calc.get_property("forces_std", crystal)
     with pytest.raises(InputError, match="cannot disagree with itself"):
-        forces_deviation(calc, crystal)
+        calc.get_property("forces_deviation", crystal)
     crystal.calc = calc
     with pytest.raises(InputError, match="needs a committee"):
         DisagreementStop(hot(crystal, calc), 0.1)
@@ -178,7 +182,9 @@ def test_dynamics_stop_where_the_committee_disagrees(committee, crystal, tmp_pat
     """Loggers get the last step whether they were attached before or after."""
     start, frames, deviations = crystal.copy(), [], []
     dynamics = hot(crystal, committee)
-    dynamics.attach(lambda: deviations.append(forces_deviation(committee, crystal).max()))
+    dynamics.attach(
+        lambda: deviations.append(committee.get_property("forces_deviation", crystal).max())
+    )
     dynamics.run(12)
     limit = float(np.sort(deviations[1:])[-1]) * 0.999
     first = next(k for k, d in enumerate(deviations) if d > limit)

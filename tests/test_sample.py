@@ -15,7 +15,6 @@ from potentials import calibrated, installed_sevenn, untrained
 from typer.testing import CliRunner
 
 from eqcalc import EquivariantCalculator, InputError, names
-from eqcalc.committee import forces_deviation
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import Interrupted
 from eqcalc.sampling import dynamics as module
@@ -59,7 +58,7 @@ def test_labels_are_the_means_of_the_members(paths, starts, tmp_path):
         assert np.abs(frame.get_forces() - expected["forces"]).max() < 1e-5
         assert np.abs(frame.get_stress() - expected["stress"]).max() < 1e-6
         frame.calc = committee
-        worst.append(forces_deviation(committee, frame).max())
+        worst.append(committee.get_property("forces_deviation", frame).max())
         assert abs(frame.info["forces_deviation"] - worst[-1]) < 1e-5
     assert abs(tally.worst - max(worst)) < 1e-5
     assert "6 frames of 3 trajectories" in str(tally)
@@ -386,7 +385,7 @@ def test_frames_at_which_trajectories_ended_are_kept(paths, starts, tmp_path):
     committee = EquivariantCalculator(paths)
     for frame in kept:
         frame.calc = committee
-        deviation = forces_deviation(committee, frame).max()
+        deviation = committee.get_property("forces_deviation", frame).max()
         assert deviation > limit
         assert deviation == pytest.approx(frame.info["forces_deviation"], abs=1e-5)
     result = CliRunner().invoke(app, [*arguments, "--candidates", str(tmp_path / "frames.xyz")])

@@ -15,8 +15,8 @@ from eqcalc.data.dataset import Batch
 from eqcalc.data.packed import PackedDataset
 from eqcalc.data.store import pack
 from eqcalc.errors import InputError
-from eqcalc.training.committee import train_committee
 from eqcalc.training.dryrun import dry_run
+from eqcalc.training.members import train_committee
 from eqcalc.training.prepare import prepare
 from eqcalc.training.run import export_run, train
 

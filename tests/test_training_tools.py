@@ -17,10 +17,9 @@ from typer.testing import CliRunner
 
 from eqcalc import EquivariantCalculator, export
 from eqcalc.cli import app
-from eqcalc.committee import forces_deviation
 from eqcalc.errors import InputError
-from eqcalc.training.committee import members_of, train_committee
 from eqcalc.training.config import from_dict, read_config
+from eqcalc.training.members import members_of, train_committee
 from eqcalc.training.options import Config
 from eqcalc.training.run import train
 from eqcalc.training.template import to_toml
@@ -48,7 +47,7 @@ def test_committee(frames, tmp_path):
     calc = EquivariantCalculator(paths, engine="torch", on_domain_exit="ignore")
     deviations, energies, errors = [], [], []
     for atoms in read(held_out, ":"):
-        deviations.append(forces_deviation(calc, atoms))
+        deviations.append(calc.get_property("forces_deviation", atoms))
         energies.append(calc.get_property("energy_std", atoms) / len(atoms))
         errors.append(np.abs(calc.get_property("forces", atoms) - atoms.get_forces()).ravel())
     got = summary["disagreement"]

@@ -20,9 +20,9 @@ from eqcalc.checks.labelled import labelled as labelled_page
 from eqcalc.checks.page import render
 from eqcalc.checks.suite import Suite
 from eqcalc.cli import app
-from eqcalc.committee import KeepUncertainty
 from eqcalc.data.frames import read_frames
 from eqcalc.importers import import_model
+from eqcalc.observers import KeepUncertainty
 from eqcalc.training.calibration import calibrate
 from eqcalc.uncertainty.coverage import Coverage, remarks
 from eqcalc.uncertainty.coverage import text as coverage_text

@@ -18,6 +18,7 @@ from ase import Atoms
 
 from eqcalc.active.choose import METHODS, Features, novelty
 from eqcalc.calculator import EquivariantCalculator
+from eqcalc.committee import FORCES_DEVIATION
 from eqcalc.data.check_copies import NEAR, find_twins
 from eqcalc.data.check_geometry import measure
 from eqcalc.data.frames import make_frame
@@ -27,7 +28,7 @@ from eqcalc.errors import InputError, did_you_mean
 
 #: of uncertainties, for people
 TITLES = {
-    "forces_deviation": "largest deviation of a force over the members (eV/Å)",
+    FORCES_DEVIATION: "largest deviation of a force over the members (eV/Å)",
     "grade": "largest extrapolation grade of an atom",
 }
 
@@ -116,8 +117,8 @@ def uncertainty(results: Mapping[str, Any]) -> tuple[str, float] | None:
     A committee's deviation of forces (eV/Å) or the grade of one model, the largest of the frame's
     atoms.
     """
-    if "forces_std" in results:
-        return "forces_deviation", float(np.linalg.norm(results["forces_std"], axis=1).max())
+    if FORCES_DEVIATION in results:
+        return FORCES_DEVIATION, float(results[FORCES_DEVIATION].max())
     if "grade" in results:
         return "grade", float(np.max(results["grade"]))
     return None

@@ -24,6 +24,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.md.langevin import Langevin
 
+from eqcalc.committee import FORCES_DEVIATION
 from eqcalc.errors import InputError, Interrupted
 from eqcalc.files import replacing, user_path, write_bytes
 from eqcalc.sampling.pulled import pulled
@@ -50,7 +51,7 @@ class Sampling:
         strain: largest component of the strain of a trajectory's cell along periodic directions,
             drawn anew for each: stresses and elastic constants need more than one cell.
         pull: Å by which parts of a molecule are pulled away along bonds, at most; 0: dynamics.
-        limit: eV/Å, of a committee's `eqcalc.committee.forces_deviation`.
+        limit: eV/Å, for the largest forces_deviation of a committee (`eqcalc.committee`).
         grade: largest extrapolation grade of an atom (`eqcalc.uncertainty`), for networks that
             have one; None for any.
         seed: of starts, velocities and thermostat.
@@ -136,9 +137,9 @@ def _labelled(teacher: Teacher, atoms: Atoms, name: str) -> Atoms:
     results = teacher.label(atoms)
     frame = _bare(atoms)
     frame.info["config_type"] = f"{teacher.config_type}_{name}"
-    if "forces_std" in results:
+    if FORCES_DEVIATION in results:
         frame.info["energy_std"] = results["energy_std"]
-        frame.info["forces_deviation"] = float(np.linalg.norm(results["forces_std"], axis=1).max())
+        frame.info[FORCES_DEVIATION] = float(results[FORCES_DEVIATION].max())
     if "grade" in results:
         frame.info["grade"] = float(np.max(results["grade"]))
     labels = {name: results[name] for name in ("energy", "forces", "stress") if name in results}
@@ -190,7 +191,7 @@ def _strain(atoms: Atoms, largest: float, rng: np.random.Generator) -> None:
 
 def _beyond(frame: Atoms, sampling: Sampling, tally: Tally) -> bool:
     """Whether the models are at a loss; counts why."""
-    if not frame.info.get("forces_deviation", 0.0) <= sampling.limit:
+    if not frame.info.get(FORCES_DEVIATION, 0.0) <= sampling.limit:
         tally.stopped += 1
         return True
     if sampling.grade is None or frame.info["grade"] <= sampling.grade:
@@ -286,7 +287,7 @@ def sample(
                     tally.candidates.append(_candidate(frame, name))
                     break
                 tally.frames += 1
-                tally.worst = max(tally.worst, frame.info.get("forces_deviation", 0.0))
+                tally.worst = max(tally.worst, frame.info.get(FORCES_DEVIATION, 0.0))
                 yield frame
                 if tally.frames == sampling.frames:
                     return

@@ -18,7 +18,6 @@ from parity import (
 )
 
 from eqcalc import EquivariantCalculator
-from eqcalc.committee import forces_deviation
 from eqcalc.errors import InputError
 from eqcalc.lammps import run_lmp
 
@@ -75,7 +74,7 @@ def test_mean_and_deviations(system, ranks, engine, before, members, tmp_path):
     spread = np.std([p.energies for p in parts], axis=0)
     np.testing.assert_allclose(energies, spread, rtol=1e-9, atol=1e-9 * spread.max())
     calc = EquivariantCalculator(members, dtype="float64", engine="torch")
-    disagreement = forces_deviation(calc, atoms)
+    disagreement = calc.get_property("forces_deviation", atoms)
     assert disagreement.max() > 0.01
     np.testing.assert_allclose(forces, disagreement, rtol=1e-9, atol=1e-9 * disagreement.max())
 
@@ -144,7 +143,7 @@ def test_every_third_step_with_a_trigger(members, tmp_path):
     for frame in frames:
         rows = np.array([line.split() for line in frame.splitlines()[1 : len(atoms) + 1]], float)
         atoms.positions = rows[:, 1:4]
-        expected = 23.060549 * forces_deviation(calc, atoms)
+        expected = 23.060549 * calc.get_property("forces_deviation", atoms)
         np.testing.assert_allclose(rows[:, 4], expected, rtol=1e-6)
 
 

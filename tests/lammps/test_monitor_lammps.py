@@ -13,7 +13,6 @@ from ase.io import read
 from parity import script, silica_like, slab
 
 from eqcalc import EquivariantCalculator, export, uncertainty
-from eqcalc.committee import forces_deviation
 from eqcalc.engine.backends import Wanted, open_backend
 from eqcalc.errors import InputError
 from eqcalc.lammps import read_thermo, run_lmp
@@ -66,7 +65,7 @@ def test_table_and_frames(ranks, two, one_layer, quick_model, tmp_path):
         assert list(frame.numbers) == list(atoms.numbers)
         assert frame.info["time"] == pytest.approx(1000 * row[1])  # fs, ps
         assert row[1] == pytest.approx(0.001 * row[0])
-        expected = forces_deviation(calc, frame)
+        expected = calc.get_property("forces_deviation", frame)
         deviation = frame.arrays["force_deviation"]
         np.testing.assert_allclose(deviation, expected, rtol=0, atol=1e-6 * expected.max())
         np.testing.assert_allclose(
@@ -132,7 +131,7 @@ def test_minimisation(ranks, style, two, one_layer, quick_model, tmp_path):
     atoms = silica_like(1)
     for text, row, frame in zip(dumped, rows, frames, strict=True):
         atoms.positions = [line.split()[2:] for line in text.splitlines()[1 : len(atoms) + 1]]
-        expected = forces_deviation(calc, atoms)
+        expected = calc.get_property("forces_deviation", atoms)
         assert row[2] == pytest.approx(expected.max(), rel=1e-6)
         np.testing.assert_allclose(frame.arrays["force_deviation"], expected, rtol=1e-6, atol=1e-9)
 

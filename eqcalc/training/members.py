@@ -1,4 +1,4 @@
-"""Several models of one config that differ in their seeds, and how much they disagree."""
+"""Trains the members of a committee: models of one config that differ in their seeds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from eqcalc.committee import FORCES_DEVIATION, consensus
 from eqcalc.data.dataset import GraphDataset
 from eqcalc.errors import InputError
 from eqcalc.files import user_path, write_json
 from eqcalc.models.base import Potential
-from eqcalc.names import member_files
+from eqcalc.names import COMMITTEE, is_committee, member_files
 from eqcalc.training.distributed import World
 from eqcalc.training.folder import load_run
 from eqcalc.training.loss import UNITS, Prediction, residuals
@@ -36,7 +38,9 @@ def members_of(config: Config, size: int, *, resplit: bool = False) -> list[Conf
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, split_seed=first)
         )
-    sources = _members(config.fine_tune.model) or [config.fine_tune.model]
+    source = config.fine_tune.model
+    several = bool(source) and is_committee(source)
+    sources = [str(path) for path in member_files([source])] if several else [source]
     return [
         dataclasses.replace(
             config,
@@ -45,13 +49,6 @@ def members_of(config: Config, size: int, *, resplit: bool = False) -> list[Conf
         )
         for k in range(size)
     ]
-
-
-def _members(folder: str) -> list[str]:
-    """The potential files of a committee's folder; none of anything else."""
-    if not folder or not (user_path(folder) / "committee.json").is_file():
-        return []
-    return [str(path) for path in member_files([folder])]
 
 
 def train_committee(
@@ -82,39 +79,39 @@ def train_committee(
         "seeds": [member.training.seed for member in configs],
         **assess(models, frames),
     }
-    write_json(out / "committee.json", summary)
+    write_json(out / COMMITTEE, summary)
     return summary
 
 
 def assess(models: Sequence[Potential], sets: Sequence[GraphDataset]) -> dict[str, Any]:
     """Errors of the mean prediction, and the members' spread around it.
 
-    The spread of a frame's energy per atom is its standard deviation over the members, that of an
-    atom's force sqrt(<|F - <F>|^2>), as in `eqcalc.committee.forces_deviation`; given are the root
-    mean square and the largest one in the units of `UNITS`.
+    The spread of a frame's energy per atom and of an atom's force are the deviations of
+    `eqcalc.committee`; given are the root mean square and the largest one in the units of `UNITS`.
     """
     errors = Errors()
-    spread: dict[str, list[torch.Tensor]] = {"energy": [], "forces": []}
+    spread: dict[str, list[np.ndarray]] = {"energy": [], "forces": []}
     for item in (item for frames in sets for item in frames):
-        predictions = [predict(model, item) for model in models]
-        energy, forces, stress = (
-            torch.stack([getattr(p, name) for p in predictions])
-            for name in ("energy", "forces", "stress")
-        )
-        mean = Prediction(energy.mean(0), forces.mean(0), stress.mean(0))
-        errors.add(residuals(mean, item))
-        spread["energy"].append((energy - mean.energy).square().mean(0).sqrt() / item.num_atoms)
-        deviation = (forces - mean.forces).square().sum(-1).mean(0).sqrt()
-        spread["forces"].append(deviation)
+        found = consensus([_results(predict(model, item)) for model in models])
+        mean = (torch.from_numpy(found[name]) for name in ("energy", "forces", "stress"))
+        errors.add(residuals(Prediction(*mean), item))
+        spread["energy"].append(found["energy_std"] / item.num_atoms.numpy())
+        spread["forces"].append(found[FORCES_DEVIATION])
     disagreement = {}
     for name, parts in spread.items():
-        values = torch.cat(parts) * UNITS[name][1]
+        values = np.concatenate(parts) * UNITS[name][1]
         disagreement[name] = {
-            "rms": float(values.square().mean().sqrt()),
+            "rms": float(np.sqrt(np.square(values).mean())),
             "max": float(values.max()),
             "unit": UNITS[name][0],
         }
     return {"errors": errors.summary(), "disagreement": disagreement}
+
+
+def _results(prediction: Prediction) -> dict[str, np.ndarray]:
+    """energy [B], forces [N, 3] and stress [B, 3, 3] of a batch under a calculator's names."""
+    parts = {"energy": prediction.energy, "forces": prediction.forces, "stress": prediction.stress}
+    return {name: part.numpy() for name, part in parts.items() if part is not None}
 
 
 def format_committee(summary: dict[str, Any]) -> str:
