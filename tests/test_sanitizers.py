@@ -191,7 +191,7 @@ def test_nothing_is_found(options, recorded, tmp_path):
 )
 def test_something_planted_is_found(options, finding, tmp_path):
     source = tmp_path / "planted.cpp"
-    source.write_text(header("threads.h") + PLANTED)
+    source.write_text(header("callee.h") + header("threads.h") + PLANTED)
     with (tmp_path / "calls").open("wb") as file:
         record(file, "planted", 40, (np.zeros(40), np.ones(40)))
     done = replay(built([source], tmp_path, ["g++", *options]), tmp_path / "calls")

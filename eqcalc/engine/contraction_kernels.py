@@ -49,12 +49,14 @@ def contraction_kernels(plan: Plan) -> str:
 
 
 _LIBRARY = """
+namespace {{
 struct ContractionKernels {{
   void (*forward)(const T *c, const T *x, T *y);
   void (*backward)(const T *c, const T *x, const T *g, T *dx);
 }};
 {code}
 const ContractionKernels CONTRACTIONS[] = {{{table}}};
+}}
 """
 
 _FORWARD = """

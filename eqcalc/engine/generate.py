@@ -161,7 +161,7 @@ def library_source(
     """One translation unit for a whole model: kernels `forward_0`, ..., `product_forward_0`, ...,
     `contraction_forward_0`, ...
     """
-    parts = [f"using T = {scalar};\n", header("threads.h")]
+    parts = [f"using T = {scalar};\n", header("callee.h"), header("threads.h")]
     if contractions:
         parts += [header("simd.h"), SHARED]
     parts += [source(c, str(k)) for k, c in enumerate(convolutions)]

@@ -16,11 +16,11 @@ A vector holds channels, and m_i stays in the first-level cache. What does not d
 from __future__ import annotations
 
 from eqcalc.engine.build import header, machine
-from eqcalc.engine.contraction_kernels import contraction_kernels
 from eqcalc.engine.description import DESCRIPTION_VERSION
 from eqcalc.engine.harmonics import harmonics_source
-from eqcalc.engine.message_kernels import message_source, sphere_constants
-from eqcalc.engine.plan import ConvolutionPlan, DensityStep, LinearStep, Path, Plan
+from eqcalc.engine.message_kernels import message_source
+from eqcalc.engine.plan import ConvolutionPlan, Path, Plan
+from eqcalc.engine.step_kernels import step_source
 from eqcalc.engine.terms import (
     Terms,
     backward_terms,
@@ -271,16 +271,11 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         for (convolution, features, product), n in different.items()
     ]
     table = ", ".join(f"{{forward_{n}, backward_{n}}}" for n in different.values())
-    contractions = contraction_kernels(plan)
-    steps = [step for layer in plan.layers for step in layer.steps]
-    linear = (step for step in steps if isinstance(step, LinearStep | DensityStep))
-    most = max((step.dim for step in linear), default=1)
     parts = [
         f"using T = {plan.scalar};\n",
         header("interface.h"),
-        header("threads.h"),
-        header("simd.h"),
-        f"namespace {{\nconstexpr int NUM_Y = {num_y}, DEGREE = {degree}, MOST_ROWS = {most};\n"
+        *map(header, ("callee.h", "threads.h", "simd.h")),
+        f"namespace {{\nconstexpr int NUM_Y = {num_y}, DEGREE = {degree};\n"
         "constexpr int EDGES = L > 32 ? L : 32;     // worked on at once, whole vectors\n"
         f"constexpr I DESCRIPTION_VERSION = {DESCRIPTION_VERSION};\n"
         + harmonics_source(plan)
@@ -292,10 +287,9 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         "  T (*backward)(const Radial &, const Centre &, const int *, const T *, const T *,\n"
         "                T *, const EdgeGradient &);\n};\n"
         + "".join(code)
-        + f"const Kernels KERNELS[] = {{{table or '{}'}}};\n{contractions}}}\n",
-        *map(header, ("pair_formulas.h", "pair_terms.h", "counts.h", "density.h", "steps.h")),
-        sphere_constants(plan),
-        *map(header, ("contraction.h", "sphere.h")),
+        + f"const Kernels KERNELS[] = {{{table or '{}'}}};\n}}\n",
+        *map(header, ("pair_formulas.h", "pair_terms.h", "counts.h", "density.h")),
+        step_source(plan),
         message_source(plan),
         *map(header, ("uncertainty.h", "graph.h", "network.h", "pairs.h")),
         header("engine.h"),

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from eqcalc.engine.build import header
 from eqcalc.engine.message_plan import MessagePlan
-from eqcalc.engine.plan import ConvolutionPlan, Plan, SphereStep
+from eqcalc.engine.plan import ConvolutionPlan, Plan
 from eqcalc.engine.product_kernels import product_source
 from eqcalc.engine.terms import number
 from eqcalc.program.transpose import generators
 
 HEADERS = ("frames.h", "packed.h", "edge_steps.h", "edge_products.h", "attention.h", "messages.h")
-
-
-def sphere_constants(plan: Plan) -> str:
-    """How many rows functions on the sphere have at most."""
-    steps = (step for layer in plan.layers for step in layer.steps if isinstance(step, SphereStep))
-    rows = [step.sphere.to_grid.shape[1] for step in steps]
-    if plan.frames:
-        rows.append((plan.frames.degree + 1) ** 2)
-    return f"namespace {{\nconstexpr int MOST_SPHERE_ROWS = {max(rows, default=1)};\n}}\n"
 
 
 def _torque(degree: int) -> str:

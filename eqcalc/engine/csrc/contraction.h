@@ -11,7 +11,7 @@ namespace {
 
 class ContractionStep final : public Step {
  public:
-  ContractionStep(const Record &from, int source, int target) :
+  COLD ContractionStep(const Record &from, int source, int target) :
       Step(source, target), channels_(from.integer("channels")), rows_(from.indices("rows_in")),
       outs_(from.indices("rows_out")), first_(from.indices("first")),
       second_(from.indices("second"))

@@ -6,7 +6,7 @@ namespace {
 
 class Counts {
  public:
-  void read(const Record &from, const RadialBasis &basis)
+  COLD void read(const Record &from, const RadialBasis &basis)
   {
     width_ = from.integer("width");
     radial_.read(from.record("radial"), width_, basis);

@@ -1,10 +1,17 @@
 // A network's description: values with names, as eqcalc.engine.description writes them. They are
-// looked up where they lie. All functions throw std::runtime_error where the description is not what
-// is asked for.
+// looked up where they lie, and texts and arrays are good as long as it is there. All functions throw
+// std::runtime_error where the description is not what is asked for.
 
 namespace {
 
 enum Tag : I { INTEGER = 1, NUMBER, TEXT, ARRAY, LIST, RECORD };
+
+// the engine has no such thing
+[[noreturn]] COLD inline void refuse(const char *what, std::string_view name)
+{
+  throw std::runtime_error(std::string("the engine does not know the ") + what + " '" +
+                           std::string(name) + "'");
+}
 
 // words of 8 bytes, which need not lie on borders of words
 class Words {
@@ -12,12 +19,12 @@ class Words {
   Words(const char *data, I bytes) : at_(data), end_(data + bytes) {}
   I integer() { return next<I>(); }
   double number() { return next<double>(); }
-  std::string text()
+  COLD std::string_view text()
   {
     const I length = integer();
     return {skip((length + 7) / 8 * 8), static_cast<std::size_t>(length)};
   }
-  const char *skip(I bytes)
+  COLD const char *skip(I bytes)
   {
     if (bytes < 0 || bytes > end_ - at_)
       throw std::runtime_error("the network's description is cut short");
@@ -40,7 +47,7 @@ class Words {
 // numbers that lie in the description
 class Array {
  public:
-  explicit Array(Words &words) : shape_(words.integer())
+  COLD explicit Array(Words &words) : shape_(words.integer())
   {
     for (I &length : shape_) length = words.integer();
     data_ = words.skip(size() * 8);
@@ -69,7 +76,7 @@ class Array {
 };
 
 // to the end of a value
-inline void pass(Words &words)
+COLD inline void pass(Words &words)
 {
   const I tag = words.integer();
   if (tag == INTEGER || tag == NUMBER) {
@@ -94,50 +101,50 @@ inline void pass(Words &words)
 class Record {
  public:
   // words: behind the tag
-  explicit Record(Words words) : fields_(words)
+  COLD explicit Record(Words words) : fields_(words)
   {
     kind_ = fields_.text();
     count_ = fields_.integer();
   }
 
-  const std::string &kind() const { return kind_; }
-  bool has(const char *name) const
+  std::string_view kind() const { return kind_; }
+  COLD bool has(const char *name) const
   {
     Words at = fields_;
     return find(name, at);
   }
-  I integer(const char *name) const { return value(name, INTEGER).integer(); }
-  double number(const char *name) const { return value(name, NUMBER).number(); }
-  std::string text(const char *name) const { return value(name, TEXT).text(); }
-  Record record(const char *name) const { return Record(value(name, RECORD)); }
-  Array array(const char *name) const
+  COLD I integer(const char *name) const { return value(name, INTEGER).integer(); }
+  COLD double number(const char *name) const { return value(name, NUMBER).number(); }
+  COLD std::string_view text(const char *name) const { return value(name, TEXT).text(); }
+  COLD Record record(const char *name) const { return Record(value(name, RECORD)); }
+  COLD Array array(const char *name) const
   {
     Words at = value(name, ARRAY);
     return Array(at);
   }
-  std::vector<double> numbers(const char *name) const { return copied<double>(name); }
-  std::vector<int> indices(const char *name) const { return copied<int>(name); }
+  COLD std::vector<double> numbers(const char *name) const { return copied<double>(name); }
+  COLD std::vector<int> indices(const char *name) const { return copied<int>(name); }
 
-  std::vector<Record> records(const char *name) const
+  COLD std::vector<Record> records(const char *name) const
   {
     std::vector<Record> result;
     each(name, RECORD, [&](Words at) { result.emplace_back(at); });
     return result;
   }
-  std::vector<std::string> texts(const char *name) const
+  COLD std::vector<std::string_view> texts(const char *name) const
   {
-    std::vector<std::string> result;
+    std::vector<std::string_view> result;
     each(name, TEXT, [&](Words at) { result.push_back(at.text()); });
     return result;
   }
 
  private:
-  std::string kind_;
+  std::string_view kind_;
   I count_;
   Words fields_;
 
   // whether the field is there; `at` is then its value
-  bool find(const char *name, Words &at) const
+  COLD bool find(const char *name, Words &at) const
   {
     for (I n = 0; n < count_; n++) {
       if (at.text() == name) return true;
@@ -145,19 +152,19 @@ class Record {
     }
     return false;
   }
-  [[noreturn]] void fail(const char *name) const
+  [[noreturn]] COLD void fail(const char *name) const
   {
     throw std::runtime_error("the network's description lacks '" + std::string(name) + "' of '" +
-                             kind_ + "'");
+                             std::string(kind_) + "'");
   }
   // behind the tag
-  Words value(const char *name, Tag tag) const
+  COLD Words value(const char *name, Tag tag) const
   {
     Words at = fields_;
     if (!find(name, at) || at.integer() != tag) fail(name);
     return at;
   }
-  template <class Take> void each(const char *name, Tag tag, const Take &take) const
+  COLD void each(const char *name, Tag tag, const Callee<Words> &take) const
   {
     Words at = value(name, LIST);
     for (I n = at.integer(); n > 0; n--) {
@@ -177,7 +184,7 @@ class Record {
 };
 
 // the record that a description is
-inline Record read_description(const char *data, I bytes)
+COLD inline Record read_description(const char *data, I bytes)
 {
   Words words(data, bytes), end = words;
   pass(end);

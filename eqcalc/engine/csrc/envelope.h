@@ -4,7 +4,7 @@ namespace {
 
 class Envelope {
  public:
-  void read(const Record &basis, double cutoff)
+  COLD void read(const Record &basis, double cutoff)
   {
     cutoff_ = cutoff;
     power_ = basis.number("envelope_power");

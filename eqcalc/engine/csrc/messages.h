@@ -25,7 +25,7 @@ class Message {
           const Envelope &envelope) :
       frames_(frames), envelope_(envelope), width_(width), out_width_(out_width)
   {
-    std::vector<std::string> names;
+    std::vector<std::string_view> names;
     for (const Record &value : from.records("values")) {
       names.push_back(value.text("name"));
       widths_.push_back(value.integer("width"));
@@ -40,7 +40,7 @@ class Message {
     for (const Record &step : from.records("forward")) forward_.push_back(read(step, number));
     for (const Record &step : from.records("again")) again_.push_back(read(step, number));
     for (const Record &step : from.records("missing")) missing_.push_back(read(step, number));
-    for (const std::string &name : from.texts("kept")) {
+    for (const std::string_view name : from.texts("kept")) {
       kept_.push_back(
           static_cast<int>(std::find(names.begin(), names.end(), name) - names.begin()));
       kept_width_ += widths_.at(kept_.back());
@@ -145,7 +145,7 @@ class Message {
   {
     const int source = number(from, "source"), target = number(from, "target");
     const int value = number(from, "value"), weights = number(from, "weights");
-    const std::string &kind = from.kind();
+    const std::string_view kind = from.kind();
     if (kind == "ToFramesStep") return std::make_unique<ToFrames>(from, frames_, target);
     if (kind == "FromFramesStep") return std::make_unique<FromFrames>(from, frames_, source);
     if (kind == "ModulateStep") return std::make_unique<Modulate>(from, source, target, value);
@@ -169,7 +169,7 @@ class Message {
     if (kind == "FrameSpreadStep")
       return std::make_unique<FrameSpread>(from, frames_, target, value, weights,
                                            number(from, "weight_gradient"));
-    throw std::runtime_error("the engine does not know the operation '" + kind + "'");
+    refuse("operation", kind);
   }
 
   // one centre's edges, a tile at a time

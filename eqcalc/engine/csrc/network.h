@@ -25,11 +25,11 @@ struct Row {
   Buffer<T> values, gradients;
   I slot = 0;     // in a share's memory
 
-  explicit Row(const Record &from) :
+  COLD explicit Row(const Record &from) :
       width(from.integer("width")), of_neighbours(from.integer("of_neighbours")),
       kept(from.integer("kept"))
   {
-    const std::string &place = from.text("gradient");
+    const std::string_view place = from.text("gradient");
     gradient = place == "kept" ? KEPT : place == "as values" ? AS_VALUES : IN_BLOCK;
     if (!from.has("begin")) return;
     tables = from.array("begin").length(0);
@@ -64,22 +64,21 @@ struct Layer {
 
 class Network {
  public:
-  explicit Network(const Record &from) :
+  COLD explicit Network(const Record &from) :
       num_species_(from.integer("num_species")), cutoff_(from.number("cutoff"))
   {
     basis_.read(from, cutoff_);
     envelope_.read(from.record("basis"), cutoff_);
     edges_.in_frames(from.has("frames"));
     if (from.has("frames")) frames_.read(from.record("frames"));
-    std::vector<std::string> names;
+    std::vector<std::string_view> names;
     for (const Record &row : from.records("rows")) {
       names.push_back(row.text("name"));
       rows_.emplace_back(row);
     }
-    const auto row = [&](const std::string &name) {
+    const auto row = [&](std::string_view name) {
       const auto found = std::find(names.begin(), names.end(), name);
-      if (found == names.end())
-        throw std::runtime_error("the network's description has no row '" + name + "'");
+      if (found == names.end()) refuse("row", name);
       return static_cast<int>(found - names.begin());
     };
     for (const Record &layer : from.records("layers")) read_layer(layer, row);
@@ -111,7 +110,7 @@ class Network {
     return sum + uncertainty_.bytes() + features_.bytes();
   }
 
-  void evaluate(const eqcalc_graph &graph, const eqcalc_exchange *exchange, int threads,
+  APART void evaluate(const eqcalc_graph &graph, const eqcalc_exchange *exchange, int threads,
                 double *energies, double *gradient, const eqcalc_uncertainty &uncertainty)
   {
     const bool of_training = uncertainty.variances || uncertainty.grades;
@@ -185,7 +184,7 @@ class Network {
   std::vector<Share> shares_;
   Buffer<T> dx_, dx_next_;     // gradients of features of the layer in work, and of those after
 
-  void place_edges(const eqcalc_graph &graph)
+  APART void place_edges(const eqcalc_graph &graph)
   {
     check_graph(graph, num_species_);
     first_edge_.assign(graph.num_local + 1, 0);
@@ -222,7 +221,7 @@ class Network {
 
   // shift, core repulsion, pairs; the gradient, if wanted, begins with that of the latter two;
   // and how crowded the atoms are
-  void add_references(const eqcalc_graph &graph, double *energies, double *gradient)
+  APART void add_references(const eqcalc_graph &graph, double *energies, double *gradient)
   {
     crowding_.begin(graph.num_local);
     in_ranges(graph.num_local, threads_, [&](I begin, I end) {
@@ -246,7 +245,7 @@ class Network {
     });
   }
 
-  template <class Number> void read_layer(const Record &from, const Number &number)
+  template <class Number> COLD void read_layer(const Record &from, const Number &number)
   {
     Layer layer;
     layer.features = number(from.text("features"));
@@ -269,15 +268,17 @@ class Network {
     layer.radial.read(from.record("radial"), from.integer("num_weights"), basis_);
     if (from.has("count")) layer.count = from.integer("count");
     for (const Record &step : from.records("steps")) {
-      layer.steps.push_back(read_step(step, number));
+      const int source = number(step.text("source"));
+      const int target = step.has("target") ? number(step.text("target")) : source;
+      layer.steps.push_back(make_step(step, source, target));     // generated
       layer.scratch = std::max(layer.scratch, layer.steps.back()->scratch());
       layer.rows.push_back(layer.steps.back()->source());
       layer.rows.push_back(layer.steps.back()->target());
     }
     std::sort(layer.rows.begin(), layer.rows.end());
     layer.rows.erase(std::unique(layer.rows.begin(), layer.rows.end()), layer.rows.end());
-    for (const std::string &name : from.texts("starts")) layer.starts.push_back(number(name));
-    for (const std::string &name : from.texts("gradient_starts"))
+    for (const std::string_view name : from.texts("starts")) layer.starts.push_back(number(name));
+    for (const std::string_view name : from.texts("gradient_starts"))
       layer.gradient_starts.push_back(number(name));
     // rows of a block lie one after the other, then comes what steps need
     I slot = 0;
@@ -291,27 +292,8 @@ class Network {
     layers_.push_back(std::move(layer));
   }
 
-  template <class Number>
-  static std::unique_ptr<Step> read_step(const Record &from, const Number &number)
-  {
-    const int source = number(from.text("source"));
-    if (from.kind() == "ReadoutStep") return std::make_unique<ReadoutStep>(from, source);
-    const int target = number(from.text("target"));
-    if (from.kind() == "AddStep") return std::make_unique<AddStep>(source, target);
-    if (from.kind() == "DensityStep") return std::make_unique<DensityStep>(from, source, target);
-    if (from.kind() == "LinearStep") return std::make_unique<LinearStep>(from, source, target);
-    if (from.kind() == "GateStep") return std::make_unique<GateStep>(from, source, target);
-    if (from.kind() == "LayerNormStep")
-      return std::make_unique<LayerNormStep>(from, source, target);
-    if (from.kind() == "SphereStep") return std::make_unique<SphereStep>(from, source, target);
-    if (from.kind() == "NormGateStep") return std::make_unique<NormGateStep>(from, source, target);
-    if (from.kind() == "ContractionStep")
-      return std::make_unique<ContractionStep>(from, source, target);
-    throw std::runtime_error("the engine does not know the step '" + from.kind() + "'");
-  }
-
   // before threads start: running out of memory can be reported only there
-  void reserve(const Layer &layer, const eqcalc_graph &graph, bool back)
+  APART void reserve(const Layer &layer, const eqcalc_graph &graph, bool back)
   {
     for (const int r : layer.rows) {
       Row &row = rows_[r];
@@ -441,7 +423,7 @@ class Network {
   }
 
   // back: whether the way back follows
-  void forward(I k, const eqcalc_graph &graph, double *energies, bool back)
+  APART void forward(I k, const eqcalc_graph &graph, double *energies, bool back)
   {
     Layer &layer = layers_[k];
     reserve(layer, graph, back);
@@ -463,7 +445,7 @@ class Network {
     });
   }
 
-  void backward(I k, const eqcalc_graph &graph)
+  APART void backward(I k, const eqcalc_graph &graph)
   {
     Layer &layer = layers_[k];
     std::swap(dx_, dx_next_);     // what was computed for the layer above

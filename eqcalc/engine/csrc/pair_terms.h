@@ -8,7 +8,7 @@ struct CoreRepulsion {
   std::vector<double> charges, screening, cutoff;     // [species, species]; empty: none
   std::vector<double> amplitudes, decays;             // of the screening function
 
-  void read(const Record &from, I species)
+  COLD void read(const Record &from, I species)
   {
     num_species = species;
     power = from.integer("power");
@@ -36,7 +36,7 @@ struct PairEnergy {
   double rate = 0.0, cutoff = 0.0;
   std::vector<double> coefficients;     // [species, species, terms]
 
-  void read(const Record &from, I species)
+  COLD void read(const Record &from, I species)
   {
     num_species = species;
     rate = from.number("rate");
@@ -63,7 +63,7 @@ class Crowding {
     double number = 0.0, close = 0.0;
   };
 
-  void read(const Record &from, I species, double cutoff)
+  COLD void read(const Record &from, I species, double cutoff)
   {
     num_species_ = species;
     cutoff_ = cutoff;

@@ -28,7 +28,7 @@ struct Radial {
 
 class RadialBasis {
  public:
-  void read(const Record &network, double cutoff)
+  COLD void read(const Record &network, double cutoff)
   {
     const Record &from = network.record("basis");
     cutoff_ = cutoff;
@@ -146,7 +146,7 @@ class RadialBasis {
 
 class RadialFunctions {
  public:
-  void read(const Record &from, I num_weights, const RadialBasis &)
+  COLD void read(const Record &from, I num_weights, const RadialBasis &)
   {
     num_weights_ = num_weights;
     for (const Record &layer : from.records("matrices")) {

@@ -57,7 +57,7 @@ struct Radial {
 
 class RadialBasis {
  public:
-  void read(const Record &, double cutoff) { cutoff_ = cutoff; }
+  COLD void read(const Record &, double cutoff) { cutoff_ = cutoff; }
   void begin(const Edges &, int) {}
   double cutoff() const { return cutoff_; }
   I bytes() const { return 0; }
@@ -68,7 +68,7 @@ class RadialBasis {
 
 class RadialFunctions {
  public:
-  void read(const Record &from, I num_weights, const RadialBasis &basis)
+  COLD void read(const Record &from, I num_weights, const RadialBasis &basis)
   {
     kind_stride_ = num_weights * (DEGREE + 1);
     I intervals = 0;

@@ -33,7 +33,7 @@ inline int most_threads()
 }
 
 // calls member(t, team) for t = 0 .. team - 1 at once; team <= threads
-template <class Member> void start_team(int threads, const Member &member)
+inline void start_team(int threads, const Callee<int, int> &member)
 {
 #ifdef EQCALC_STD_THREADS
   std::vector<std::thread> others;
@@ -48,7 +48,7 @@ template <class Member> void start_team(int threads, const Member &member)
 
 // Calls work(k) once for each k = 0 .. count - 1, on at most `threads` threads. Thread t begins
 // with k = t; the rest go to whoever is free. Throws the first exception of a thread.
-template <class Work> void in_parallel(I count, int threads, const Work &work)
+APART inline void in_parallel(I count, int threads, const Callee<I> &work)
 {
   threads = static_cast<int>(std::min<I>(threads, count));
   if (threads < 2) {
@@ -69,7 +69,7 @@ template <class Work> void in_parallel(I count, int threads, const Work &work)
 }
 
 // Calls work(begin, end) for `threads` equal parts of 0 .. count - 1.
-template <class Work> void in_ranges(I count, int threads, const Work &work)
+APART inline void in_ranges(I count, int threads, const Callee<I, I> &work)
 {
   threads = std::max(1, threads);
   in_parallel(threads, threads, [&](I k) { work(count * k / threads, count * (k + 1) / threads); });

@@ -8,7 +8,7 @@ namespace {
 
 class QuadraticForm {
  public:
-  void read(const Record &from, I kinds, I width)
+  COLD void read(const Record &from, I kinds, I width)
   {
     width_ = width;
     padded_ = (width + PADDING - 1) / PADDING * PADDING;
@@ -50,7 +50,7 @@ class QuadraticForm {
 
 class Uncertainty {
  public:
-  void read(const Record &from, I num_species)
+  COLD void read(const Record &from, I num_species)
   {
     const std::vector<int> species = from.indices("species");
     const I kinds = static_cast<I>(species.size());

@@ -29,6 +29,7 @@ _BEGIN = """#include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace {{
@@ -50,6 +51,7 @@ def host_library(scalar: str) -> Path:
         _BEGIN.format(scalar=scalar, version=DESCRIPTION_VERSION),
         text("task.h"),
         "}\n",
+        header("callee.h"),
         header("description.h"),
         header("graph.h"),
         *map(text, ("driver.h", "device.h", "table.h", "list.h", "step.h", "network.h")),

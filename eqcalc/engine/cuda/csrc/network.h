@@ -12,7 +12,7 @@ class Network {
  public:
   // number, in_turn: as of Device
   Network(const Record &from, int number, bool in_turn) :
-      device_(from.text("driver"), number, in_turn, from.text("image")),
+      device_(std::string(from.text("driver")), number, in_turn, std::string(from.text("image"))),
       num_species_(from.integer("num_species")), num_y_(from.integer("num_y")),
       atoms_per_block_(from.integer("atoms_per_block")), fades_(from.integer("fades")),
       graphs_(from.integer("graphs")), pool_width_(from.integer("pool_width")),
@@ -24,17 +24,16 @@ class Network {
           "pack", "add_rows", "references", "crowding_gradients", "count_factors", "count_pulls",
           "count_gradients"})
       common_.push_back(device_.kernel(name));
-    std::vector<std::string> names;
+    std::vector<std::string_view> names;
     for (const Record &row : from.records("rows")) {
       names.push_back(row.text("name"));
       rows_.push_back(std::make_unique<Row>(row, device_));
     }
     if (rows_.size() > MOST_ROWS)
       throw std::runtime_error("the network has too many rows for a GPU");
-    const auto row = [&](const std::string &name) {
+    const auto row = [&](std::string_view name) {
       const auto found = std::find(names.begin(), names.end(), name);
-      if (found == names.end())
-        throw std::runtime_error("the network's description has no row '" + name + "'");
+      if (found == names.end()) refuse("row", name);
       return static_cast<int>(found - names.begin());
     };
     for (const Record &layer : from.records("layers"))
@@ -133,7 +132,7 @@ class Network {
         values(device), gradients(device)
     {
     }
-    static Place place(const std::string &name)
+    static Place place(std::string_view name)
     {
       return name == "neighbours" ? NEIGHBOURS
           : name == "kept"        ? KEPT
@@ -147,7 +146,7 @@ class Network {
     int threads;
 
     Kernel(const Record &from, const Device &device) :
-        function(device.kernel(from.text("name"))),
+        function(device.kernel(std::string(from.text("name")))),
         threads(static_cast<int>(from.integer("threads")))
     {
     }

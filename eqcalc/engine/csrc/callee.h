@@ -1,0 +1,27 @@
+// What keeps generated libraries small, and quick to compile.
+
+// Never compiled into its callers: what is large, and called once in a while.
+#define APART [[gnu::noinline]]
+// Compiled for size, too: what happens once per file.
+#define COLD [[gnu::cold, gnu::noinline]]
+
+namespace {
+
+// Somebody's function, by reference: those that take one are compiled once, not once for each.
+template <class... Arguments> class Callee {
+ public:
+  template <class Callable>
+  Callee(const Callable &callable) :     // NOLINT: lambdas are given as they are
+      callable_(&callable), call_([](const void *to, Arguments... with) {
+        (*static_cast<const Callable *>(to))(with...);
+      })
+  {
+  }
+  void operator()(Arguments... with) const { call_(callable_, with...); }
+
+ private:
+  const void *callable_;
+  void (*call_)(const void *, Arguments...);
+};
+
+}     // namespace
