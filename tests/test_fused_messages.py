@@ -19,7 +19,7 @@ from test_fused_programs import (  # noqa: F401 - the same exam, of the networks
 )
 
 from eqcalc import export
-from eqcalc.engine import fused, message_plan
+from eqcalc.engine import fused, message_kernels, message_plan
 from eqcalc.engine.cuda.source import DeviceCode
 from eqcalc.engine.message_plan import FrameLayout
 from eqcalc.engine.plan import NotCovered
@@ -52,10 +52,10 @@ from eqcalc.program import (
 BLOCKS = {"l_max": 2, "num_channels": 6, "hidden_channels": 3, "readout": 3}
 BLOCKS |= {"feed_forward_channels": 4}
 HEADS = {"num_heads": 2, "attention_channels": 3}
-# but for the last, all share their kernels
+# the maps of the second are multiplied as wide ones are
 NETWORKS = {
     "esen": ESENConfig(**SMALL, **BLOCKS, m_max=1),
-    "esen, sphere, crowded": ESENConfig(**SMALL, **BLOCKS, m_max=1, nonlinearity="sphere"),
+    "esen, sphere, crowded, wide": ESENConfig(**SMALL, **BLOCKS, m_max=1, nonlinearity="sphere"),
     "equiformer_v2": EquiformerV2Config(**SMALL, **BLOCKS, **HEADS, m_max=1),
     "equiformer": EquiformerConfig(**SMALL, **BLOCKS, **HEADS),
 }
@@ -65,7 +65,10 @@ NETWORKS = {
 def program(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("messages") / "model.pth"
     write(path, NETWORKS[request.param], crowding="crowded" in request.param)
-    return path, fused.fuse(path, dtype="float64", radial="network")
+    with pytest.MonkeyPatch.context() as patch:
+        if "wide" in request.param:
+            patch.setattr(message_kernels, "WIDE", 1)
+        yield path, fused.fuse(path, dtype="float64", radial="network")
 
 
 def test_every_operation_on_edges_has_a_transpose():

@@ -9,6 +9,10 @@ from eqcalc.engine.product_kernels import product_source
 from eqcalc.engine.terms import number
 from eqcalc.program.transpose import generators
 
+#: columns of a matrix from which on more rows of edges pay, which are packed: less is fetched from
+#: where matrices lie, at the price of larger tiles
+WIDE = 256
+
 HEADERS = ("frames.h", "packed.h", "edge_steps.h", "edge_products.h", "attention.h", "messages.h")
 
 
@@ -45,9 +49,13 @@ def message_source(plan: Plan) -> str:
     degree, order = (plan.frames.degree, plan.frames.order) if plan.frames else (0, 0)
     # seven, so that small networks have the same code
     most = max(7, *(message.most_rows for message in messages))
+    wide = max(message.most_columns for message in messages) >= WIDE
     return (
         f"namespace {{\nconstexpr int FRAME_DEGREE = {degree}, FRAME_ORDER = {order};\n"
         f"constexpr int MOST_EDGE_ROWS = {most};     // of a linear map\n"
+        f"constexpr int TILE = {32 if wide else 16};     // edges, a multiple of L\n"
+        f"constexpr int WIDE = {WIDE};     // columns of matrices that meet more rows at once\n"
+        f"constexpr bool WIDE_MAPS = {str(wide).lower()};     // whether there are such\n"
         "// t_k += <w, J_k x>, of 2l + 1 rows\n"
         + "".join(_torque(l) for l in range(degree + 1))  # noqa: E741 - the name of the degree
         + product_source(list(different), (plan.l_max + 1) ** 2 - 1)

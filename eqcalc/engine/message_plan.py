@@ -329,10 +329,20 @@ class MessagePlan:
     heads: HeadsPlan | None = None
 
     @property
+    def _linear_rows(self) -> list[LinearRows]:
+        """Blocks of linear maps of edges, on both ways."""
+        maps = (op for op in (*self.forward, *self.backward) if isinstance(op, EdgeLinearStep))
+        return [block for op in maps for block in op.blocks]
+
+    @property
     def most_rows(self) -> int:
         """Of a linear map of an edge."""
-        maps = (op for op in (*self.forward, *self.backward) if isinstance(op, EdgeLinearStep))
-        return max((block.dim for op in maps for block in op.blocks), default=1)
+        return max((block.dim for block in self._linear_rows), default=1)
+
+    @property
+    def most_columns(self) -> int:
+        """That a linear map of an edge makes of a row."""
+        return max((block.stride_out for block in self._linear_rows), default=1)
 
     @property
     def products(self) -> list[EdgeProductStep]:

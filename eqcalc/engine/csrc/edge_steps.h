@@ -1,11 +1,9 @@
-// Operations on messages of edges (eqcalc.engine.message_plan), for a tile of a centre's edges whose
+// Operations on messages of edges (eqcalc.engine.message_plan), for a TILE of a centre's edges whose
 // values are in the cache. Those of the way back are operations of their own, the transposes of
 // eqcalc.program.transpose. An operation sets its target, but for linear maps, which add to it where
 // they are not the first, and what goes to atoms.
 
 namespace {
-
-constexpr int TILE = 16;     // edges, a multiple of L
 
 // what the way back adds up for every edge, a vector of terms each
 enum Owed { TORQUE = 0, LENGTH = 3, ENVELOPE = 4, OWED = 5 };
@@ -26,6 +24,7 @@ struct Tile {
   const I *widths;
   T *sum;      // of the centre; on the way back its gradient
   T *owed;     // [OWED, TILE, L]
+  T *room;     // what operations need of it for themselves
   // of attention, by head: largest exponent, sum of all shares, <sum, its gradient>
   T *top, *total;
   const T *product;
@@ -48,6 +47,7 @@ class EdgeStep {
  public:
   virtual ~EdgeStep() = default;
   virtual void apply(const Tile &tile) const = 0;
+  virtual I room() const { return 0; }     // numbers
 };
 
 // rows [dim, stride_in] of each edge times a matrix
@@ -82,10 +82,17 @@ class EdgeLinear final : public EdgeStep {
           y[rows] = tile.value(target_, e) + p.at_out + m * p.stride_out;
         }
       if (set)
-        p.matrix.apply<true>(rows, x, y);
+        p.matrix.apply<true>(rows, x, y, tile.room);
       else
-        p.matrix.apply<false>(rows, x, y);
+        p.matrix.apply<false>(rows, x, y, tile.room);
     }
+  }
+
+  I room() const override
+  {
+    I most = 0;
+    for (const Piece &p : blocks_) most = std::max(most, p.matrix.room(TILE * p.dim));
+    return most;
   }
 
  private:

@@ -47,6 +47,9 @@ class Message {
     }
     kept_bytes_ = from.integer("kept_bytes");
     for (const Record &step : from.records("backward")) backward_.push_back(read(step, number));
+    for (const auto *steps : {&forward_, &again_, &missing_, &backward_})
+      for (const auto &step : *steps) room_ = std::max(room_, step->room());
+    room_ = (room_ + PADDING - 1) / PADDING * PADDING;
     from.array("norms").copy(norms_.get(out_width_));
     if (!from.has("heads")) return;
     num_heads_ = from.record("heads").integer("heads");
@@ -56,7 +59,7 @@ class Message {
   // numbers that a share of the work needs
   I scratch() const
   {
-    I sum = frames_.elements() * TILE + OWED * TILE * L + out_width_ + 3 * padded_heads();
+    I sum = frames_.elements() * TILE + OWED * TILE * L + out_width_ + 3 * padded_heads() + room_;
     for (const I width : widths_) sum += width * TILE;
     return sum;
   }
@@ -127,6 +130,7 @@ class Message {
   const Frames &frames_;
   const Envelope &envelope_;
   I width_, out_width_;     // of features and sums
+  I room_ = 0;              // numbers that operations need for themselves
   I num_heads_ = 0;         // of attention
   std::vector<I> widths_;
   std::vector<std::unique_ptr<EdgeStep>> forward_, again_, missing_, backward_;
@@ -198,6 +202,7 @@ class Message {
       frames = take(m.frames_.elements() * TILE);
       scaled = take(m.out_width_);
       tile.owed = take(OWED * TILE * L);
+      tile.room = take(m.room_);
       tile.top = take(m.padded_heads());
       tile.total = take(m.padded_heads());
       tile.product = product = take(m.padded_heads());

@@ -1,7 +1,41 @@
 // Products with matrices that are read again and again: panels of columns lie one after the other, so
-// that a panel stays in the cache while all rows of a tile go through it.
+// that a panel stays in the cache while all rows of a tile go through it. Matrices with many columns
+// have narrower panels and taller groups of rows, which are packed first: a vector of the matrix then
+// meets nearly twice as many rows before the next one is fetched, from where all matrices together
+// have room.
 
 namespace {
+
+#if defined(__AVX512F__)
+constexpr bool TALL = WIDE_MAPS;     // whether there are such groups
+#else
+constexpr bool TALL = false;     // too few registers
+#endif
+constexpr int TALL_ROWS = 14, TALL_VECTORS = 2;     // even; as many sums as registers hold
+
+// as gemm_tile, of rows that are packed: x [inputs, R]
+template <int R, int N, bool SET>
+inline void tall_tile(int inputs, const T *x, const T *w, T *const *y, int at)
+{
+  V sum[R][N];
+#pragma GCC unroll 14
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) sum[r][n] = SET ? V{} : load(y[r] + at + n * L);
+  for (int k = 0; k < inputs; k++, w += N * L, x += R) {
+    V b[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) b[n] = load(w + n * L);
+#pragma GCC unroll 14
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int n = 0; n < N; n++) sum[r][n] += x[r] * b[n];
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) store(y[r] + at + n * L, sum[r][n]);
+}
 
 class PackedMatrix {
  public:
@@ -10,16 +44,25 @@ class PackedMatrix {
       inputs_(static_cast<int>(inputs)), outputs_(static_cast<int>(outputs))
   {
     T *to = panels_.get(inputs * outputs);
-    over_panels([&](int at, auto vectors) {
+    const auto copy = [&](int at, auto vectors) {
       for (I k = 0; k < inputs; k++, to += vectors * L)
         std::copy_n(w + k * outputs + at, vectors * L, to);
-    });
+    };
+    if (tall())
+      over_panels<TALL_VECTORS>(copy);
+    else
+      over_panels<GEMM_VECTORS>(copy);
   }
 
+  // numbers that so many rows need
+  I room(I rows) const { return tall() ? (rows + 1) * inputs_ : 0; }
+
   // y[r] += x[r] w; SET: y[r] = x[r] w
-  template <bool SET> void apply(int rows, const T *const *x, T *const *y) const
+  template <bool SET> void apply(int rows, const T *const *x, T *const *y, T *room) const
   {
-    over_panels([&](int at, auto vectors) {
+    if constexpr (TALL)
+      if (tall()) return apply_tall<SET>(rows, x, y, room);
+    over_panels<GEMM_VECTORS>([&](int at, auto vectors) {
       constexpr int N = vectors;
       const T *w = panels_.get() + static_cast<I>(at) * inputs_;
       int r = 0;
@@ -33,13 +76,57 @@ class PackedMatrix {
   int inputs_, outputs_;
   Buffer<T> panels_;
 
+  bool tall() const { return TALL && outputs_ >= WIDE; }
+
+  // Groups of equally many rows. An odd one has its last row twice, which gets the same sum twice.
+  template <bool SET> void apply_tall(int rows, const T *const *x, T *const *y, T *room) const
+  {
+    const int groups = (rows + TALL_ROWS - 1) / TALL_ROWS;
+    const int size = (rows + 2 * groups - 1) / (2 * groups) * 2;
+    const auto of_group = [&](int first, const auto &f) {
+      even_rows<TALL_ROWS>((std::min(size, rows - first) + 1) / 2 * 2, f);
+    };
+    const auto row = [&](int r) { return std::min(r, rows - 1); };
+    T *to = room;
+    for (int first = 0; first < rows; first += size)
+      of_group(first, [&](auto count) {
+        constexpr int R = count;
+        const T *from[R];
+        for (int r = 0; r < R; r++) from[r] = x[row(first + r)];
+        for (int k = 0; k < inputs_; k++, to += R)
+          for (int r = 0; r < R; r++) to[r] = from[r][k];
+      });
+    over_panels<TALL_VECTORS>([&](int at, auto vectors) {
+      constexpr int N = vectors;
+      const T *w = panels_.get() + static_cast<I>(at) * inputs_, *packed = room;
+      for (int first = 0; first < rows; first += size)
+        of_group(first, [&](auto count) {
+          constexpr int R = count;
+          T *of[R];
+          for (int r = 0; r < R; r++) of[r] = y[row(first + r)];
+          tall_tile<R, N, SET>(inputs_, packed, w, of, at);
+          packed += static_cast<I>(R) * inputs_;
+        });
+    });
+  }
+
+  // calls f with the number of rows, 2, 4, ... R, as a constant
+  template <int R, class F> static void even_rows(int rows, const F &f)
+  {
+    if constexpr (R > 0) {
+      if (rows == R)
+        f(std::integral_constant<int, R>());
+      else
+        even_rows<R - 2>(rows, f);
+    }
+  }
+
   // calls f(first column, vectors as a constant)
-  template <class F> void over_panels(const F &f) const
+  template <int N, class F> void over_panels(const F &f) const
   {
     int at = 0;
-    for (; at + GEMM_VECTORS * L <= outputs_; at += GEMM_VECTORS * L)
-      f(at, std::integral_constant<int, GEMM_VECTORS>());
-    if (GEMM_VECTORS > 2)
+    for (; at + N * L <= outputs_; at += N * L) f(at, std::integral_constant<int, N>());
+    if (N > 2)
       for (; at + 2 * L <= outputs_; at += 2 * L) f(at, std::integral_constant<int, 2>());
     for (; at < outputs_; at += L) f(at, std::integral_constant<int, 1>());
   }
