@@ -65,7 +65,9 @@ ALLOWED = {
     "observers": {"calculator", "committee", "errors"},
     "active": {"calculator", "committee", "data", "errors", "names", "sampling"},
     "adapters": {"calculator", "errors"},
-    "sampling": {"calculator", "committee", "derivatives", "errors", "names", "objects"},
+    "sampling": {
+        *("calculator", "committee", "derivatives", "errors", "names", "objects", "outputs"),
+    },
     "lammps": {"cache", "errors", "export", "files", "names", "neighbors", "toolchain"},
     "checks": {
         *("calculator", "derivatives", "domain", "errors", "lammps", "neighbors", "uncertainty"),

@@ -242,8 +242,6 @@ def test_what_does_not_go_with_outputs_is_said():
     with pytest.raises(InputError, match="nor all zero"):
         from_dict({"model": model, "training": zero})
     from_dict({"model": {"outputs": ["dipole"]}, "training": zero})
-    with pytest.raises(InputError, match="energies and forces alone"):
-        from_dict({"model": {"outputs": ["dipole"]}, "pretrain": {"teacher": "gfn2"}})
 
 
 def test_a_store_has_the_labels_that_a_config_names(tmp_path):

@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.calculators.calculator import all_changes
 from ase.calculators.lj import LennardJones
-from ase.io import read
+from ase.io import read, write
 from potentials import untrained
-from runs import MODEL, Killed, checkpoint, history, tiny, train_and_kill, weights, write_frames
+from runs import (
+    MODEL,
+    Killed,
+    checkpoint,
+    column,
+    history,
+    tiny,
+    train_and_kill,
+    weights,
+    write_frames,
+)
 from typer.testing import CliRunner
 
 from eqcalc import EquivariantCalculator, InputError
@@ -19,9 +30,12 @@ from eqcalc.cli import app
 from eqcalc.data.dataset import Batch
 from eqcalc.data.store import pack
 from eqcalc.errors import Interrupted
+from eqcalc.outputs import OutputConfig
+from eqcalc.sampling.teachers import open_teacher
 from eqcalc.training import pretrain as module
 from eqcalc.training import run
 from eqcalc.training.config import from_dict, override, read_config
+from eqcalc.training.distributed import World
 from eqcalc.training.dryrun import dry_run
 from eqcalc.training.folder import load_run
 from eqcalc.training.prepare import prepare
@@ -299,3 +313,142 @@ def test_one_command_from_a_semi_empirical_method(data, tmp_path):
     assert len(frames) == 6
     assert {frame.info["config_type"].partition("_")[0] for frame in frames} == {"gfn2"}
     assert (tmp_path / "model.pth").is_file()
+
+
+class Dipolar(LennardJones):
+    """With charges by element, zero in sum, and the dipole of these."""
+
+    implemented_properties = [*LennardJones.implemented_properties, "dipole", "charges"]  # noqa: RUF012
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        charges = np.where(self.atoms.numbers == 1, 0.3, -0.2)
+        charges -= charges.mean()
+        self.results |= {"charges": charges, "dipole": charges @ self.atoms.positions}
+
+
+class Flat(Dipolar):
+    """Its dipole has two components."""
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.results["dipole"] = self.results["dipole"][:2]
+
+
+LJ = {"sigma": 1.6, "epsilon": 0.2, "rc": 3.0, "smooth": True}
+OUTPUTS = [
+    {"name": "dipole", "key": "mu"},
+    {"name": "charges", "key": "q"},
+    {"name": "twist", "irreps": "1o", "per": "atom"},
+]
+
+
+@pytest.fixture(scope="module")
+def with_outputs(data, tmp_path_factory):
+    """Frames with labels of all outputs."""
+    frames = read(data, ":")
+    for atoms in frames:
+        atoms.info["mu"] = np.ones(3) * len(atoms)
+        atoms.arrays["q"] = np.where(atoms.numbers == 1, 0.3, -0.2)
+        atoms.arrays["twist"] = atoms.positions - atoms.positions.mean(axis=0)
+    path = tmp_path_factory.mktemp("outputs") / "train.xyz"
+    write(path, frames, format="extxyz")
+    return str(path)
+
+
+def of_outputs(path, teacher, outputs=OUTPUTS, pretrain=None, **options):
+    model = {"outputs": outputs, **options.pop("model", {})}
+    section = {"teacher_options": LJ, **(pretrain or {})}
+    return config_of(path, f"{__name__}:{teacher}", section, model=model, epochs=1, **options)
+
+
+def test_outputs_that_the_teacher_has_are_learned_and_others_left(with_outputs, tmp_path):
+    config = of_outputs(with_outputs, "Dipolar", learning_rate=1e-300, weight_decay=0.0)
+    train(config, tmp_path, quiet=True)
+    paths = sorted((tmp_path / "pretrain").glob("frames_*.xyz"))
+    frames = [frame for path in paths for frame in read(path, ":")]
+    assert len(frames) == 8
+    for frame in frames:
+        atoms = frame.copy()
+        atoms.calc = Dipolar(**LJ)
+        assert np.abs(frame.info["mu"] - atoms.get_dipole_moment()).max() < 1e-7
+        assert np.abs(frame.arrays["q"].ravel() - atoms.get_charges()).max() < 1e-7
+        assert "twist" not in frame.arrays
+    first, second = load_run(tmp_path / "pretrain"), load_run(tmp_path)
+    prepared = prepare(config)
+    assert first.setup.constants.outputs == prepared.setup.constants.outputs  # of the data
+    assert second.setup.constants.outputs == prepared.setup.constants.outputs
+    # the maps that twist alone has are as they were drawn; those of all others have learned
+    drawn = prepare(module.first_run(prepared, paths), prepared.setup.constants.outputs).model
+    own = {id(p) for p in drawn.only_for(["twist"])}
+    assert 0 < len(own) < len([*drawn.parameters()])
+    for (name, p), q in zip(drawn.named_parameters(), first.model.parameters(), strict=True):
+        assert p.numel() == 0 or torch.equal(p, q) == (id(p) in own), name
+    # errors of what is taught alone; the second run begins with the first one's weights
+    names = (tmp_path / "pretrain" / "history.csv").read_text().partition("\n")[0]
+    assert "val_dipole_mae" in names
+    assert "twist" not in names
+    errors = column(tmp_path / "pretrain", "train_charges_rmse")
+    assert errors[-1] < errors[0]
+    for (name, p), q in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert "val_twist_mae" in (tmp_path / "history.csv").read_text()
+
+
+def test_outputs_without_an_energy(with_outputs, tmp_path):
+    outputs = [OUTPUTS[0], "direct_forces"]
+    config = of_outputs(with_outputs, "Dipolar", outputs, model={"energy": False})
+    train(config, tmp_path, quiet=True)
+    names = (tmp_path / "pretrain" / "history.csv").read_text().partition("\n")[0]
+    assert {"val_dipole_mae", "val_direct_forces_mae"} <= {*names.strip().split(",")}
+    assert (tmp_path / "model.pth").is_file()
+
+
+def test_which_outputs_a_teacher_gives(teacher, tmp_path):
+    outputs = [OutputConfig(**out) for out in OUTPUTS]
+    other_unit, torch_engine = OutputConfig("dipole", unit="D"), {"engine": "torch"}
+    wanted = [*outputs, other_unit, OutputConfig("direct_forces"), OutputConfig("polarizability")]
+    calculated = open_teacher([f"{__name__}:Dipolar"], LJ, wanted)
+    assert [out.name for out in calculated.outputs] == ["dipole", "charges", "direct_forces"]
+    plain = open_teacher([teacher], torch_engine, wanted)
+    assert [out.name for out in plain.outputs] == ["direct_forces"]
+    own = {"options": {"outputs": outputs[:2]}, "elements": (1, 3)}
+    network = open_teacher([untrained(tmp_path / "two.pth", **own)], torch_engine, wanted)
+    assert [out.name for out in network.outputs] == ["dipole", "charges", "direct_forces"]
+    periodic = Atoms("LiH", [[0, 0, 0], [1.6, 0, 0]], cell=[9, 9, 9], pbc=(True, False, False))
+    periodic.calc = calculated.drivers[0]
+    assert "dipole" not in calculated.label(periodic)
+    assert np.ptp(network.label(periodic)["charges"]) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "outputs", "model", "sentence"),
+    [
+        (
+            "Flat",
+            OUTPUTS,
+            {},
+            r"form of the output dipole: shape 3 is expected, not \(2,\)",
+        ),
+        (
+            "Dipolar",
+            OUTPUTS[2:],
+            {"energy": False},
+            r"labels nothing that this .* \(twist,",
+        ),
+    ],
+)
+def test_what_a_teacher_cannot_teach(with_outputs, tmp_path, teacher, outputs, model, sentence):
+    with pytest.raises(InputError, match=sentence):
+        train(of_outputs(with_outputs, teacher, outputs, model=model), tmp_path, quiet=True)
+    assert not list(tmp_path.rglob("*.xyz"))
+
+
+def test_frames_without_the_labels_are_not_reused(with_outputs, tmp_path):
+    config = of_outputs(with_outputs, "Dipolar", OUTPUTS[:1])
+    prepared = prepare(config)
+    (tmp_path / "pretrain").mkdir()
+    module._claim(prepared, tmp_path / "pretrain", World())
+    (tmp_path / "pretrain" / "frames_000.xyz").touch()
+    with pytest.raises(InputError, match=r"another setting of .*model\.outputs"):
+        train(of_outputs(with_outputs, "Dipolar", OUTPUTS[:2]), tmp_path, quiet=True)

@@ -5,7 +5,7 @@ eagerly for training, and scripted for the export like any other.
 """
 
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from keyword import iskeyword
@@ -374,6 +374,13 @@ class WithOutputs(Assembled):
         self.num_columns = sum(output.dim for output in self.output_configs)
         counts = len(self.atomic_numbers), self.num_columns, len(made)
         self.set_output_constants(OutputConstants.blank(*counts))
+
+    def only_for(self, outputs: Collection[str]) -> list[nn.Parameter]:
+        """Parameters that these outputs depend on, and no other output, nor the energy."""
+        others = [out.name for out in self.program.outputs if out.name not in outputs]
+        needed = {op.name for name in others for op in self.program.reaching(name).operations}
+        modules = (pair for layer in self.layers for pair in layer.named_children())
+        return [p for name, m in modules if name not in needed for p in m.parameters()]
 
     def output_constants(self) -> OutputConstants:
         """Scales, shifts and root mean squares of the outputs."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -27,6 +28,7 @@ from ase.md.langevin import Langevin
 from eqcalc.committee import FORCES_DEVIATION
 from eqcalc.errors import InputError, Interrupted
 from eqcalc.files import replacing, user_path, write_bytes
+from eqcalc.outputs import OutputConfig
 from eqcalc.sampling.pulled import pulled
 from eqcalc.sampling.teachers import FAILURES, Teacher
 
@@ -144,7 +146,21 @@ def _labelled(teacher: Teacher, atoms: Atoms, name: str) -> Atoms:
         frame.info["grade"] = float(np.max(results["grade"]))
     labels = {name: results[name] for name in ("energy", "forces", "stress") if name in results}
     frame.calc = SinglePointCalculator(frame, **labels)
+    for output in teacher.outputs:
+        if output.name in results:
+            _keep(frame, output, results[output.name])
     return frame
+
+
+def _keep(frame: Atoms, output: OutputConfig, value: Any) -> None:
+    """Puts a label of an output where training looks for it."""
+    if output.name == "direct_forces" and not output.key:
+        return  # the forces are found
+    key = output.key or output.name
+    if output.per == "atom":
+        frame.arrays[key] = np.asarray(value).reshape(len(frame), -1)
+    else:
+        frame.info[key] = np.asarray(value)
 
 
 def _candidate(frame: Atoms, name: str) -> Atoms:

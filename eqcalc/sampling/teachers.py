@@ -30,6 +30,7 @@ from eqcalc.extras import install
 from eqcalc.files import user_path
 from eqcalc.names import member_files
 from eqcalc.objects import named
+from eqcalc.outputs import OutputConfig, same
 
 #: semi-empirical methods by the names they have here (Bannwarth, Ehlert and Grimme, J. Chem. Theory
 #: Comput. 15, 1652 (2019); Grimme, Bannwarth and Shushkov, ibid. 13, 1989 (2017))
@@ -46,21 +47,35 @@ class Teacher(ABC):
         drivers: calculators for dynamics, of which each trajectory takes the next.
         config_type: of its frames.
         graded: whether it says how far atoms are from what it knows (`eqcalc.uncertainty`).
+        outputs: beside energy, forces and stress, of those that are wanted and that it `gives`.
     """
 
     drivers: Sequence[Calculator]
     config_type: str
     graded: bool = False
+    outputs: Sequence[OutputConfig] = ()
 
     @abstractmethod
     def label(self, atoms: Atoms) -> Mapping[str, Any]:
-        """Energy, forces and, where there is one, stress, as ASE's; a committee's spread, grades.
+        """Energy, forces and, where there is one, stress, as ASE's; a committee's spread, grades;
+        `outputs` by name, Cartesian.
 
         atoms have one of `drivers`.
         """
 
+    def gives(self, output: OutputConfig) -> bool:
+        """Whether it labels an output beside the energy, in the same unit; its forces are labels of
+        direct forces.
+        """
+        return output.name == "direct_forces" and same(output, OutputConfig("direct_forces"))
+
     def check(self, atoms: Atoms) -> None:  # noqa: B027 - a teacher need not refuse anything
         """InputError for elements that it does not know."""
+
+
+def with_direct_forces(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Forces are labels of direct forces too, whatever a network says of these."""
+    return {**results, "direct_forces": results["forces"]}
 
 
 class Networks(Teacher):
@@ -79,23 +94,46 @@ class Networks(Teacher):
         for member in self.calc.members:
             member.potential.species_of(atoms.numbers)
 
+    def gives(self, output: OutputConfig) -> bool:
+        return super().gives(output) or any(same(output, own) for own in self.calc.outputs)
+
     def label(self, atoms: Atoms) -> Mapping[str, Any]:
         (results,) = self.calc.evaluate([atoms], uncertainty=self.graded)
-        return results
+        return with_direct_forces(results)
 
 
 class Calculated(Teacher):
-    """One calculator of ASE. Stress is a label where it has one and all directions are periodic."""
+    """One calculator of ASE. Stress is a label where it has one and all directions are periodic.
+
+    So are properties that it has of `PROPERTIES`, a dipole where no direction is periodic: along
+    such ones it is known up to multiples of e times the cell vector.
+    """
+
+    #: for which ASE fixes the unit
+    PROPERTIES: ClassVar[tuple[str, ...]] = (
+        "dipole",
+        "charges",
+        "magmoms",
+        "born_effective_charges",
+    )
 
     def __init__(self, calculator: Calculator, config_type: str) -> None:
         self.drivers = [calculator]
         self.config_type = config_type
 
+    def gives(self, output: OutputConfig) -> bool:
+        known = output.name in self.PROPERTIES and same(output, OutputConfig(output.name))
+        there = output.name in self.drivers[0].implemented_properties
+        return super().gives(output) or (known and there)
+
     def label(self, atoms: Atoms) -> Mapping[str, Any]:
         results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
         if atoms.pbc.all() and "stress" in self.drivers[0].implemented_properties:
             results["stress"] = atoms.get_stress()
-        return results
+        for name in (output.name for output in self.outputs):
+            if name in self.PROPERTIES and not (name == "dipole" and atoms.pbc.any()):
+                results[name] = atoms.calc.get_property(name, atoms)
+        return with_direct_forces(results)
 
 
 class SemiEmpirical(Calculated):
@@ -117,10 +155,9 @@ class _Guarded(Calculator):
     Its energy is the one that its forces are derivatives of, the free energy where it knows one.
     """
 
-    PROPERTIES: ClassVar[dict[str, tuple[str, ...]]] = {
+    SOURCES: ClassVar[dict[str, tuple[str, ...]]] = {
         "energy": ("free_energy", "energy"),
-        "forces": ("forces",),
-        "stress": ("stress",),
+        **{name: (name,) for name in ("forces", "stress", *Calculated.PROPERTIES)},
     }
 
     def __init__(self, calculator: Any, name: str) -> None:
@@ -130,7 +167,7 @@ class _Guarded(Calculator):
         #: what is asked for, by what it is here
         self._source = {
             prop: next(s for s in sources if s in known)
-            for prop, sources in self.PROPERTIES.items()
+            for prop, sources in self.SOURCES.items()
             if any(s in known for s in sources)
         }
         self.implemented_properties = list(self._source)
@@ -190,18 +227,27 @@ def _kind(name: str) -> type[Calculated] | None:
 
 
 def open_teacher(
-    names: Sequence[str | os.PathLike], options: Mapping[str, Any] | None = None
+    names: Sequence[str | os.PathLike],
+    options: Mapping[str, Any] | None = None,
+    outputs: Sequence[OutputConfig] = (),
 ) -> Teacher:
     """By the name of a method or a calculator, or by potentials and folders of committees.
 
     Args:
         names: "gfn2", "ase.calculators.emt:EMT", "7net-0", potential files, folders.
         options: keyword arguments of the calculator.
+        outputs: beside energy, forces and stress, that labels are wanted of.
 
     Raises:
         InputError: no such file, options that it does not take, a method beside something else.
     """
-    options = dict(options or {})
+    teacher = _opened(names, dict(options or {}))
+    teacher.outputs = [output for output in outputs if teacher.gives(output)]
+    return teacher
+
+
+def _opened(names: Sequence[str | os.PathLike], options: dict[str, Any]) -> Teacher:
+    """As `open_teacher`."""
     kinds = {str(name): kind for name in names if (kind := _kind(str(name)))}
     if kinds and len(names) > 1:
         raise InputError(f"{next(iter(kinds))} teaches alone: name no other teacher beside it.")

@@ -49,13 +49,16 @@ def check_elements(frames: FrameTable, known: set[int]) -> None:
         )
 
 
-def check_outputs(config: Config, train: AnyFrames) -> None:
-    """InputError for an output of which no training frame has a label; a warning for dipoles of
-    periodic structures, which have branches.
+def check_outputs(config: Config, train: AnyFrames, *, without: bool = False) -> list[str]:
+    """Names of the outputs of which no training frame has a label: an InputError unless they may be
+    `without`; a warning for dipoles of periodic structures, which have branches.
     """
+    missing = []
     for output in config.model.outputs:
         labelled = [n for n in range(len(train)) if train.has_output(n, output.name)]
-        if not labelled:
+        if not labelled and without:
+            missing.append(output.name)
+        elif not labelled:
             some = () if isinstance(train, PackedDataset) else iter_images(config.data.train)
             images = (atoms for atoms, _ in islice(some, 20))
             raise InputError(without_output(images, output, label_keys(config, 0.0)))
@@ -68,6 +71,7 @@ def check_outputs(config: Config, train: AnyFrames) -> None:
                 "branch.",
                 stacklevel=4,
             )
+    return missing
 
 
 def check_stresses(config: Config, tables: Sequence[AnyFrames]) -> None:

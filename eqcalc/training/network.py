@@ -17,6 +17,7 @@ from eqcalc.graph import Graph
 from eqcalc.models.assembled import WithOutputs
 from eqcalc.models.base import Potential
 from eqcalc.models.registry import build
+from eqcalc.nn.output_constants import OutputConstants
 from eqcalc.training.domain import crowding_of
 from eqcalc.training.options import Config, TrainingConfig
 from eqcalc.training.output_statistics import output_constants
@@ -54,14 +55,17 @@ def measured_constants(
     statistics: Statistics,
     given: Mapping[str, float],
     isolated: Sequence[Frame],
+    outputs: OutputConstants | None = None,
 ) -> Constants:
-    """Of a new network: scale and reference energies are of what a pair potential leaves."""
+    """Of a new network: scale and reference energies are of what a pair potential leaves.
+
+    outputs: those of the outputs beside the energy, where they are known.
+    """
     numbers, neighbors = statistics.atomic_numbers, frames.avg_num_neighbors
     crowding = None
     if config.model.crowding_limit:
         crowding = crowding_of(frames, numbers, config.model.cutoff)
-    outputs = None
-    if config.model.outputs:
+    if config.model.outputs and outputs is None:
         outputs = output_constants(frames, numbers, config.model.outputs)
     rest = {"crowding": crowding, "outputs": outputs}
     if not config.model.pair_potential:

@@ -107,7 +107,8 @@ class PretrainConfig:
 
     Its dynamics, begun at the training frames, give frames with its labels, as `eqcalc sample`
     does; a new network learns them, with the options of [model] and, but for those below,
-    [training]. It is then fine-tuned on the data, reference energies fitted anew.
+    [training]. It is then fine-tuned on the data, reference energies fitted anew. Outputs beside
+    the energy are learned of a teacher that has them in the same unit, the others of the data.
 
     Attributes:
         teacher: "gfn2" or "gfn1" (GFN2- or GFN1-xTB, by the package tblite), a potential file, a
@@ -349,11 +350,6 @@ class Config:
         if self.pretrain.teacher and self.fine_tune.model:
             raise InputError(
                 "pretrain.teacher and fine_tune.model both say where training begins: name one."
-            )
-        if self.pretrain.teacher and self.model.outputs:
-            raise InputError(
-                "pretrain.teacher gives energies and forces alone: leave model.outputs or the "
-                "section [pretrain] out."
             )
         of_outputs = any(output.weight for output in self.model.outputs)
         for stage in self.training.stages:

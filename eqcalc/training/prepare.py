@@ -12,7 +12,9 @@ from eqcalc.data.dataset import GraphDataset
 from eqcalc.data.frames import Frame
 from eqcalc.data.statistics import Statistics, gather
 from eqcalc.data.tables import FrameList, FrameTable, Joined
+from eqcalc.models.assembled import WithOutputs
 from eqcalc.models.base import Potential
+from eqcalc.nn.output_constants import OutputConstants
 from eqcalc.training import data_checks
 from eqcalc.training.domain import measure, temperature
 from eqcalc.training.finetune import (
@@ -70,8 +72,13 @@ def completed(config: Config, train: FrameTable, isolated: Sequence[Frame]) -> C
     return replace(config, model=replace(config.model, exact_isolated_atoms=True))
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, outputs: OutputConstants | None = None) -> Prepared:
     """Reads the data and makes the network.
+
+    Args:
+        config: of the run.
+        outputs: constants of the outputs beside the energy that are not to be measured on these
+            frames, which may then be without labels of some: these outputs are left as they are.
 
     Raises:
         InputError: what is wrong with the data or the options.
@@ -87,7 +94,7 @@ def prepare(config: Config) -> Prepared:
     data_checks.check_stresses(config, [train, *loaded.val.values()])
     given = given_energies(config, source, train, loaded.isolated)
     config = completed(config, train, given.isolated)
-    data_checks.check_outputs(config, train)
+    untaught = data_checks.check_outputs(config, train, without=outputs is not None)
     statistics = gather(train, given=given.energies, isolated=given.isolated)
     seen = set(train.elements())
     elements = {*statistics.atomic_numbers, *(source.constants.atomic_numbers if source else ())}
@@ -100,9 +107,12 @@ def prepare(config: Config) -> Prepared:
         freeze(model, config.fine_tune.freeze)
     else:
         constants = measured_constants(
-            config, train_set, statistics, given.energies, given.isolated
+            config, train_set, statistics, given.energies, given.isolated, outputs
         )
         model = new_network(config, constants, train_set)
+        if isinstance(model, WithOutputs) and untaught:
+            for parameter in model.only_for(untaught):
+                parameter.requires_grad_(False)
     constants = replace(constants, message_scales=model.message_scales())
     numbers = constants.atomic_numbers
     return Prepared(

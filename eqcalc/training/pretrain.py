@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ase import Atoms
+from ase.calculators.calculator import CalculatorError
 from ase.data import chemical_symbols
 from ase.io import write
 
@@ -92,8 +93,41 @@ def _write_whole(frames: Iterable[Atoms], path: Path, progress: Callable[[], obj
             progress()
 
 
-def _teacher(options: PretrainConfig) -> Teacher:
-    return open_teacher([options.teacher], options.teacher_options)
+def _teacher(config: Config) -> Teacher:
+    options = config.pretrain
+    return open_teacher([options.teacher], options.teacher_options, config.model.outputs)
+
+
+def check_labels(config: Config, teacher: Teacher, start: Atoms) -> None:
+    """InputError where the teacher has nothing that the network learns, or labels of another form.
+
+    start: a structure that trajectories start from.
+    """
+    name = config.pretrain.teacher
+    of_energy = config.model.energy and any(config.training.stages[0].weights.values())
+    if not (of_energy or any(output.weight for output in teacher.outputs)):
+        wanted = ", ".join(output.name for output in config.model.outputs)
+        raise InputError(
+            f"pretrain.teacher = {name!r} labels nothing that this network learns ({wanted}, in "
+            "the units of model.outputs): take another teacher or leave the section [pretrain] out."
+        )
+    if not teacher.outputs:
+        return
+    atoms = start.copy()
+    atoms.calc = teacher.drivers[0]
+    try:
+        labels = teacher.label(atoms)
+        for output in teacher.outputs:
+            if output.name in labels:
+                output.rows(labels[output.name], len(atoms) if output.per == "atom" else 1)
+    except (CalculatorError, NotImplementedError) as error:
+        raise InputError(
+            f"pretrain.teacher = {name!r} cannot label the first training frame: {error}."
+        ) from None
+    except ValueError as error:
+        raise InputError(
+            f"pretrain.teacher = {name!r} has another form of the output {output.name}: {error}."
+        ) from None
 
 
 def start_structures(prepared: Prepared) -> list[Atoms]:
@@ -117,13 +151,15 @@ def label_frames(prepared: Prepared, folder: Path, world: World, *, quiet: bool)
     mine = [k for k in range(len(plan)) if k % world.size == world.rank]
     missing = [k for k in mine if not paths[k].is_file()]
     starts = start_structures(prepared)
+    if missing and starts:
+        check_labels(config, _teacher(config), starts[0])
     total = sum(plan[k].frames for k in mine)
     done = total - sum(plan[k].frames for k in missing)
     try:
         with Progress(total, f"frames of {options.teacher}", done=done, quiet=quiet) as bar:
             for k in missing:
                 # anew, as teachers begin from what they found last: files depend on nothing else
-                frames = sample(_teacher(options), starts, plan[k], Tally())
+                frames = sample(_teacher(config), starts, plan[k], Tally())
                 _write_whole(frames, paths[k], bar.update)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -145,13 +181,15 @@ def _claim(prepared: Prepared, folder: Path, world: World) -> None:
     }
     for name in ("epochs", "learning_rate"):  # of the run
         del record[name]
+    if outputs := prepared.config.model.outputs:
+        record["outputs"] = [dataclasses.asdict(output) for output in outputs]
     path = folder / "sampling.json"
     if path.is_file() and any(folder.glob("frames_*.xyz")):  # else nothing could be mixed up
         old = read_json(path)
         usual = dataclasses.asdict(PretrainConfig())  # where it was written before there was one
         changed = [n for n, value in record.items() if old.get(n, usual.get(n)) != value]
         if changed:
-            named = {"seed": "training.seed", "starts": "the data"}
+            named = {"seed": "training.seed", "starts": "the data", "outputs": "model.outputs"}
             changes = ", ".join(named.get(name, f"pretrain.{name}") for name in changed)
             raise InputError(
                 f"{folder} holds frames of another setting of {changes}: choose another folder "
@@ -176,8 +214,8 @@ def first_run(prepared: Prepared, frames: Sequence[Path]) -> Config:
     """The config of the run that learns the teacher's frames."""
     config = prepared.config
     given = {}
-    if config.model.exact_isolated_atoms:
-        teacher = _teacher(config.pretrain)
+    if config.model.energy and config.model.exact_isolated_atoms:
+        teacher = _teacher(config)
         given = isolated_energies(teacher, prepared.setup.constants.atomic_numbers)
     return dataclasses.replace(
         config,
@@ -215,7 +253,7 @@ def estimate(prepared: Prepared, step: float) -> dict[str, float]:
         InputError: as in `label_frames`.
     """
     options, batch = prepared.config.pretrain, prepared.config.training.batch_size
-    teacher = _teacher(options)
+    teacher = _teacher(prepared.config)
     few = dataclasses.replace(chunks(prepared.config)[0], frames=4, length=4)
     frames = sample(teacher, start_structures(prepared), few, Tally())
     next(frames)  # the first one includes what is done once

@@ -108,7 +108,8 @@ def pretrain(config: Config, out: Path, world: World, *, quiet: bool) -> None:
     prepared = prepare(config)
     first = first_run(prepared, label_frames(prepared, out, world, quiet=quiet))
     if not is_finished(out, first):
-        learn(prepare(first), out, world, quiet=quiet, extend=False)
+        of_data = prepared.setup.constants.outputs
+        learn(prepare(first, of_data), out, world, quiet=quiet, extend=False)
         wait()  # for what the first process writes at the end
 
 
