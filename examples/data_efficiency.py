@@ -108,7 +108,8 @@ def main() -> None:
                     network, frames, options.data, options.steps, folder
                 )
                 print(count, name, results[name][str(count)], flush=True)
-    text = json.dumps(results, indent=1) + "\n"
+    units = {"forces_mae": "meV/Å", "energy_mae": "meV"}
+    text = json.dumps({"units": units, **results}, indent=1, ensure_ascii=False) + "\n"
     (options.out / "data_efficiency.json").write_text(text, encoding="utf-8")
     draw(results, options.out / "data_efficiency.png")
 

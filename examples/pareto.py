@@ -199,14 +199,20 @@ def results_of(entry: Set, data: Path, runs: Path, epochs: int) -> dict[str, dic
     return found
 
 
+def units(entry: Set) -> dict[str, str]:
+    """Of the figures of a set; molecules have energies as a whole."""
+    energy = "meV" if entry.energy == "energy_total" else "meV/atom"
+    return {"us_per_atom": "µs per atom and step", "forces_mae": "meV/Å", "energy_mae": energy}
+
+
 def draw(results: dict[str, dict], path: Path) -> None:
     """Errors of forces and energies over the time per atom, a column for each set."""
     figure = Figure(figsize=(9, 7.2), layout="constrained")
     axes = figure.subplots(2, len(results), squeeze=False, sharex="col")
     for column, (name, result) in zip(axes.T, results.items(), strict=True):
         entry = SETS[name]
-        unit = "meV" if entry.energy == "energy_total" else "meV/atom"
-        labels = ("forces_mae", "forces (meV/Å)"), ("energy_mae", f"energy ({unit})")
+        unit = units(entry)
+        labels = [(f"{key}_mae", f"{key} ({unit[f'{key}_mae']})") for key in ("forces", "energy")]
         for axis, (key, label) in zip(column, labels, strict=True):
             for network, sizes in result["networks"].items():
                 rows = sizes.values()
@@ -243,8 +249,14 @@ def main() -> None:
         epochs = max(1, round(options.share * entry.epochs))
         steps = epochs * -(-round(0.9 * train_frames) // entry.batch_size)
         found = results_of(entry, options.data, options.runs / name, epochs)
-        results[name] = {"steps": steps, "share": epochs / entry.epochs, "networks": found}
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        results[name] = {
+            "steps": steps,
+            "share": epochs / entry.epochs,
+            "units": units(entry),
+            "networks": found,
+        }
+        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
         draw(results, path.with_suffix(".png"))
 
 

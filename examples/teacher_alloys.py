@@ -198,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "teacher": Path(options.teacher).stem,
         "mixtures": options.frames,
         "formation_energy_meV_per_atom": {**found, "DFT, structures unknown": DFT},
+        "units": {"energy": "meV/atom", "forces": "meV/Å"},
         "rmse_of_unseen_frames": {
             name: {
                 "mixtures, adapted teacher": errors(calculator, folder / "unseen.xyz"),

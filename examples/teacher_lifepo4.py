@@ -200,7 +200,8 @@ def main(arguments: list[str] | None = None) -> dict:
         "frames": options.frames,
         "atoms_per_frame": len(unit),
         "parameters": network.potential.metadata["num_parameters"],
-        "errors": {k: {n: errors[k][n] for n in ("mae", "rmse")} for k in errors},
+        "errors": {k: {n: errors[k][n] for n in ("mae", "rmse", "unit")} for k in errors},
+        "units": {"lattice": "Å", "largest_difference_of_g": "of the largest g"},
         "lattice": {
             "teacher": unit.cell.lengths().round(4).tolist(),
             "network": mine.cell.lengths().round(4).tolist(),

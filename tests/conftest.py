@@ -50,6 +50,13 @@ def _no_pictures(monkeypatch):
 
 
 @pytest.fixture
+def no_potential_file(monkeypatch):
+    """Training runs end without an export, where weights and histories alone are looked at: it is
+    a third of the time of a tiny run."""
+    monkeypatch.setattr("eqcalc.training.run.export_run", lambda *_: {})
+
+
+@pytest.fixture
 def emulated_gpu(monkeypatch):
     """Two GPUs on the CPU (see emulated.py)."""
     gpu = Emulated()

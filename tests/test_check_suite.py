@@ -8,6 +8,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, diamond100
 from test_checks import Wrong
+from test_units import without_unit
 from typer.testing import CliRunner
 
 from eqcalc import InputError
@@ -44,6 +45,7 @@ def test_all_on_the_bundled_model(tmp_path):
     assert result.exit_code == 0, result.output
     document = json.loads(out.with_suffix(".json").read_text())
     assert document["passed"]
+    assert not without_unit(document)
     verdicts = {name: check["verdict"] for name, check in document["checks"].items()}
     assert verdicts.pop("parity") == "SKIPPED"
     assert verdicts == dict.fromkeys((*STATIC, "nve", "properties"), "PASS")

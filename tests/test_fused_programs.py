@@ -12,7 +12,7 @@ from test_fused import SYSTEMS, assert_network_of_the_file, graph
 from eqcalc import export
 from eqcalc.engine import fused, tables
 from eqcalc.engine.bricks import activation_scale
-from eqcalc.engine.build import EngineUnavailable
+from eqcalc.engine.build import MORE_FLAGS, EngineUnavailable
 from eqcalc.engine.contraction import contraction
 from eqcalc.engine.density import few_functions
 from eqcalc.models.config import ModelConfig
@@ -80,7 +80,8 @@ def test_threads_change_nothing_but_rounding(program):
         assert np.abs(a - b).max() < 1e-12 * max(1.0, np.abs(a).max())
 
 
-def test_tables_are_as_good_as_the_network(program):
+def test_tables_are_as_good_as_the_network(program, monkeypatch):
+    monkeypatch.setenv(MORE_FLAGS, "-O0")  # what is compiled as users' are, is above
     path, engine = program
     table = fused.fuse(path, dtype="float64", radial="table")
     args = graph(engine, SYSTEMS["skewed cell"]())

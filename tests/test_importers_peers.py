@@ -1,12 +1,14 @@
 """Random networks over a grid of options, as the packages themselves make them.
 
-Runs where EQCALC_NEQUIP names interpreters, separated by colons, that have a NequIP each: 0.5.6 and
-0.6.2 (`pip install --no-deps` with e3nn, torch-runstats, torch-ema) and any of 0.7 and later.
+Runs where EQCALC_NEQUIP is `install`, which makes environments with NequIP 0.5.6, 0.6.2 and 0.19.1
+in build/peers (minutes, once), or names interpreters, separated by colons, that have a NequIP each.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,14 @@ from eqcalc.errors import InputError
 from eqcalc.importers import import_model
 from eqcalc.importers.nequip_original import NequIPOriginal
 
-SCRIPT = Path(__file__).parent / "peers" / "nequip_random.py"
+HERE = Path(__file__).parent
+SCRIPT = HERE / "peers" / "nequip_random.py"
 PYTHONS = [p for p in os.environ.get("EQCALC_NEQUIP", "").split(":") if p]
-pytestmark = pytest.mark.skipif(not PYTHONS, reason="EQCALC_NEQUIP names no interpreters")
+if PYTHONS == ["install"]:
+    PYTHONS = ["nequip-0.5", "nequip-0.6", "nequip"]  # of benchmarks/environments.py
+pytestmark = pytest.mark.skipif(
+    not PYTHONS, reason="EQCALC_NEQUIP is not 'install' and names no interpreters"
+)
 
 FULL = {
     "l_max": None,
@@ -130,13 +137,28 @@ def made(python, folder, options):
     return json.loads((folder / "expected.json").read_text())
 
 
+@pytest.fixture
+def python(request):
+    """An interpreter, by its path or by the name of an environment."""
+    if "/" in request.param:
+        return request.param
+    path = HERE / "benchmarks" / "environments.py"
+    spec = importlib.util.spec_from_file_location("environments", path)
+    environments = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(environments)
+    try:
+        return environments.python_of(request.param, HERE.parent / "build" / "peers")
+    except environments.UnavailableError as error:
+        pytest.skip(str(error))
+
+
 def release(python):
     code = "from importlib.metadata import version; print(version('nequip'))"
     found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     return tuple(int(part) for part in found.stdout.strip().split(".")[:2])
 
 
-@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("python", PYTHONS, indirect=True)
 def test_grid(python, tmp_path):
     version = release(python)
     options = dict(OLD if version < (0, 7) else NEW)

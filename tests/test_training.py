@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ase.io import read
+from test_units import without_unit
 
 from eqcalc import export
 from eqcalc.cli import main
@@ -80,6 +81,7 @@ def test_run_leaves_what_it_promises(run):
         assert (out / name).stat().st_size > 0, name
     assert not list(out.glob("*.partial"))
     assert json.loads((out / "summary.json").read_text()) == summary
+    assert not without_unit(summary)
     stress = summary["errors"]["train"]["all"]["stress"]["count"]
     labelled = sum(f.stress is not None for f in read_frames(DATA / "lithium_strained.xyz"))
     held_out = summary["errors"]["validation"]["all"]["stress"]["count"]
@@ -303,7 +305,9 @@ def test_command_line(tmp_path, run, monkeypatch, capsys):
         tmp_path / "p.png",
     )
     assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads((tmp_path / "e.json").read_text())["all"]["energy"]["count"] == 22
+    errors = json.loads((tmp_path / "e.json").read_text())
+    assert errors["all"]["energy"]["count"] == 22
+    assert not without_unit(errors)
     assert (tmp_path / "p.png").stat().st_size > 10_000
     wrong = call("evaluate", tmp_path / "m.pth", DATA / "acac.xyz")
     assert wrong.returncode == 2

@@ -17,6 +17,8 @@ from eqcalc.training.muon import matrix_shapes
 from eqcalc.training.run import train
 from eqcalc.training.task import predict
 
+pytestmark = pytest.mark.usefixtures("no_potential_file")
+
 BLOCKS = {"num_layers": 2, "l_max": 2, "hidden_channels": 4, "feed_forward_channels": 5}
 NETWORKS = {
     "esen": BLOCKS,

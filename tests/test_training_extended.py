@@ -28,6 +28,7 @@ def frames(tmp_path_factory) -> str:
     return write_frames(tmp_path_factory.mktemp("data") / "train.xyz", 8)
 
 
+@pytest.mark.usefixtures("no_potential_file")
 def test_extended_is_as_long_from_the_start(frames, tmp_path):
     options = {"schedule": "plateau", "plateau_patience": 0, "learning_rate": 0.05}
     train(tiny(frames, epochs=4, **options), tmp_path / "long", quiet=True)
@@ -38,6 +39,7 @@ def test_extended_is_as_long_from_the_start(frames, tmp_path):
     assert all(torch.equal(tensor, extended[name]) for name, tensor in long.items())
 
 
+@pytest.mark.usefixtures("no_potential_file")
 def test_an_extended_cosine_begins_anew(frames, tmp_path, monkeypatch):
     """Past epochs stay what they were, also when the extension is killed and resumed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -73,6 +75,7 @@ def test_ends_cut_the_cosine():
     assert rate(40, {}) == pytest.approx(0.05)
 
 
+@pytest.mark.usefixtures("no_potential_file")
 def test_what_changes_past_epochs_is_refused(frames, tmp_path):
     train(tiny(frames, epochs=2), tmp_path / "r", quiet=True)
     for change in ({"epochs": 1}, {"epochs": 4, "learning_rate": 0.01}, {"batch_size": 2}):
@@ -80,6 +83,7 @@ def test_what_changes_past_epochs_is_refused(frames, tmp_path):
             train(tiny(frames, **{"epochs": 2, **change}), tmp_path / "r", quiet=True)
 
 
+@pytest.mark.usefixtures("no_potential_file")
 def test_a_line_for_each_epoch(frames, tmp_path, capfd):
     train(tiny(frames, epochs=2), tmp_path / "r")
     said = "".join(capfd.readouterr())

@@ -25,6 +25,8 @@ from eqcalc.training.run import train
 from eqcalc.training.sampling import BalancedShuffle
 from eqcalc.training.task import SetErrors, predict
 
+pytestmark = pytest.mark.usefixtures("no_potential_file")
+
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory) -> str:

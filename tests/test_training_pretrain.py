@@ -101,6 +101,7 @@ def test_frames_are_the_teachers(finished, teacher):
     assert started["starts"] == setup.train_hash
 
 
+@pytest.mark.usefixtures("no_potential_file")
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_second_run_begins_where_the_first_ended(data, teacher, tmp_path, precision):
     rest = {"epochs": 1, "learning_rate": 1e-300, "weight_decay": 0.0}
@@ -158,6 +159,7 @@ def stop_between(config, out, monkeypatch):
     assert not (out / "last.ckpt").exists()
 
 
+@pytest.mark.usefixtures("no_potential_file")
 @pytest.mark.parametrize("place", ["frames", "first run", "between", "second run"])
 def test_resumed_is_uninterrupted(data, teacher, finished, tmp_path, monkeypatch, place):
     config, out = config_of(data, teacher), tmp_path / "run"

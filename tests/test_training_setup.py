@@ -15,6 +15,8 @@ from eqcalc.training.prepare import prepare
 from eqcalc.training.run import train
 from eqcalc.training.setup import VERSION, RunSetup
 
+pytestmark = pytest.mark.usefixtures("no_potential_file")
+
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory) -> str:

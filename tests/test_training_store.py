@@ -59,6 +59,7 @@ def assert_same_run(a, b, *, hashes=True):
     assert documents[0] == documents[1]
 
 
+@pytest.mark.usefixtures("no_potential_file")
 @pytest.mark.parametrize("val", ["split", "store", "files", "table"])
 def test_it_is_that_on_files_bit_for_bit(data, tmp_path, monkeypatch, val):
     sets = {
@@ -94,6 +95,7 @@ def test_weights(data):
     assert sorted(got.tolist()) == [2.0] * 8 + [3.0] * 8
 
 
+@pytest.mark.usefixtures("no_potential_file")
 def test_other_frames_other_run(data, tmp_path):
     train(config([data["train.eqdata"]]), tmp_path / "r", quiet=True)
     with pytest.raises(InputError, match="another setting of the data"):
@@ -115,6 +117,7 @@ def test_dry_run_and_committee(data, tmp_path):
     assert summary == expected
 
 
+@pytest.mark.usefixtures("no_potential_file")
 def test_fine_tuning_with_a_new_element(data, tmp_path):
     train(config([data["a"], data["b"]]), tmp_path / "original", quiet=True)
     files = write_frames(tmp_path / "c.xyz", 8, symbols="LiC", seed=3)

@@ -41,17 +41,35 @@ NEEDS = {
 #: of these, files whose tests are quick all the same
 QUICK = {"test_muon", "test_domain"}
 
-#: files whose kernels are compiled as users' are; elsewhere quickly, since calculators, LAMMPS and
-#: checks are tried there, and take the kernels as they are
+#: files whose kernels are compiled as users' are
 OPTIMISED = {
     *("test_fused", "test_fused_programs", "test_kernels", "test_threads", "test_sanitizers"),
     "test_engine_build",
 }
 
+#: files with small networks, each of which does a few structures: kernels take three times as long
+#: (of the bundled model five times), and two thirds of the time to compile. Elsewhere -O1
+UNOPTIMISED = {
+    *("test_cuda_device", "test_cuda_engine", "test_cuda_faults", "test_cuda_training"),
+    *("test_importers", "test_importers_mace", "test_importers_nequip", "test_importers_peers"),
+    *("test_description", "test_evaluate", "test_former_files", "test_outputs"),
+    *("test_committee", "test_uncertainty", "test_uncertainty_training"),
+    *("test_training", "test_training_architectures", "test_training_data"),
+    *("test_training_distributed", "test_training_extended", "test_training_options"),
+    *("test_training_outputs", "test_training_pairs", "test_training_setup"),
+    *("test_training_store", "test_training_tools"),
+    *("test_build", "test_committee_lammps", "test_cuda_lammps", "test_devices", "test_engines"),
+    *("test_errors", "test_lammps_outputs", "test_monitor_lammps", "test_own_architecture"),
+    *("test_parity", "test_physics", "test_training_domain"),
+}
+
 
 def compiler_flags(item: pytest.Item) -> str:
     """Beside those of the engine."""
-    return "" if Path(item.path).stem in OPTIMISED else "-O1"
+    name = Path(item.path).stem
+    if name in OPTIMISED:
+        return ""
+    return "-O0" if name in UNOPTIMISED else "-O1"
 
 
 def mark(item: pytest.Item) -> None:

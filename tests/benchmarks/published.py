@@ -184,9 +184,19 @@ def too_different(row: dict) -> bool:
     return not (row["energy"] < energy and row["forces"] < forces and row["stress"] < stress)
 
 
+#: of differences and of times
+UNITS = {
+    "energy": "eV/atom",
+    "forces": "eV/Å",
+    "stress": "eV/Å^3",
+    "original": "µs of CPU per atom",
+    "fused": "µs of CPU per atom",
+}
+
+
 def text(document: dict) -> str:
     """JSON with a line for each row of a table."""
-    found = json.dumps(document, indent=1)
+    found = json.dumps({"units": UNITS, **document}, indent=1, ensure_ascii=False)
     return re.sub(r"\{[^{}\[\]]*\}", lambda row: " ".join(row[0].split()), found) + "\n"
 
 

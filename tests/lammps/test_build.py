@@ -51,6 +51,17 @@ def test_without_compiler(tmp_path):
         assert remembered in err
 
 
+def test_why_there_is_no_pair_style(tmp_path, monkeypatch, model):
+    """Not only that LAMMPS does not know it: at the first start, and at later ones."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("EQCALC_COMPILE_LIMIT", "0.01")
+    path = script(silica_like(1), tmp_path, pair(model))
+    why = r"not available: the plugin was not compiled after 0.01 s: set EQCALC_COMPILE_LIMIT"
+    for ranks, advice in ((1, ""), (2, ".* run 'eqcalc lammps build'")):
+        with pytest.raises(InputError, match=why + advice):
+            run_lmp(path, ranks=ranks)
+
+
 def test_unwritable_cache(tmp_path):
     """The temporary directory takes over; without that, one sentence, and LAMMPS still starts."""
     environment = {"XDG_CACHE_HOME": "/proc/nope", "TMPDIR": str(tmp_path)}
