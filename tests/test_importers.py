@@ -199,7 +199,7 @@ def test_other_files_are_refused(tmp_path, potential_path):
     torch.save({"a": 1}, tmp_path / "other.pth")
     for path, sentence in (
         (tmp_path / "text.pth", "no file that torch.save has written"),
-        (tmp_path / "other.pth", "no file of SevenNet, NequIP or MACE"),
+        (tmp_path / "other.pth", "no file of SevenNet, NequIP, MACE or fairchem-core"),
         (tmp_path / "nothing.pth", "There is no file"),
         (potential_path, "is TorchScript, but not of"),
     ):

@@ -1,30 +1,49 @@
-"""Files of fairchem-core are recognised, and the parts that have no counterpart are named.
+"""fairchem-core's eSEN: the same numbers as the package, and sentences for what is not covered.
 
-The content is made here with the names and shapes that fairchem-core 2.24.0 gives its eSEN.
+tests/data/fairchem.json holds options of three networks, and what fairchem-core 2.24.0 makes of
+them: tests/peers/fairchem_random.py, whose weights follow from their names, so that they need not
+be kept. Where EQCALC_FAIRCHEM names an interpreter with the package, it is asked anew.
 """
 
 import dataclasses
+import json
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from imported import results, structure
+from scipy.spatial.transform import Rotation
 
+from eqcalc import EquivariantCalculator
+from eqcalc.engine.plan import NotCovered
 from eqcalc.errors import InputError
 from eqcalc.importers import import_model
 
-OPTIONS = {
-    "model": "fairchem.core.models.uma.escn_md.eSCNMDBackbone",
-    "direct_forces": False,
-    "ff_type": "spectral",
-    "act_type": "gate",
-}
-MAP = "backbone.blocks.0.edge_wise.so2_conv_1.so2_m_conv.0.fc.weight"
+HERE = Path(__file__).parent
+CASES = json.loads((HERE / "data/fairchem.json").read_text("utf-8"))
+PYTHON = os.environ.get("EQCALC_FAIRCHEM")
+CLASS = "fairchem.core.models.uma.escn_md.eSCNMDBackbone"
+OPTIONS = {"model": CLASS, "direct_forces": False, "ff_type": "spectral"}
+
+
+def weights_of(shapes):
+    """As in tests/peers/fairchem_random.py."""
+    made = {}
+    for name, shape in shapes.items():
+        rng = np.random.default_rng([ord(c) for c in name])
+        fan = shape[-1] if len(shape) > 1 else 10
+        made[name] = torch.from_numpy(rng.normal(size=shape) / np.sqrt(fan)).float()
+    return made
 
 
 @pytest.fixture
-def saved(tmp_path, monkeypatch):
-    """Saves a checkpoint under the name of fairchem's class, and imports it."""
+def save(tmp_path, monkeypatch):
+    """Saves a checkpoint under the name of fairchem's class."""
     path = "fairchem.core.units.mlip_unit.api.inference"
     kind = dataclasses.make_dataclass(
         "MLIPInferenceCheckpoint",
@@ -38,29 +57,102 @@ def saved(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, ".".join(names[:n]), types.ModuleType(names[n - 1]))
     monkeypatch.setitem(sys.modules, path, module)
 
-    def said(weights, **options):
+    def saved(weights, tasks=(), **options):
         file = tmp_path / "esen.pt"
-        torch.save(kind({"backbone": OPTIONS | options}, weights, weights, {}), file)
+        averaged = {f"module.{name}": w for name, w in weights.items()}
+        document = {"backbone": OPTIONS | options, "heads": {}}
+        torch.save(kind(document, weights, averaged, list(tasks)), file)
+        return file
+
+    return saved
+
+
+def tasks_of(case):
+    return [
+        {
+            "property": "energy",
+            "datasets": [name],
+            "normalizer": {"mean": 0.0, "rmsd": scale},
+            "element_references": {"element_references": {"_args_": [references]}},
+        }
+        for name, (scale, references) in case["asked"]["tasks"].items()
+    ]
+
+
+@pytest.fixture(params=CASES)
+def case(request, save):
+    """A checkpoint, and what the package makes of it."""
+    found = CASES[request.param]
+    backbone = found["asked"]["backbone"]
+    return save(weights_of(found["shapes"]), tasks_of(found), **backbone), found
+
+
+def assert_same(source, folder, expected, atoms=None):
+    for task, known in expected.items():
+        path = import_model(source, folder / f"{task}.pth", task=task, dtype="float64").path
+        energy, forces = results(path, atoms, engine="torch", dtype="float64")
+        assert np.abs(known["forces"]).max() > 1e-2
+        assert energy == pytest.approx(known["energy"], abs=1e-6)
+        assert forces == pytest.approx(np.array(known["forces"]), abs=1e-6)
+
+
+def test_numbers_are_those_of_the_package(case, tmp_path):
+    source, found = case
+    assert_same(source, tmp_path, found["results"])
+
+
+@pytest.mark.skipif(not PYTHON, reason="EQCALC_FAIRCHEM names no interpreter")
+@pytest.mark.parametrize("name", CASES)
+def test_its_own_checkpoint_is_read(name, tmp_path):
+    asked = json.dumps(CASES[name]["asked"])
+    script = HERE / "peers/fairchem_random.py"
+    done = subprocess.run(
+        [PYTHON, script, tmp_path], input=asked, capture_output=True, text=True, check=True
+    )
+    assert_same(tmp_path / "esen.pt", tmp_path, json.loads(done.stdout)["results"])
+
+
+def test_energy_turns_with_nothing_and_forces_are_its_gradient(save, tmp_path):
+    """Mirrored it is another: m and -m are mixed."""
+    found = CASES["small"]
+    source = save(weights_of(found["shapes"]), tasks_of(found), **found["asked"]["backbone"])
+    path = import_model(
+        source, tmp_path / "m.pth", elements=["O", "Si", "Cu"], dtype="float64"
+    ).path
+    energy, forces = results(path, engine="torch")
+    assert energy == pytest.approx(found["results"]["omat"]["energy"], abs=1e-6)
+    for matrix, same in ((Rotation.random(random_state=1).as_matrix(), True), (-np.eye(3), False)):
+        atoms = structure()
+        atoms.set_cell(atoms.cell.array @ matrix.T, scale_atoms=True)
+        turned, of = results(path, atoms, engine="torch")
+        assert (abs(turned - energy) < 1e-9) is same
+        if same:
+            assert of == pytest.approx(forces @ matrix.T, abs=1e-9)
+    sides = []
+    for h in (1e-4, -1e-4):
+        atoms = structure()
+        atoms.positions[2, 1] += h
+        sides.append(results(path, atoms, engine="torch")[0])
+    assert (sides[1] - sides[0]) / 2e-4 == pytest.approx(forces[2, 1], abs=1e-7)
+    with pytest.raises(NotCovered, match="FairchemESEN"):
+        EquivariantCalculator(path, engine="fused")
+    with pytest.raises(InputError, match="does not know U"):
+        import_model(source, tmp_path / "m.pth", elements=["U"])
+
+
+def test_what_is_not_covered_is_named(save, tmp_path):
+    def said(weights=None, tasks=(), **options):
         with pytest.raises(InputError) as caught:
-            import_model(file, tmp_path / "model.pth")
+            import_model(save(weights or {}, tasks, **options), tmp_path / "model.pth")
         return str(caught.value)
 
-    return said
-
-
-def test_parts_without_a_counterpart_are_named(saved):
-    mixing, plain = torch.ones(8, 4), torch.ones(8, 4)
-    plain[4:] = 0.0
-    said = saved({MAP: mixing, "backbone.source_embedding.weight": torch.ones(3, 2)})
-    assert "esen.pt is an eSEN of fairchem-core ('eSCNMDBackbone')" in said
-    assert "between m and -m" in said
-    assert "elements of both atoms" in said
-    assert "grid" not in said
-    assert "between m and -m" not in saved({MAP: plain})
-    said = saved({MAP: plain}, ff_type="grid", direct_forces=True, num_experts=8)
-    for part in ("mixture of 8 experts", "direct_forces", "ff_type = grid"):
-        assert part in said
-
-
-def test_other_networks_of_theirs_are_named(saved):
-    assert "'EScAIPBackbone' of fairchem-core" in saved({}, model="x.EScAIPBackbone")
+    refused = said(ff_type="grid", direct_forces=True, num_experts=8, act_type="s2")
+    for part in ("mixture of 8 experts", "direct_forces", "ff_type = grid", "act_type = s2"):
+        assert part in refused
+    assert "norm_type" not in refused
+    assert "'EScAIPBackbone' of fairchem-core" in said(model="x.EScAIPBackbone")
+    assert "has no weights 'backbone.sphere" in said()
+    two = [{"property": "energy", "datasets": [name]} for name in ("omat", "omol")]
+    assert "tasks omat, omol: choose one with --task" in said(tasks=two)
+    shifted = [{"property": "energy", "datasets": ["omat"], "normalizer": {"mean": 2.0}}]
+    assert "adds 2 eV to each structure" in said(tasks=shifted)

@@ -293,7 +293,7 @@ def test_other_files_are_refused(tmp_path, potential_path, imported):
     for path, sentence in (
         (tmp_path / "c.nequip.pt2", "is compiled: import the package or the checkpoint"),
         (tmp_path / "text.zip", "no file that torch.save has written"),
-        (tmp_path / "other.pth", "is no file of SevenNet, NequIP or MACE"),
+        (tmp_path / "other.pth", "is no file of SevenNet, NequIP, MACE or fairchem-core"),
         (tmp_path / "empty", r"best_model\.pth"),
         (potential_path, "is TorchScript, but not of nequip-deploy"),
     ):

@@ -95,10 +95,11 @@ def _read(
     if isinstance(content, unpickle.Stub) and mace.is_model(found := collected(content)):
         return mace.convert(found, path.name, keep, task)
     if fairchem.is_checkpoint(content):
-        raise InputError(fairchem.refusal(content, path.name))
+        return fairchem.convert(content, path.name, keep, task)
     if not sevennet.is_checkpoint(content):
         raise InputError(
-            f"{path} is no file of SevenNet, NequIP or MACE: no other kind is covered yet."
+            f"{path} is no file of SevenNet, NequIP, MACE or fairchem-core: no other kind is "
+            "covered yet."
         )
     return sevennet.convert(content, path.name, keep, task)
 
@@ -111,7 +112,7 @@ def import_model(
     task: str | None = None,
     dtype: str = "float32",
 ) -> Imported:
-    """Reads a file of SevenNet, NequIP or MACE and writes an export with the same numbers.
+    """Reads a file of another package (`_read`) and writes an export with the same numbers.
 
     Args:
         source: the file, a folder of NequIP's training, or a name in `published.NAMES`, with the

@@ -21,6 +21,8 @@ def _original(made: Imported) -> Any:
         return NequIPOriginal(made.source)
     if made.origin["package"] == "MACE":
         return _mace(made)
+    if made.origin["package"] == "fairchem-core":
+        return _fairchem(made)
     try:
         from sevenn.calculator import SevenNetCalculator
     except ImportError as error:
@@ -42,6 +44,22 @@ def _mace(made: Imported) -> Any:
         ) from None
     head = {"head": made.origin["task"]} if "task" in made.origin else {}
     return MACECalculator(str(made.source), device="cpu", default_dtype="float32", **head)
+
+
+def _fairchem(made: Imported) -> Any:
+    try:
+        from fairchem.core import FAIRChemCalculator
+        from fairchem.core.units.mlip_unit import load_predict_unit
+        from fairchem.core.units.mlip_unit.api.inference import InferenceSettings
+    except ImportError as error:
+        raise InputError(
+            f"--verify runs the original package, which is not installed here ({error}): "
+            "'pip install fairchem-core==2.24.0', or leave --verify out."
+        ) from None
+    task = made.origin.get("task")
+    settings = InferenceSettings(predict_untrained_forces={task})
+    unit = load_predict_unit(made.source, settings, device="cpu")
+    return FAIRChemCalculator(unit, task_name=task)
 
 
 def _results(atoms: Atoms, calculator: Any) -> tuple[float, np.ndarray]:
