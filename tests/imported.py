@@ -1,11 +1,29 @@
 """What every kind of imported file is asked."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 from ase import Atoms
 
 from eqcalc import EquivariantCalculator, export
 from eqcalc.errors import InputError
 from eqcalc.importers import import_model
+
+HERE = Path(__file__).parent
+
+
+def peer_python(name):
+    """The interpreter of a package's environment (benchmarks/environments.py), made if need be."""
+    path = HERE / "benchmarks" / "environments.py"
+    spec = importlib.util.spec_from_file_location("environments", path)
+    environments = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(environments)
+    try:
+        return environments.python_of(name, HERE.parent / "build" / "peers")
+    except environments.UnavailableError as error:
+        pytest.skip(str(error))
 
 
 def structure(fourth="Cu"):

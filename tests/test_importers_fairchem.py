@@ -2,7 +2,8 @@
 
 tests/data/fairchem.json holds options of three networks, and what fairchem-core 2.24.0 makes of
 them: tests/peers/fairchem_random.py, whose weights follow from their names, so that they need not
-be kept. Where EQCALC_FAIRCHEM names an interpreter with the package, it is asked anew.
+be kept. Where EQCALC_FAIRCHEM is `install`, which makes an environment in build/peers (minutes,
+once), or names an interpreter with the package, it is asked anew.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imported import results, structure
+from imported import peer_python, results, structure
 from scipy.spatial.transform import Rotation
 
 from eqcalc import EquivariantCalculator
@@ -101,13 +102,14 @@ def test_numbers_are_those_of_the_package(case, tmp_path):
     assert_same(source, tmp_path, found["results"])
 
 
-@pytest.mark.skipif(not PYTHON, reason="EQCALC_FAIRCHEM names no interpreter")
+@pytest.mark.skipif(not PYTHON, reason="EQCALC_FAIRCHEM is not 'install' and names no interpreter")
 @pytest.mark.parametrize("name", CASES)
 def test_its_own_checkpoint_is_read(name, tmp_path):
     asked = json.dumps(CASES[name]["asked"])
     script = HERE / "peers/fairchem_random.py"
+    python = peer_python("fairchem") if PYTHON == "install" else PYTHON
     done = subprocess.run(
-        [PYTHON, script, tmp_path], input=asked, capture_output=True, text=True, check=True
+        [python, script, tmp_path], input=asked, capture_output=True, text=True, check=True
     )
     assert_same(tmp_path / "esen.pt", tmp_path, json.loads(done.stdout)["results"])
 

@@ -4,16 +4,14 @@ Runs where EQCALC_NEQUIP is `install`, which makes environments with NequIP 0.5.
 in build/peers (minutes, once), or names interpreters, separated by colons, that have a NequIP each.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from imported import results, structure
+from imported import peer_python, results, structure
 
 from eqcalc.errors import InputError
 from eqcalc.importers import import_model
@@ -142,14 +140,7 @@ def python(request):
     """An interpreter, by its path or by the name of an environment."""
     if "/" in request.param:
         return request.param
-    path = HERE / "benchmarks" / "environments.py"
-    spec = importlib.util.spec_from_file_location("environments", path)
-    environments = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(environments)
-    try:
-        return environments.python_of(request.param, HERE.parent / "build" / "peers")
-    except environments.UnavailableError as error:
-        pytest.skip(str(error))
+    return peer_python(request.param)
 
 
 def release(python):

@@ -6,12 +6,15 @@
 
 namespace {
 
+// sums of so many rows and vectors fill the registers; rows are even
 #if defined(__AVX512F__)
-constexpr bool TALL = WIDE_MAPS;     // whether there are such groups
+constexpr int TALL_ROWS = 14, TALL_VECTORS = 2;
+#elif defined(__AVX__)
+constexpr int TALL_ROWS = 6, TALL_VECTORS = 2;
 #else
-constexpr bool TALL = false;     // too few registers
+constexpr int TALL_ROWS = GEMM_ROWS / 2 * 2, TALL_VECTORS = 1;     // unused
 #endif
-constexpr int TALL_ROWS = 14, TALL_VECTORS = 2;     // even; as many sums as registers hold
+constexpr bool TALL = WIDE_MAPS && TALL_VECTORS > 1;     // whether there are such groups
 
 // as gemm_tile, of rows that are packed: x [inputs, R]
 template <int R, int N, bool SET>
