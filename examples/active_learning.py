@@ -49,6 +49,7 @@ MODEL = {
     "cutoff": 4.5,
     "num_layers": 2,
     "num_channels": [16, 8, 8],
+    "product_channels": 0,
     "radial_mlp": [16],
     "readout": 16,
 }
@@ -113,6 +114,7 @@ class Loop:
         for k, folder in enumerate(self.runs):
             training = {
                 "epochs": self.options.epochs if former else self.options.first_epochs,
+                "batch_size": 4,
                 "threads": 1,
                 "device": "cpu",
                 "fused": self.options.fused,

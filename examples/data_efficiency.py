@@ -46,7 +46,7 @@ def run(network: dict, frames: list, data: Path, steps: int, folder: Path) -> di
                 "isolated_atoms": str(data / "isolated_atoms.xyz.gz"),
                 "val_fraction": held_out / len(frames),
             },
-            "model": {"num_layers": 3, "radial_mlp": [32], **network},
+            "model": {"num_layers": 3, "product_channels": 0, "radial_mlp": [32], **network},
             "training": {
                 "epochs": round(steps / -(-(len(frames) - held_out) // BATCH)),
                 "batch_size": BATCH,

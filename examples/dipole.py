@@ -42,6 +42,7 @@ MODEL = {
     "cutoff": 4.5,
     "num_layers": 3,
     "num_channels": [16, 12, 8],
+    "product_channels": 0,
     "radial_mlp": [32],
     "readout": 16,
 }

@@ -41,6 +41,7 @@ MODEL = {
     "num_layers": 2,
     "l_max": 1,
     "num_channels": [24, 12],
+    "product_channels": 0,
     "radial_mlp": [32],
     "readout": 16,
 }

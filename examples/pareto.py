@@ -36,7 +36,7 @@ SIZES = ("small", "medium", "large")
 #: options of each architecture that all sizes share, and those of each size
 NETWORKS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "nequip": (
-        {"num_layers": 3, "l_max": 2},
+        {"num_layers": 3, "l_max": 2, "product_channels": 0},
         [{"num_channels": c} for c in ([16, 8, 8], [32, 16, 16], [64, 32, 32])],
     ),
     "mace": ({"num_layers": 2, "l_max": 2}, [{"num_channels": c} for c in (8, 16, 32)]),

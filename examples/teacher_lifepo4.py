@@ -44,7 +44,13 @@ TEMPERATURES, TEMPERATURE = (300.0, 600.0, 1000.0, 1500.0), 600.0
 #: Å, as far as pairs are counted; bins
 REACH, BINS = 6.0, 150
 
-MODEL = {"cutoff": 4.5, "num_layers": 3, "num_channels": [32, 16, 16], "radial_mlp": [32, 32]}
+MODEL = {
+    "cutoff": 4.5,
+    "num_layers": 3,
+    "num_channels": [32, 16, 16],
+    "product_channels": 0,
+    "radial_mlp": [32, 32],
+}
 TRAINING = {"batch_size": 1, "learning_rate": 0.01, "ema_decay": 0.99, "threads": 1}
 
 

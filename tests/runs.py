@@ -20,6 +20,7 @@ MODEL = {
     "num_layers": 2,
     "l_max": 1,
     "num_channels": [6, 4],
+    "product_channels": 0,
     "radial_mlp": [8],
     "readout": 4,
 }
@@ -54,6 +55,7 @@ def tiny(train: str, *, data=None, fine_tune=None, model=None, **training) -> Co
         "fine_tune": fine_tune or {},
         "training": {
             "epochs": 4,
+            "batch_size": 4,
             "warmup_steps": 2,
             "threads": 1,
             "ema_decay": 0.9,

@@ -30,8 +30,10 @@ MOST_SPILLED = 64
 MOST_REGISTERS = {"forward": 128, "edges": 128, "gather": 128, "nodes": 255, "": 255}
 
 NETWORKS = {
-    "default": NequIPConfig(),
-    "l_max 3": NequIPConfig(l_max=3, num_channels=[128, 64, 32, 32], num_layers=2),
+    "plain": NequIPConfig(product_channels=0),
+    "l_max 3": NequIPConfig(
+        product_channels=0, l_max=3, num_channels=[128, 64, 32, 32], num_layers=2
+    ),
     "mace": MACEConfig(),
 }
 
@@ -55,7 +57,7 @@ def sources(tmp_path_factory):
         potential = export.load(path, dtype="float64")
         for scalar, (degree, _) in TABLES.items():
             made[name, scalar] = DeviceCode(read(potential, scalar, PADDING), degree)
-    model = build(NETWORKS["default"], [14], 30.0, [1.0], [0.0])
+    model = build(NETWORKS["plain"], [14], 30.0, [1.0], [0.0])
     made["training", "float"] = TrainingCode(model)
     return made
 
@@ -64,11 +66,11 @@ def sources(tmp_path_factory):
 @pytest.mark.parametrize(
     ("architecture", "network", "scalar"),
     [
-        ("sm_80", "default", "float"),
-        ("sm_90", "default", "float"),
-        ("sm_90", "default", "double"),
-        ("sm_100", "default", "float"),
-        ("sm_120", "default", "float"),
+        ("sm_80", "plain", "float"),
+        ("sm_90", "plain", "float"),
+        ("sm_90", "plain", "double"),
+        ("sm_100", "plain", "float"),
+        ("sm_120", "plain", "float"),
         ("sm_90", "l_max 3", "float"),
         ("sm_90", "mace", "float"),
         ("sm_90", "training", "float"),
@@ -102,9 +104,9 @@ def test_nvrtc_makes_the_same_kernels(sources):
         nvrtc.version()
     except EngineUnavailable as reason:
         pytest.skip(str(reason))
-    cubin = nvrtc.compile_source(sources["default", "float"].source, "sm_90")
+    cubin = nvrtc.compile_source(sources["plain", "float"].source, "sm_90")
     assert cubin.startswith(b"\x7fELF")
-    assert all(name.encode() in cubin for name in sources["default", "float"].kernels)
+    assert all(name.encode() in cubin for name in sources["plain", "float"].kernels)
 
 
 def test_what_does_not_compile_is_said():

@@ -39,7 +39,7 @@ def test_gpu_is_the_engine_of_the_cpu(potential_path, crystal, dtype):
 def test_convolutions_of_training_are_the_plain_ones():
     """In float64: energies, forces and the gradient of a loss on both."""
     torch.manual_seed(3)
-    config = NequIPConfig(cutoff=4.0, num_layers=3, num_channels=[40, 8, 8])
+    config = NequIPConfig(product_channels=0, cutoff=4.0, num_layers=3, num_channels=[40, 8, 8])
     plain = build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]).double()
     fused = fuse_convolutions(copy.deepcopy(plain)).to("cuda")
     graph = mixed_batch()
@@ -64,7 +64,7 @@ def test_what_is_run_on_the_first_day(tmp_path, monkeypatch):
     differences = variants[0]["difference"]
     assert differences["as chosen"] == differences["without CUDA graphs"] == 0.0
     assert 0.0 < differences["tables of degree 5"] < 1e-5
-    small = NequIPConfig(cutoff=3.0, num_layers=2, l_max=1, num_channels=[4, 3])
+    small = NequIPConfig(product_channels=0, cutoff=3.0, num_layers=2, l_max=1, num_channels=[4, 3])
     (training,) = script.train([1], "cpu", np.inf, small, steps=1)
     assert 0.0 < training["difference"]["generated kernels"] < 1e-4
     tables = {"engines": rows, "variants": variants, "peers": [], "training": [training]}

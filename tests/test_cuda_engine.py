@@ -47,7 +47,9 @@ PROGRAMS = {
         density_normalization=True,
     ),
     "norm gates": TFNConfig(**SMALL, l_max=1, num_channels=[5, 4]),
-    "solid harmonics": NequIPConfig(**SMALL, l_max=1, num_channels=[5, 4], solid_harmonics=True),
+    "solid harmonics": NequIPConfig(
+        product_channels=0, **SMALL, l_max=1, num_channels=[5, 4], solid_harmonics=True
+    ),
 }
 
 

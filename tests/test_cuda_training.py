@@ -24,8 +24,8 @@ SMALL = {"cutoff": 4.0, "num_layers": 2}
 
 #: numbers of channels that fill no, one and more than one warp
 NETWORKS = {
-    "nequip": NequIPConfig(**SMALL, l_max=2, num_channels=[40, 5, 3]),
-    "parity": NequIPConfig(**SMALL, l_max=1, num_channels=[32, 4], parity=True),
+    "nequip": NequIPConfig(product_channels=0, **SMALL, l_max=2, num_channels=[40, 5, 3]),
+    "parity": NequIPConfig(product_channels=0, **SMALL, l_max=1, num_channels=[32, 4], parity=True),
     "mace": MACEConfig(**SMALL, l_max=1, num_channels=6, correlation=2),
 }
 

@@ -83,7 +83,11 @@ def test_torch_takes_over_from_a_compiler_that_fails(compiler, script, sentence,
     with pytest.raises(InputError, match=sentence):
         prepared(potential_path, "double", "table")
     model = registry.build(
-        NequIPConfig(l_max=1, num_channels=[2, 2], num_layers=1), [14], 4.0, [1.0], [0.0]
+        NequIPConfig(product_channels=0, l_max=1, num_channels=[2, 2], num_layers=1),
+        [14],
+        4.0,
+        [1.0],
+        [0.0],
     )
     with pytest.warns(UserWarning, match=f"Training without compiled kernels, .*{sentence}"):
         assert ready(model, TrainingConfig(device="cpu")) is model

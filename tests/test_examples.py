@@ -115,6 +115,12 @@ def test_files_are_of_the_recipes_beside_them(path):
     assert model_config(options) == recipe
 
 
+def test_the_bundled_model_is_of_its_recipe():
+    options = read_metadata(EXAMPLES.parent / "eqcalc" / "pretrained" / "si.pth")["hyperparameters"]
+    options.pop("avg_num_neighbors")
+    assert model_config(options) == read_config(EXAMPLES / "train_silicon.toml").model
+
+
 @pytest.mark.parametrize("name", ["acac", "acac_from_xtb"])
 def test_acetylacetone_as_in_the_table(name):
     """On frames that it was trained on, the file beside the recipe beats its own test error."""

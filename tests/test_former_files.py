@@ -37,9 +37,8 @@ def same(a, b) -> bool:
 )
 def test_former_files_run_and_are_trained_on(options, crystal, tmp_path):
     """The engine's plan is that of a file of today, and fine-tuning begins with its weights."""
-    config = NequIPConfig(
-        cutoff=4.0, num_layers=2, num_channels=[5, 4, 3], radial_mlp=[12], **options
-    )
+    sizes = {"cutoff": 4.0, "num_layers": 2, "num_channels": [5, 4, 3], "radial_mlp": [12]}
+    config = NequIPConfig(**sizes | {"product_channels": 0} | options)
     rest = [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0], some_pairs(2)
     graph = to_graph(crystal)
     edges = graph.species, graph.edge_vec, graph.edge_src, graph.edge_dst

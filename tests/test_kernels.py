@@ -86,7 +86,9 @@ def test_equal_to_plain_network(channels, parity, layers, products, product_l_ma
 
 def test_equal_to_plain_network_with_solid_harmonics():
     torch.manual_seed(3)
-    config = NequIPConfig(cutoff=4.0, num_layers=3, num_channels=[7, 5, 3], solid_harmonics=True)
+    config = NequIPConfig(
+        product_channels=0, cutoff=4.0, num_layers=3, num_channels=[7, 5, 3], solid_harmonics=True
+    )
     assert_equal_to_plain(build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]), products=False)
 
 
@@ -214,7 +216,9 @@ def forces_of(model, graph):
 
 def test_radial_networks_once_per_pair_change_nothing():
     torch.manual_seed(3)
-    config = NequIPConfig(cutoff=4.0, num_layers=3, l_max=2, num_channels=[6, 4, 2])
+    config = NequIPConfig(
+        product_channels=0, cutoff=4.0, num_layers=3, l_max=2, num_channels=[6, 4, 2]
+    )
     plain = build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0])
     set_precision(plain, torch.float64)
     fused = fuse(copy.deepcopy(plain))
@@ -232,7 +236,9 @@ def test_radial_networks_once_per_pair_change_nothing():
 
 def test_copies_have_pairs_of_their_own():
     torch.manual_seed(3)
-    config = NequIPConfig(cutoff=4.0, num_layers=2, l_max=1, num_channels=[4, 2])
+    config = NequIPConfig(
+        product_channels=0, cutoff=4.0, num_layers=2, l_max=1, num_channels=[4, 2]
+    )
     fused = fuse(build(config, [8, 14], 20.0, [1.0, 1.0], [0.0, 0.0]))
     twin = copy.deepcopy(fused)
     assert list(twin.state_dict()) == list(fused.state_dict())

@@ -24,6 +24,7 @@ from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import SpeciesLinear, block_offsets
 from eqcalc.nn.product import ChannelProduct
 from eqcalc.nn.radial import BesselBasis, polynomial_envelope
+from eqcalc.program.operations import Product
 
 CASES = {  # channels, parity, layers, channels and l_max of products, further options
     "l_max 0": ([6], False, 2, 0, 0, {}),
@@ -545,6 +546,19 @@ def test_calibrated_messages_have_the_mean_square_asked_for(structure, target, r
         assert np.array_equal(one, two)
 
 
+def test_products_that_are_not_given_are_half_as_wide_as_the_scalars():
+    def widths(**options):
+        operations = NequIPConfig(**options).program().operations
+        return {op.name: o3.Irreps(op.irreps_in) for op in operations if isinstance(op, Product)}
+
+    by_default = widths()
+    assert by_default.keys() == {"products_0", "products_1", "products_2"}
+    assert {mul for irreps in by_default.values() for mul, _ in irreps} == {64}
+    assert {mul for mul, _ in widths(num_channels=[10, 4, 4])["products_0"]} == {5}
+    assert {mul for mul, _ in widths(product_channels=3)["products_0"]} == {3}
+    assert not widths(product_channels=0)
+
+
 def test_impossible_configurations_are_refused():
     with pytest.raises(InputError, match="num_channels has 2 entries, but l_max = 2 needs 3"):
         NequIPConfig(l_max=2, num_channels=[4, 4])
@@ -555,7 +569,7 @@ def test_impossible_configurations_are_refused():
     with pytest.raises(InputError, match=r"product_l_max = 3: it must be 0 \.\. l_max = 2"):
         NequIPConfig(product_channels=4, product_l_max=3)
     with pytest.raises(InputError, match="product_l_max = 1, but there are no products"):
-        NequIPConfig(product_l_max=1)
+        NequIPConfig(product_channels=0, product_l_max=1)
     with pytest.raises(InputError, match=r"species_correlation = 1\.5: it must be 0 \.\. 1"):
         NequIPConfig(species_correlation=1.5)
     with pytest.raises(InputError, match=r"initial_messages = 0\.0: it must be positive"):
@@ -590,7 +604,7 @@ def test_isolated_atoms_have_their_reference_energy(name):
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
 def test_initial_weights_of_species_are_correlated_as_asked(correlation):
     torch.manual_seed(0)
-    config = NequIPConfig(species_correlation=correlation)
+    config = NequIPConfig(product_channels=0, species_correlation=correlation)
     model = build(config, [1, 6, 8], 20.0, [1.0] * 3, [0.0] * 3)
     for table in model.species_tables()[1:]:  # the embedding is too small to tell
         assert table.shape[0] == 3

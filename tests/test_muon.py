@@ -11,7 +11,9 @@ from eqcalc.training.muon import Muon, matrix_shapes, orthogonalize
 
 def potential():
     torch.manual_seed(3)
-    config = NequIPConfig(num_layers=2, l_max=1, num_channels=[8, 4], radial_mlp=[8], readout=4)
+    config = NequIPConfig(
+        product_channels=0, num_layers=2, l_max=1, num_channels=[8, 4], radial_mlp=[8], readout=4
+    )
     return build(config, [3, 8], 10.0, [1.0, 1.0], [0.0, 0.0])
 
 

@@ -33,9 +33,8 @@ from eqcalc.program.former import former_name, present_name
 )
 def test_the_program_of_nequip_is_nequip(options, crystal):
     """The same weights as in the equation written by hand give the same numbers."""
-    config = NequIPConfig(
-        cutoff=4.0, num_layers=3, num_channels=[5, 4, 3], radial_mlp=[12], **options
-    )
+    sizes = {"cutoff": 4.0, "num_layers": 3, "num_channels": [5, 4, 3], "radial_mlp": [12]}
+    config = NequIPConfig(**sizes | {"product_channels": 0} | options)
     arguments = (config, [8, 14], 15.0, [0.7, 1.1], [-2.0, -5.0])
     torch.manual_seed(3)
     written = set_precision(FormerNequIP(*arguments), torch.float64)
@@ -97,7 +96,7 @@ def test_names_that_mean_something_are_refused(name):
 
 
 def test_cutoffs_of_pairs_are_part_of_the_description():
-    config = NequIPConfig(pair_cutoffs={"Si": {"O": 3.0}})
+    config = NequIPConfig(product_channels=0, pair_cutoffs={"Si": {"O": 3.0}})
     assert "MLP(bessel(pair_cutoffs(r))" in str(config.program())
 
 

@@ -44,11 +44,13 @@ def small(**training) -> Config:
                 "num_layers": 2,
                 "l_max": 1,
                 "num_channels": [8, 4],
+                "product_channels": 0,
                 "radial_mlp": [8],
                 "readout": 4,
             },
             "training": {
                 "epochs": 6,
+                "batch_size": 4,
                 "warmup_steps": 2,
                 "threads": 1,
                 "ema_decay": 0.9,

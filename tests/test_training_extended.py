@@ -90,7 +90,7 @@ def test_a_line_for_each_epoch(frames, tmp_path, capfd):
     assert "\r" not in said
     for words in (
         *("training frames", "Li 6 with", "reference energies", "neighbours", "parameters"),
-        *("Training for 2 epochs of 2 steps.", "E meV/atom", "F meV/Å"),
+        *("Training for 2 epochs of 2 steps, 4 frames each.", "E meV/atom", "F meV/Å"),
     ):
         assert words in said or words == "Li 6 with", said
     rows = re.findall(r"^ +(\d) .*$", said, flags=re.MULTILINE)

@@ -15,10 +15,11 @@ from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import read_frames
 from eqcalc.errors import InputError
 from eqcalc.training.callbacks import Checkpoints, History, share_of_newest
+from eqcalc.training.distributed import World
 from eqcalc.training.folder import load_run
 from eqcalc.training.loss import Loss, component_weights, residuals
 from eqcalc.training.optimizers import LearningRate, make_optimizer, stalls, stopping
-from eqcalc.training.options import SecondStageConfig, TrainingConfig, usual_epochs
+from eqcalc.training.options import SecondStageConfig, TrainingConfig, usual_batch, usual_epochs
 from eqcalc.training.prepare import prepare
 from eqcalc.training.report import EpochLines
 from eqcalc.training.run import train
@@ -148,6 +149,16 @@ def test_epochs_that_are_not_given_follow_from_the_number_of_frames(frames):
     assert prepare(tiny(frames, epochs=7)).config.training.epochs == 7
     with pytest.raises(InputError, match=r"second_stage\.start = 400, but the last epoch is 299"):
         prepare(tiny(frames, epochs=0, second_stage={"start": 400, "energy_weight": 9.0}))
+
+
+def test_frames_per_step_that_are_not_given_follow_from_the_number_of_frames(frames):
+    assert [usual_batch(n) for n in (5, 50, 200, 500, 1000, 5000)] == [1, 1, 1, 2, 3, 4]
+    assert prepare(tiny(frames, batch_size=0)).config.training.batch_size == 1
+    assert prepare(tiny(frames, batch_size=3)).config.training.batch_size == 3
+    assert World(size=2).usual_batch(1000) == 4  # shared evenly
+    assert World(size=8).usual_batch(5) == 8
+    with pytest.raises(InputError, match=r"batch_size must not be negative, not -1"):
+        TrainingConfig(batch_size=-1)
 
 
 def test_averaged_weights_forget_the_beginning_of_a_short_run():

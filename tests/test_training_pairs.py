@@ -404,7 +404,7 @@ def test_a_bond_pushed_together_repels():
 
 def test_constants_that_a_network_has_no_use_for():
     """The core repulsion of a network without the option ends where it always did."""
-    config = NequIPConfig(num_channels=[4, 3, 2], radial_mlp=[4], readout=2)
+    config = NequIPConfig(product_channels=0, num_channels=[4, 3, 2], radial_mlp=[4], readout=2)
     constants = PairConstants([[[1.0] * PairEnergy.TERMS]], [[1.0]], [[1.0]])
     model = build(config, [14], 10.0, [1.0], [0.0], constants)
     reference = model.reference_energy

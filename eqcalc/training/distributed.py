@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from eqcalc.data.dataset import Batch, GraphDataset
 from eqcalc.errors import InputError
+from eqcalc.training.options import usual_batch
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class World:
         if not all(name in os.environ for name in names):
             return cls()
         return cls(*(int(os.environ[name]) for name in names))
+
+    def usual_batch(self, frames: int) -> int:
+        """As many frames as suit a set of so many, the same number for each process."""
+        return math.ceil(usual_batch(frames) / self.size) * self.size
 
     @property
     def trainer_options(self) -> dict[str, Any]:

@@ -193,13 +193,20 @@ def usual_epochs(frames: int) -> int:
     return round(min(300.0, max(10.0, 100.0 * math.sqrt(500.0 / frames))))
 
 
+def usual_batch(frames: int) -> int:
+    """sqrt(frames / 100), rounded, from 1 to 4: few frames need noisy steps, and many of them."""
+    return round(min(4.0, max(1.0, math.sqrt(frames / 100.0))))
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How the weights are found.
 
     Attributes:
         epochs: upper limit; 0: 100 sqrt(500 / training frames), from 10 to 300.
-        batch_size: structures per step, over all processes.
+        batch_size: structures per step, over all processes; 0: sqrt(training frames / 100), from 1
+            to 4, and a multiple of the number of processes. Small batches make more steps, and
+            noisier ones: of few frames, unseen ones are then better.
         balance: put frames of all sizes into each batch, so that no batch has all the large ones;
             for data of very different sizes, where the largest batch determines the memory.
         optimizer: "muon" for matrices and AdamW for the rest; "adamw", which needs several times
@@ -238,7 +245,7 @@ class TrainingConfig:
     """
 
     epochs: int = 0
-    batch_size: int = 4
+    batch_size: int = 0
     balance: bool = False
     optimizer: Literal["muon", "adamw", "schedule_free"] = "muon"
     learning_rate: float = 2e-2
@@ -266,11 +273,14 @@ class TrainingConfig:
     second_stage: SecondStageConfig = field(default_factory=SecondStageConfig)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "learning_rate", "huber_delta"):
+        for name in ("learning_rate", "huber_delta"):
             if getattr(self, name) <= 0:
                 raise InputError(f"training.{name} must be positive, not {getattr(self, name)}.")
-        if self.epochs < 0:
-            raise InputError(f"training.epochs must not be negative, not {self.epochs}.")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"training.{name} must not be negative, not {getattr(self, name)}."
+                )
         if not 0.0 <= self.ema_decay < 1.0:
             raise InputError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}.")
         if not 0.0 < self.plateau_factor < 1.0:

@@ -16,6 +16,7 @@ from eqcalc.models.assembled import WithOutputs
 from eqcalc.models.base import Potential
 from eqcalc.nn.output_constants import OutputConstants
 from eqcalc.training import data_checks
+from eqcalc.training.distributed import World
 from eqcalc.training.domain import measure, temperature
 from eqcalc.training.finetune import (
     Source,
@@ -58,11 +59,12 @@ class Prepared:
 def completed(config: Config, train: FrameTable, isolated: Sequence[Frame]) -> Config:
     """With what follows from the data where it is not given.
 
-    Epochs are as many as so many training frames need. Isolated atoms are exact where there is one
-    of each element, among frames called so or in data.isolated_atoms.
+    Epochs and frames per step are as many as so many training frames need. Isolated atoms are
+    exact where there is one of each element, among frames called so or in data.isolated_atoms.
     """
     epochs = config.training.epochs or usual_epochs(len(train))
-    config = replace(config, training=replace(config.training, epochs=epochs))
+    batch = config.training.batch_size or World.from_environment().usual_batch(len(train))
+    config = replace(config, training=replace(config.training, epochs=epochs, batch_size=batch))
     told = "model.exact_isolated_atoms" in config.given or config.fine_tune.model
     if told or not config.model.energy:
         return config

@@ -210,13 +210,14 @@ def isolated_energies(teacher: Teacher, numbers: Sequence[int]) -> dict[str, flo
     return energies
 
 
-def first_run(prepared: Prepared, frames: Sequence[Path]) -> Config:
-    """The config of the run that learns the teacher's frames."""
+def first_run(prepared: Prepared, frames: Sequence[Path], batch_size: int = 0) -> Config:
+    """The config of the run that learns the teacher's frames; `batch_size` 0: as suits so many."""
     config = prepared.config
     given = {}
     if config.model.energy and config.model.exact_isolated_atoms:
         teacher = _teacher(config)
         given = isolated_energies(teacher, prepared.setup.constants.atomic_numbers)
+    usual = World.from_environment().usual_batch(config.pretrain.frames)
     return dataclasses.replace(
         config,
         data=DataConfig(
@@ -228,6 +229,7 @@ def first_run(prepared: Prepared, frames: Sequence[Path]) -> Config:
         training=dataclasses.replace(
             config.training,
             epochs=config.pretrain.epochs,
+            batch_size=batch_size or usual,
             learning_rate=config.pretrain.learning_rate,
             second_stage=SecondStageConfig(),
             config_weights={},

@@ -107,11 +107,12 @@ class EpochLines(Callback):
         del task
         self.first, self.started = trainer.current_epoch, time.monotonic()
         self.steps = int(trainer.num_training_batches)
-        last = self.options.epochs - 1
+        last, size = self.options.epochs - 1, self.options.batch_size
+        frames = f"{size} frame{'s' * (size > 1)} each"
         if self.first:
             self._say(f"Resuming at epoch {self.first}; the last one is epoch {last}.")
         else:
-            self._say(f"Training for {self.options.epochs} epochs of {self.steps} steps.")
+            self._say(f"Training for {self.options.epochs} epochs of {self.steps} steps, {frames}.")
 
     def on_fit_end(self, trainer: lightning.Trainer, task: PotentialTask) -> None:
         del trainer, task

@@ -106,7 +106,8 @@ def pretrain(config: Config, out: Path, world: World, *, quiet: bool) -> None:
     """The run that comes first, unless it is finished; the data of the second one are checked."""
     check_pretraining(config)
     prepared = prepare(config)
-    first = first_run(prepared, label_frames(prepared, out, world, quiet=quiet))
+    frames = label_frames(prepared, out, world, quiet=quiet)
+    first = first_run(prepared, frames, config.training.batch_size)
     if not is_finished(out, first):
         of_data = prepared.setup.constants.outputs
         learn(prepare(first, of_data), out, world, quiet=quiet, extend=False)

@@ -178,6 +178,7 @@ def write_export(case: Case, path: Path) -> Path:
         )
     else:
         config = NequIPConfig(
+            product_channels=0,
             **shared,
             num_layers=size["layers"],
             l_max=len(size["channels"]) - 1,

@@ -279,7 +279,7 @@ def train(
     from eqcalc.models.registry import build
 
     torch.manual_seed(0)
-    plain = build(config or NequIPConfig(), [14], 28.0, [1.0], [0.0])
+    plain = build(config or NequIPConfig(product_channels=0), [14], 28.0, [1.0], [0.0])
     models = {"plain torch": plain, "generated kernels": fuse_convolutions(copy.deepcopy(plain))}
     rows = []
     for repeat in repeats:

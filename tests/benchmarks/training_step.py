@@ -48,7 +48,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    config = NequIPConfig(num_channels=options.channels, l_max=len(options.channels) - 1)
+    config = NequIPConfig(
+        product_channels=0, num_channels=options.channels, l_max=len(options.channels) - 1
+    )
     plain = build(config, [14], 28.0, [1.0], [0.0])
     fused = fuse(copy.deepcopy(plain))
     print(f"{'system':<12}{'plain µs/atom':>16}{'fused µs/atom':>16}{'ratio':>8}")

@@ -49,7 +49,9 @@ def untrained_file(tmp_path):
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
     """Two elements, three layers."""
-    config = NequIPConfig(num_channels=[8, 6, 4], radial_mlp=[16], num_radial=6, readout=8)
+    config = NequIPConfig(
+        product_channels=0, num_channels=[8, 6, 4], radial_mlp=[16], num_radial=6, readout=8
+    )
     return untrained(tmp_path_factory.mktemp("a folder") / "two elements.pth", config)
 
 
@@ -73,7 +75,13 @@ def with_option(**option) -> NequIPConfig:
     """Three layers, cutoff 4 Å."""
     channels = [8, 6, 4]
     return NequIPConfig(
-        cutoff=4.0, num_channels=channels, radial_mlp=[16], num_radial=6, readout=8, **option
+        product_channels=0,
+        cutoff=4.0,
+        num_channels=channels,
+        radial_mlp=[16],
+        num_radial=6,
+        readout=8,
+        **option,
     )
 
 
@@ -101,6 +109,7 @@ def crowded(tmp_path_factory) -> Path:
 
 def small(layers: int) -> NequIPConfig:
     return NequIPConfig(
+        product_channels=0,
         cutoff=3.5,
         num_layers=layers,
         l_max=1,
