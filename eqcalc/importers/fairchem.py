@@ -196,7 +196,8 @@ def convert(
             f"{name} is an eSEN of fairchem-core ('{kind}'), which has parts that no network here "
             f"has: {'; '.join(parts)}. Train architecture = 'esen' on frames that it has labelled."
         )
-    if any((h or {}).get("reduce", "sum") != "sum" for h in document.get("heads", {}).values()):
+    heads = [head or {} for head in document.get("heads", {}).values()]
+    if "mean" in [{**h, **(h.get("head_kwargs") or {})}.get("reduce") for h in heads]:
         raise InputError(f"{name} gives energies per atom (reduce = mean), which is not covered.")
     weights = _weights(content)
     label, chosen = _task(content, name, task)

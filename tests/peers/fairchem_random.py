@@ -59,8 +59,16 @@ def task(name: str, scale: float, references: list[float]) -> dict:
 
 def main() -> None:
     folder, asked = Path(sys.argv[1]), json.load(sys.stdin)
-    head = {"module": "fairchem.core.models.uma.escn_md.MLP_EFS_Head", "wrap_property": True}
     names = list(asked["tasks"])
+    kind = "fairchem.core.models.uma.escn_md.MLP_EFS_Head"
+    head = {"module": kind, "wrap_property": True, "prefix": names[0]}
+    if len(names) > 1:
+        head = {
+            "module": "fairchem.core.models.uma.escn_moe.DatasetSpecificSingleHeadWrapper",
+            "dataset_names": names,
+            "head_cls": kind,
+            "head_kwargs": {"wrap_property": False},
+        }
     config = {
         "_target_": "fairchem.core.models.base.HydraModel",
         "backbone": {
@@ -70,7 +78,7 @@ def main() -> None:
             "ff_type": "spectral",
             **asked["backbone"],
         },
-        "heads": {"energyandforcehead": head | {"prefix": names[0]}},
+        "heads": {"energyandforcehead": head},
         "pass_through_head_outputs": True,
     }
     config = OmegaConf.create(config)
