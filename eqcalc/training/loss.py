@@ -147,13 +147,15 @@ class Loss:
     def combine(self, sums: dict[str, Tensor], counts: dict[str, float]) -> Tensor:
         """The loss [scalar] from sums and from the number of labels that they belong to.
 
-        On several processes the counts are those of all, the sums each one's own.
+        On several processes the counts are those of all, the sums each one's own. Outputs that no
+        frame has a label of count as zero, so that their weights have a gradient in every step.
         """
         device = next(iter(sums.values())).device
         total = torch.zeros((), dtype=torch.float64, device=device)
         for name, weight in self.weights.items():
-            if weight and counts.get(name):
-                total = total + weight * sums[name] / counts[name]
+            count = counts.get(name, 0.0)
+            if weight and (count or (name in self.rms and name in sums)):
+                total = total + weight * sums[name] / max(count, 1.0)
         return total
 
     def __call__(
