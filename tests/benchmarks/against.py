@@ -4,11 +4,12 @@
     python tests/benchmarks/against.py ../former [--parts inference training compile]
         [--cases default melt] [--rounds 8] [--out results.json]
 
-Two processes, one of each checkout, take turns and never run at once: on a graph of inference.py's
-cases, in the compiled engines, with a file that the other checkout has written; epoch by epoch
-through the same training (sets of training_epoch.py). Kernels are compiled anew for each of three
-sessions, in caches that begin empty. Ratios (this checkout's CPU time over the other's) are medians
-over turns, each with its neighbours in time, so that other work on the machine falls on both.
+Two processes, one of each checkout, take turns and never run at once: on a graph of
+inference.py's cases, in the compiled engines, with a file that the other checkout has written;
+epoch by epoch through the same training (sets of training_epoch.py). They are started anew a few
+times, since where the memory of a process lies costs or gains some per cent; compile times are of
+caches that begin empty. Ratios (this checkout's CPU time over the other's) are medians over
+turns, each with its neighbours in time, so that other work on the machine falls on both.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from training_epoch import SETS, eqcalc_config, frames_of
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SESSIONS = 3
+#: pairs of processes for a graph
+PROCESSES = 5
 #: writes a case's network, by the checkout whose benchmarks are imported
 WRITE = """
 import pathlib, sys, cases
@@ -105,17 +108,20 @@ def inference(
     caches = [folder / "cache-0", folder / "cache-1"]
     output(WRITE, case.name, str(model), checkout=checkouts[1], cache=caches[1])
     asked = {"network": case.network, "options": {"engine": engine, "model": str(model)}}
-    with ExitStack() as stack:
-        rows = []
-        for checkout, cache in zip(checkouts, caches, strict=True):
-            script = checkout / "tests" / "benchmarks" / "row_eqcalc.py"
-            log, of = cache.with_suffix(".log"), environment(checkout, cache)
-            command = [sys.executable, str(script), json.dumps(asked)]
-            row = stack.enter_context(running(command, of, log))
-            row.hear()
-            row.ask("warm", small=str(small), graph=str(graph))
-            rows.append(row)
-        return summary(take_turns(rows, rounds, "time", at_least=0.2))
+    seconds = []
+    for _ in range(PROCESSES):
+        with ExitStack() as stack:
+            rows = []
+            for checkout, cache in zip(checkouts, caches, strict=True):
+                script = checkout / "tests" / "benchmarks" / "row_eqcalc.py"
+                log, of = cache.with_suffix(".log"), environment(checkout, cache)
+                command = [sys.executable, str(script), json.dumps(asked)]
+                row = stack.enter_context(running(command, of, log))
+                row.hear()
+                row.ask("warm", small=str(small), graph=str(graph))
+                rows.append(row)
+            seconds += take_turns(rows, rounds, "time", at_least=0.2)
+    return summary(seconds)
 
 
 def training(
@@ -188,12 +194,11 @@ def every_training(options: argparse.Namespace, checkouts: list[Path], keep: Kee
 
 
 def every_inference(options: argparse.Namespace, checkouts: list[Path], keep: Keep) -> None:
-    rounds = SESSIONS * options.rounds
     names = options.cases or [n for n, case in CASES.items() if case.kind == "nequip"]
     for name in names:
         for engine in options.engines:
             with tempfile.TemporaryDirectory() as folder:
-                found = inference(CASES[name], engine, checkouts, Path(folder), rounds)
+                found = inference(CASES[name], engine, checkouts, Path(folder), options.rounds)
             keep("inference", f"{name}, {engine}", found)
 
 
