@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,51 +17,54 @@ from eqcalc.importers.nequip_original import NequIPOriginal
 ENERGY, FORCE = 1e-5, 1e-4
 
 
-def _original(made: Imported) -> Any:
-    """A calculator of the original package."""
-    if made.origin["package"] == "NequIP":
-        return NequIPOriginal(made.source)
-    if made.origin["package"] == "MACE":
-        return _mace(made)
-    if made.origin["package"] == "fairchem-core":
-        return _fairchem(made)
+@contextmanager
+def _installed(package: str) -> Iterator[None]:
+    """Imports of the original package: a sentence where there is none."""
     try:
-        from sevenn.calculator import SevenNetCalculator
+        yield
     except ImportError as error:
         raise InputError(
             f"--verify runs the original package, which is not installed here ({error}): "
-            "'pip install sevenn==0.13.0', or leave --verify out."
+            f"'pip install {package}', or leave --verify out."
         ) from None
+
+
+def _nequip(made: Imported) -> Any:
+    return NequIPOriginal(made.source)
+
+
+def _sevennet(made: Imported) -> Any:
+    with _installed("sevenn==0.13.0"):
+        from sevenn.calculator import SevenNetCalculator
     task = made.origin.get("task")
     return SevenNetCalculator(str(made.source), modal=task, device="cpu", file_type="checkpoint")
 
 
 def _mace(made: Imported) -> Any:
-    try:
+    with _installed("mace-torch==0.3.16"):
         from mace.calculators import MACECalculator
-    except ImportError as error:
-        raise InputError(
-            f"--verify runs the original package, which is not installed here ({error}): "
-            "'pip install mace-torch==0.3.16', or leave --verify out."
-        ) from None
     head = {"head": made.origin["task"]} if "task" in made.origin else {}
     return MACECalculator(str(made.source), device="cpu", default_dtype="float32", **head)
 
 
 def _fairchem(made: Imported) -> Any:
-    try:
+    with _installed("fairchem-core==2.24.0"):
         from fairchem.core import FAIRChemCalculator
         from fairchem.core.units.mlip_unit import load_predict_unit
         from fairchem.core.units.mlip_unit.api.inference import InferenceSettings
-    except ImportError as error:
-        raise InputError(
-            f"--verify runs the original package, which is not installed here ({error}): "
-            "'pip install fairchem-core==2.24.0', or leave --verify out."
-        ) from None
     task = made.origin.get("task")
     settings = InferenceSettings(predict_untrained_forces={task})
     unit = load_predict_unit(made.source, settings, device="cpu")
     return FAIRChemCalculator(unit, task_name=task)
+
+
+#: a calculator of the original package, by its name in the file's origin
+ORIGINALS = {
+    "NequIP": _nequip,
+    "SevenNet": _sevennet,
+    "MACE": _mace,
+    "fairchem-core": _fairchem,
+}
 
 
 def _results(atoms: Atoms, calculator: Any) -> tuple[float, np.ndarray]:
@@ -79,7 +84,8 @@ def verify(made: Imported, ours: Any) -> str:
         InputError: the package is not installed, or says something else.
     """
     atoms = every_element(ours.members[0].potential.atomic_numbers)
-    (e, f), (e0, f0) = (_results(atoms, c) for c in (ours, _original(made)))
+    original = ORIGINALS[made.origin["package"]](made)
+    (e, f), (e0, f0) = (_results(atoms, c) for c in (ours, original))
     energy, force = abs(e - e0), float(np.abs(f - f0).max())
     sentence = (
         f"Beside the original, on {len(atoms)} atoms of all elements: {energy:.1e} eV per atom, "
