@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 
@@ -270,6 +271,17 @@ def test_room_on_the_stack_is_for_all_products(tmp_path):
             or step.target.startswith("factors")
         ]
     assert "MOST_ROWS = 5," in kernels.library_source(read, "network", 7)[0]
+
+
+def test_only_steps_that_a_network_has_are_compiled(tmp_path):
+    """What it lacks takes long to compile."""
+    read = readers.read(export.load(untrained(tmp_path / "m.pth"), dtype="float64"), "double")
+    source, _ = kernels.library_source(read, "network", 7)
+    kinds = {type(step).__name__ for layer in read.layers for step in layer.steps}
+    assert {"LinearStep", "GateStep", "ReadoutStep"} <= kinds
+    made = set(re.findall(r"class (\w+Step) final", source))
+    assert made == kinds
+    assert set(re.findall(r"make_unique<(\w+Step)>", source)) == kinds
 
 
 @pytest.mark.parametrize("products", [(0, 0), (5, 2)])

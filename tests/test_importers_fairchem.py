@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 from imported import peer_python, results, structure
-from scipy.spatial.transform import Rotation
 
 from eqcalc import EquivariantCalculator
+from eqcalc.checks.gradients import check_gradients
+from eqcalc.checks.parity import check_parity
+from eqcalc.checks.symmetry import check_symmetry
 from eqcalc.engine.plan import NotCovered
 from eqcalc.errors import InputError
 from eqcalc.importers import import_model
@@ -114,32 +116,42 @@ def test_its_own_checkpoint_is_read(name, tmp_path):
     assert_same(tmp_path / "esen.pt", tmp_path, json.loads(done.stdout)["results"])
 
 
-def test_energy_turns_with_nothing_and_forces_are_its_gradient(save, tmp_path):
-    """Mirrored it is another: m and -m are mixed."""
+@pytest.fixture
+def three(save, tmp_path):
+    """The file, and an import with three of its elements."""
     found = CASES["small"]
     source = save(weights_of(found["shapes"]), tasks_of(found), **found["asked"]["backbone"])
-    path = import_model(
-        source, tmp_path / "m.pth", elements=["O", "Si", "Cu"], dtype="float64"
-    ).path
-    energy, forces = results(path, engine="torch")
-    assert energy == pytest.approx(found["results"]["omat"]["energy"], abs=1e-6)
-    for matrix, same in ((Rotation.random(random_state=1).as_matrix(), True), (-np.eye(3), False)):
-        atoms = structure()
-        atoms.set_cell(atoms.cell.array @ matrix.T, scale_atoms=True)
-        turned, of = results(path, atoms, engine="torch")
-        assert (abs(turned - energy) < 1e-9) is same
-        if same:
-            assert of == pytest.approx(forces @ matrix.T, abs=1e-9)
-    sides = []
-    for h in (1e-4, -1e-4):
-        atoms = structure()
-        atoms.positions[2, 1] += h
-        sides.append(results(path, atoms, engine="torch")[0])
-    assert (sides[1] - sides[0]) / 2e-4 == pytest.approx(forces[2, 1], abs=1e-7)
+    elements = ["O", "Si", "Cu"]
+    return source, import_model(source, tmp_path / "m.pth", elements=elements, dtype="float64").path
+
+
+def test_a_part_of_the_elements_has_the_same_numbers(three, tmp_path):
+    source, path = three
+    known = CASES["small"]["results"]["omat"]
+    assert results(path, engine="torch")[0] == pytest.approx(known["energy"], abs=1e-6)
+    with pytest.raises(InputError, match="does not know U"):
+        import_model(source, tmp_path / "u.pth", elements=["U"])
     with pytest.raises(NotCovered, match="FairchemESEN"):
         EquivariantCalculator(path, engine="fused")
-    with pytest.raises(InputError, match="does not know U"):
-        import_model(source, tmp_path / "m.pth", elements=["U"])
+
+
+def test_all_symmetries_but_reflections_and_exact_derivatives(three):
+    """m and -m are mixed: mirrored it is another network."""
+    calc = EquivariantCalculator(three[1], engine="torch", dtype="float64")
+    symmetry = check_symmetry(structure(), calc)
+    broken = {"reflection", "inversion"}
+    assert {failure.split(" changes")[0] for failure in symmetry.failures} == broken
+    assert {"rotation 1", "permutation", "supercell", "wrapping"} < symmetry.deviations.keys()
+    gradients = check_gradients(structure(), calc)
+    assert gradients.passed, str(gradients)
+
+
+@pytest.mark.slow
+@pytest.mark.lammps
+@pytest.mark.filterwarnings("ignore:Running on torch")
+def test_lammps_has_the_same_numbers(three):
+    report = check_parity(structure(), three[1], ranks=(1, 2, 4), precisions=("float64",))
+    assert report.passed, str(report)
 
 
 def test_what_is_not_covered_is_named(save, tmp_path):

@@ -84,6 +84,7 @@ CASES = {
         Case("mace", 216, channels=(128, 128), layers=2, kind="mace"),
         Case("esen", 216, channels=(32,) * 4, layers=3, kind="esen"),
         Case("esen-128", 64, channels=(128,) * 4, layers=3, kind="esen"),
+        # of the default sizes, without products of messages, which other packages do not have
         Case("default", 216, channels=tuple(DEFAULTS.num_channels), layers=DEFAULTS.num_layers),
     )
 }

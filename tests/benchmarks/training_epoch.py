@@ -70,6 +70,7 @@ cutoff = {CUTOFF}
 num_layers = {LAYERS}
 num_channels = {CHANNELS}
 radial_mlp = {RADIAL_MLP}
+product_channels = 0
 [training]
 epochs = {epochs}
 batch_size = {batch}
