@@ -12,8 +12,8 @@ so the kernels are
     second    the gradient of <u_x, dS/dx> + <u_Y, dS/dY> + <u_R, dS/dR> with respect to g, x, Y, R
 
 which is all that a loss on forces needs; the latter two are derived from the first
-(`eqcalc.program.sums`). R is stored once for the two edges of a pair, r_ij and r_ji: its row of
-edge e is pair[e]. No message of an edge is ever stored.
+(`eqcalc.program.trilinear`, `eqcalc.program.sums`). R is stored once for the two edges of a pair,
+r_ij and r_ji: its row of edge e is pair[e]. No message of an edge is ever stored.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ from eqcalc.engine.channel_kernels import ChannelLoop, Signature, index, letters
 from eqcalc.engine.generate_contraction import SHARED, contraction_source
 from eqcalc.engine.generate_product import product_source
 from eqcalc.engine.plan import Path
-from eqcalc.engine.terms import pairs_of
 from eqcalc.nn.contraction import Contraction
 from eqcalc.nn.convolution import Convolution
 from eqcalc.nn.linear import block_offsets
 from eqcalc.nn.product import ChannelProduct
-from eqcalc.program.sums import Sum
 
 
 def kernel_paths(convolution: Convolution) -> list[Path]:
@@ -69,18 +67,8 @@ def kernel_paths(convolution: Convolution) -> list[Path]:
 
 
 def _loop(path: Path) -> ChannelLoop:
-    """m = G s, s = R x, and G of Y."""
-    pairs = pairs_of(path)
-    couplings = [
-        Sum(f"G{m1}_{m3}", tuple((c, (f"y{m2}",)) for m2, c in terms))
-        for (m1, m3), terms in pairs.items()
-    ]
-    scaled = [Sum(f"s{m}", ((1.0, (f"x{m}", "r")),)) for m in range(path.d1)]
-    messages = [
-        Sum(f"m{m3}", tuple((1.0, (f"s{m1}", f"G{m1}_{m3}")) for m1, n in pairs if n == m3))
-        for m3 in range(path.d3)
-    ]
-    return ChannelLoop([*scaled, *(m for m in messages if m.terms)], couplings)
+    couplings, messages = path.form.sums()
+    return ChannelLoop(messages, couplings)
 
 
 def _place(path: Path, arrays: dict[str, str], name: str) -> str:

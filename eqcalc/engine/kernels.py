@@ -22,15 +22,14 @@ from eqcalc.engine.message_kernels import message_source
 from eqcalc.engine.plan import ConvolutionPlan, Path, Plan
 from eqcalc.engine.step_kernels import step_source
 from eqcalc.engine.terms import (
-    Terms,
     backward_terms,
     blocks_of,
     number,
-    pairs_of,
-    times,
+    products,
     total,
     weight_place,
 )
+from eqcalc.program.trilinear import Inner
 
 #: products in a convolution from which on it takes long to compile
 LARGE = 300
@@ -44,9 +43,9 @@ class _Couplings:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self._known: dict[Terms, int] = {}
+        self._known: dict[Inner, int] = {}
 
-    def scalar(self, terms: Terms) -> str:
+    def scalar(self, terms: Inner) -> str:
         """What stands for sum_{m2} C Y_{m2} of one edge: a factor, "1" or "-1" left as they are."""
         if terms[0][0] == 0:
             value = terms[0][1]
@@ -80,15 +79,13 @@ def _forward_groups(block: list[Path]) -> list[list[Path]]:
 
 def _forward_path(path: Path, number: int, couplings: _Couplings) -> list[str]:
     """What one edge adds to the sums a{number}_{m3} of a vector of channels."""
-    pairs = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
+    sums = {key: couplings.scalar(y) for key, y in path.form.gradient("g", within="y").items()}
     lines = [f"{{ const V w = radial.value({weight_place(path)});"]
     first = path.d1 <= path.d3  # multiply by the radial weight where there are fewer rows
     if first:
         lines += [f"const V z{m} = w * x{m};" for m in range(path.d1)]
     for m3 in range(path.d3):
-        terms = [
-            times(g, f"{'z' if first else 'x'}{m1}") for (m1, n3), g in pairs.items() if n3 == m3
-        ]
+        terms = products(sums, m3, "z" if first else "x")
         if first:
             lines += [f"a{number}_{m3} += {term};" for term in terms]
         elif terms:
@@ -124,13 +121,13 @@ def _forward_loop(paths: list[Path], couplings: _Couplings) -> str:
 def _backward_path(
     path: Path, couplings: _Couplings, *, features: bool, product: bool
 ) -> list[str]:
-    pairs = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
+    sums = {key: couplings.scalar(y) for key, y in path.form.gradient("x", within="y").items()}
 
     def to_features(m1: int) -> list[str]:
         at = f"dxj + {path.x + m1 * path.mul} + c"
         return [f"store({at}, load({at}) + w * u{m1});"] if features else []
 
-    return backward_terms(path, pairs, to_features, product=product)
+    return backward_terms(path, sums, to_features, product=product)
 
 
 def _loop(block: list[Path], body: list[str]) -> str:

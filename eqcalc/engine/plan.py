@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from eqcalc.engine.build import EngineUnavailable
+from eqcalc.program.trilinear import TrilinearForm
 
 if TYPE_CHECKING:
     from eqcalc.engine.message_plan import FramesPlan, MessagePlan, SphereTables
@@ -98,6 +99,11 @@ class Path:
     weight_step: int
     mul: int
     terms: tuple[tuple[int, int, int, float], ...]
+
+    @property
+    def form(self) -> TrilinearForm:
+        """What the path makes, and its gradients."""
+        return TrilinearForm(self.terms)
 
     @property
     def columns(self) -> list[int]:

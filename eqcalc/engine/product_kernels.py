@@ -17,31 +17,34 @@ from eqcalc.engine.terms import (
     backward_terms,
     blocks_of,
     number,
-    pairs_of,
-    times,
+    products,
     total,
     unit,
     weight_place,
 )
 
 
-def _couplings(path: Path, n: int) -> tuple[dict[tuple[int, int], str], list[str]]:
-    """What stands for each G of path n, and the lines that make them."""
+def _couplings(path: Path, n: int, of: str) -> tuple[dict[tuple[int, int], str], list[str]]:
+    """What stands for each sum over harmonics in a gradient of path n, and the lines that make it.
+
+    of: what the gradient is with respect to, "x" or "g".
+    """
     names, lines = {}, []
-    for (m1, m3), terms in pairs_of(path).items():
+    for key, terms in path.form.gradient(of, within="y").items():
         if terms[0][0] == 0:
-            names[m1, m3] = unit(terms[0][1])
+            names[key] = unit(terms[0][1])
             continue
-        names[m1, m3] = f"G{n}_{m1}_{m3}"
+        m1, m3 = key if of == "x" else key[::-1]
+        names[key] = f"G{n}_{m1}_{m3}"
         value = total([f"{number(c)} * y[{m2 - 1} * L]" for m2, c in terms])
-        lines.append(f"const T {names[m1, m3]} = {value};")
+        lines.append(f"const T {names[key]} = {value};")
     return names, lines
 
 
 def _forward(path: Path, couplings: dict[tuple[int, int], str]) -> list[str]:
     lines = [f"{{ const V w = radial.value({weight_place(path)});"]
     for m3 in range(path.d3):
-        terms = [times(g, f"x{m1}") for (m1, n3), g in couplings.items() if n3 == m3]
+        terms = products(couplings, m3, "x")
         value = f"w * ({total(terms)})" if terms else "V{}"
         lines.append(f"store(out + {path.out + m3 * path.stride} + c, {value});")
     return [*lines, "}"]
@@ -60,7 +63,7 @@ def _loops(plan: ConvolutionPlan, *, back: bool) -> str:
         if back:
             body += [f"V d{m} = {{}};" for m in range(d1)]
         for path in block:
-            couplings, lines = _couplings(path, n)
+            couplings, lines = _couplings(path, n, "x" if back else "g")
             before += lines
             body += (_backward if back else _forward)(path, couplings)
             n += 1

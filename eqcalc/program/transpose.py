@@ -18,6 +18,18 @@ t_k = dE/dw_k and u a unit vector along the edge, dE/du = t x u and
     y = D^T x     t_k += <g_y, J_k y>
 
 J_k are the generators of rotations in real harmonics (`generators`).
+
+Operations on atoms follow the same rule. The engine takes them one by one, and what each owes is
+written in one place, beside what it makes:
+
+| operation                                  | its transpose                                      |
+|--------------------------------------------|----------------------------------------------------|
+| `Convolution`                              | `trilinear.TrilinearForm`, as that of `EdgeProduct`|
+| `Contraction`, `Product`                   | `engine.contraction_kernels.Polynomial`; tables of |
+|                                            | many terms: contraction.h, contraction.cuh         |
+| `Linear`, `Bias`, `Add`, `Normalization`   | the same map with its matrix turned                |
+| `Gate`, `NormGate`, `LayerNorm`, `Sphere`, | their steps (engine/csrc/*_step.h, nodes.cuh on a  |
+| `Readout`                                  | GPU, dense.h in training)                          |
 """
 
 from __future__ import annotations
@@ -73,7 +85,9 @@ class ModulationGradient(Gradient):
 
 
 class ProductGradient(Gradient):
-    """R C Y g, R' <C x Y, g> for the length, and R C x g for the harmonics."""
+    """R C Y g, R' <C x Y, g> for the length, and R C x g for the harmonics: the gradients of a
+    `trilinear.TrilinearForm`.
+    """
 
     owes = ("length", "harmonics")
 

@@ -10,7 +10,8 @@ parts than warps, the block of threads goes through the edges several times.
 from __future__ import annotations
 
 from eqcalc.engine.plan import ConvolutionPlan, NotCovered, Path
-from eqcalc.engine.terms import Terms, blocks_of, direction_terms, pairs_of, times, total, unit
+from eqcalc.engine.terms import blocks_of, direction_terms, products, times, total, unit
+from eqcalc.program.trilinear import Inner
 
 LANES = 32
 #: warps of a block of threads, at most: a thread may then have 128 registers
@@ -29,9 +30,9 @@ class _Couplings:
     def __init__(self, first_y: int) -> None:
         self._first_y = first_y
         self.lines: list[str] = []
-        self._known: dict[Terms, int] = {}
+        self._known: dict[Inner, int] = {}
 
-    def scalar(self, terms: Terms) -> str:
+    def scalar(self, terms: Inner) -> str:
         """What stands for sum_{m2} C Y_{m2} of edge e: a factor, "1" or "-1" left as they are."""
         if terms[0][0] < self._first_y:
             return unit(terms[0][1])
@@ -44,6 +45,14 @@ class _Couplings:
             value = total([times(unit(c), f"y[{m2 - self._first_y}]") for m2, c in key])
             self.lines.append(f"G[{self._known[key]}][n] = {value};")
         return f"{sign}G[{self._known[key]}][e]"
+
+    def of(self, path: Path, what: str, first: int = 0) -> dict[tuple[int, int], str]:
+        """Its gradient with respect to x or g, by number and by that of the other of the two.
+
+        first: number of the path's first gradient g.
+        """
+        sums = path.form.gradient(what, within="y")
+        return {(n, first + m): self.scalar(terms) for (n, m), terms in sums.items()}
 
 
 class _Parts:
@@ -285,14 +294,10 @@ class ConvolutionKernels:
             keep, a = [], 0
             for path in paths:
                 body.append("{ " + self._weight(path))
-                every = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
-                body += [f"const T z{m} = w * x{m};" for m in sorted({m1 for m1, _ in every})]
+                every = couplings.of(path, "g")
+                body += [f"const T z{m} = w * x{m};" for m in sorted({m1 for _, m1 in every})]
                 for m3 in range(path.d3):
-                    body += [
-                        f"a{a + m3} += {times(s, f'z{m1}')};"
-                        for (m1, n3), s in every.items()
-                        if n3 == m3
-                    ]
+                    body += [f"a{a + m3} += {term};" for term in products(every, m3, "z")]
                     at = f"out[{path.out + m3 * path.stride} + chunk * 32 + lane]"
                     value = f"factor * a{a + m3}"
                     given = f"factor > T(0) ? {value} : T(0)" if self.fades else value
@@ -327,10 +332,9 @@ class ConvolutionKernels:
                     f"const T g{m} = {or_zero(f'__ldg(g + {column})', mul)};"
                     for m, column in enumerate(path.columns)
                 ]
-                every = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
+                every = couplings.of(path, "x")
                 for m1 in sorted({m1 for m1, _ in every}):
-                    terms = [times(s, f"g{m3}") for (n1, m3), s in every.items() if n1 == m1]
-                    body.append(f"a{m1} += w * ({total(terms)});")
+                    body.append(f"a{m1} += w * ({total(products(every, m1, 'g'))});")
                 body.append("}")
             bodies.append("\n".join(body))
             keeps.append(
@@ -365,12 +369,11 @@ class ConvolutionKernels:
                 for m, column in enumerate(path.columns)
             ]
             body.append("{ " + self._weight(path, slope="dw"))
-            every = {key: couplings.scalar(terms) for key, terms in pairs_of(path).items()}
+            every = couplings.of(path, "x", first=a)
             used = sorted({m1 for m1, _ in every})
             for m1 in used:
-                terms = [times(s, f"g{a + m3}") for (n1, m3), s in every.items() if n1 == m1]
                 start = "T q =" if m1 == used[0] else "q +="
-                body.append(f"{start} x{m1} * ({total(terms)});")
+                body.append(f"{start} x{m1} * ({total(products(every, m1, 'g'))});")
             body.append(self._owed(path))
             if self.fades:
                 body.append(f"s{self.num_y + 1} += w * q;")
