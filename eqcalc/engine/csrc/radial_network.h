@@ -200,7 +200,7 @@ class RadialFunctions {
     const T *in_slope = basis.slopes() + first * basis.width();
     const I size = PAIRS * widest;
     for (std::size_t n = 0; n < matrices_.size(); n++) {
-      Matrix &m = matrices_[n];
+      const Matrix &m = matrices_[n];
       const bool last = n + 1 == matrices_.size();
       T *out = last ? values : memory + (n % 2) * 2 * size;
       T *out_slope = last ? slopes : out + size;
@@ -219,16 +219,27 @@ class RadialFunctions {
     }
   }
 
-  static void multiply(int count, Matrix &m, const T *in, T *out)
+  // out = in m. Columns are outermost, so that their part of the matrix stays in the cache; where
+  // there are fewer rows than a tile has, it has the last one again.
+  static void multiply(int count, const Matrix &m, const T *in, T *out)
   {
     const T *x[PAIRS];
     T *y[PAIRS];
-    for (int p = 0; p < count; p++) {
-      x[p] = in + p * m.inputs;
-      y[p] = out + p * m.outputs;
+    for (int p = 0; p < PAIRS; p++) {
+      x[p] = in + std::min(p, count - 1) * m.inputs;
+      y[p] = out + std::min(p, count - 1) * m.outputs;
     }
-    std::fill_n(out, count * m.outputs, T(0));
-    gemm(count, static_cast<int>(m.inputs), x, m.values.data(), static_cast<int>(m.outputs), y);
+    const int inputs = static_cast<int>(m.inputs), outputs = static_cast<int>(m.outputs);
+    int at = 0;
+    const auto columns = [&](auto vectors) {
+      constexpr int N = vectors;
+      for (; at + N * L <= outputs; at += N * L)
+        for (int p = 0; p < count; p += GEMM_ROWS)
+          gemm_tile<GEMM_ROWS, N, true>(inputs, x + p, m.values.get() + at, outputs, y + p, at);
+    };
+    columns(std::integral_constant<int, GEMM_VECTORS>());
+    if (GEMM_VECTORS > 2) columns(std::integral_constant<int, 2>());
+    columns(std::integral_constant<int, 1>());
   }
 };
 
