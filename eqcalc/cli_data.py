@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from eqcalc.data.labels import LabelKeys
 
 data_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Data sets: check them, pack them."
+    no_args_is_help=True, rich_markup_mode=None, help="Check, pack and merge data sets."
 )
 
-Frames = Annotated[list[Path], typer.Argument(help="Frames in any format that ASE reads.")]
+Frames = Annotated[
+    list[Path], typer.Argument(metavar="FRAMES", help="Frames in any format that ASE reads.")
+]
 EnergyKey = Annotated[str, typer.Option(help="Name of the energy in the files.")]
 ForcesKey = Annotated[str, typer.Option(help="Name of the forces in the files.")]
 PulayPressure = Annotated[
     float,
-    typer.Option(help="GPa that the stresses in the files lack beside the energies; it is added."),
+    typer.Option(help="Pulay pressure, GPa, that is added to the stresses in the files."),
 ]
 StressKey = Annotated[str, typer.Option(help="Name of the stress in the files.")]
 VirialKey = Annotated[
@@ -37,7 +39,7 @@ def data_check(
     *,
     test: Annotated[
         list[Path] | None,
-        typer.Option(help="Test frames, which no training frame may equal."),
+        typer.Option(help="Test frames; copies of them among FRAMES are errors."),
     ] = None,
     cutoff: Annotated[float, typer.Option(help="Å, of the model to be trained.")] = 5.0,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of the data (PNG).")] = None,
@@ -88,7 +90,9 @@ def data_check(
 @data_app.command("pack")
 def data_pack(
     frames: Frames,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write: NAME.eqdata.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Data store to write: NAME.eqdata.")
+    ],
     *,
     cutoff: Annotated[float, typer.Option(help="Å, of the model to be trained.")] = 5.0,
     config: Annotated[
@@ -154,7 +158,7 @@ def data_merge(
         typer.Option(help="first or last of two copies whose labels differ. [default: refuse]"),
     ] = "",
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Do not ask whether units and methods agree.")
+        bool, typer.Option("--unchecked", help="Do not check whether units and methods agree.")
     ] = False,
     energy_key: EnergyKey = "energy",
     forces_key: ForcesKey = "forces",

@@ -14,10 +14,11 @@ def import_command(
     source: Annotated[
         str,
         typer.Argument(
+            metavar="SOURCE",
             help="A SevenNet checkpoint, or the name of one that an installed sevenn package "
             "holds: 7net-0, 7net-l3i5, 7net-mf-0:PBE. Of NequIP: a package (.nequip.zip), a "
             "checkpoint, what nequip-deploy made, or the folder of a training with 0.5 or 0.6. Of "
-            "MACE: a .model file. Of fairchem-core: a checkpoint of a conservative eSEN."
+            "MACE: a .model file. Of fairchem-core: a checkpoint of a conservative eSEN.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The potential file to write.")],

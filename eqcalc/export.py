@@ -327,12 +327,26 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     return document
 
 
-def precision(dtype: torch.dtype | str | None, metadata: dict[str, Any]) -> torch.dtype:
-    """What a user asked for, or the file's own; InputError for anything but float32 and float64."""
-    name = str(dtype or metadata["dtype"]).removeprefix("torch.")
-    if name not in ("float32", "float64"):
+#: precisions by what may be written for them; the second pair is LAMMPS's
+PRECISIONS = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "single": torch.float32,
+    "double": torch.float64,
+}
+
+
+def precision(dtype: torch.dtype | type | str | None, metadata: dict[str, Any]) -> torch.dtype:
+    """What a user asked for, or the file's own, by name or as a type of torch or numpy.
+
+    Raises:
+        InputError: it is neither float32 nor float64.
+    """
+    asked = metadata["dtype"] if dtype is None else dtype
+    name = asked.__name__ if isinstance(asked, type) else str(asked).removeprefix("torch.")
+    if name not in PRECISIONS:
         raise InputError(f"dtype '{name}': it must be 'float32' or 'float64'.")
-    return getattr(torch, name)
+    return PRECISIONS[name]
 
 
 def content(path: Path) -> tuple[bytes, str]:

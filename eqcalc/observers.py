@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class DisagreementStop:
-    """Ends molecular dynamics where the potential does not know what it says.
+    """Ends molecular dynamics where uncertainty exceeds a limit.
 
         dynamics.attach(DisagreementStop(dynamics, limit=0.5))
         dynamics.attach(DisagreementStop(dynamics, grade=3.0))

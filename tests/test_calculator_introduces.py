@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from ase.db import connect
 
 from eqcalc import EquivariantCalculator, InputError
@@ -56,6 +57,7 @@ def test_databases_keep_where_numbers_come_from(potential_path, crystal, tmp_pat
         ({"si"}, {}, "model is set"),
         (["si", None], {}, "contains NoneType"),
         ([], {}, "is empty"),
+        ("", {}, "name of a model is empty"),
         ("si", {"skin": "0.5"}, "skin = '0.5': it must be a number"),
         ("si", {"threads": "2"}, "threads = '2': it must be a number"),
         ("si", {"dtype": 64}, "dtype '64'"),
@@ -66,3 +68,8 @@ def test_databases_keep_where_numbers_come_from(potential_path, crystal, tmp_pat
 def test_wrong_types_get_a_sentence(model, options, sentence):
     with pytest.raises(InputError, match=sentence):
         EquivariantCalculator(model, **options)
+
+
+@pytest.mark.parametrize("dtype", ["double", np.float64, np.dtype("float64"), torch.float64])
+def test_precisions_by_any_usual_name(dtype, potential_path):
+    assert EquivariantCalculator(potential_path, engine="torch", dtype=dtype).dtype == "float64"

@@ -8,6 +8,7 @@ from importlib import metadata, resources
 
 import pytest
 from ase.build import bulk
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import eqcalc
@@ -57,6 +58,31 @@ def test_help_is_literal():
     assert "a section [pretrain] does both" in " ".join(call("sample", "--help").output.split())
     for command in ("train", "evaluate", "check", "import", "lammps"):
         assert command in call("--help").output
+
+
+def commands(group, path=("eqcalc",)):
+    for name, command in group.commands.items():
+        deeper = (*path, name)
+        yield from (
+            commands(command, deeper) if hasattr(command, "commands") else [(deeper, command)]
+        )
+
+
+def test_help_has_one_grammar():
+    """Arguments in capitals; `-o` is --output, a file; --out a folder; everything is explained."""
+    for path, command in commands(get_command(app)):
+        assert command.help.splitlines()[0].endswith("."), path
+        for parameter in command.params:
+            if parameter.param_type_name == "argument":
+                assert parameter.metavar == parameter.metavar.upper(), path
+                assert parameter.help.endswith("."), path
+            elif not parameter.hidden:
+                assert parameter.help.endswith((".", "]")), (path, parameter.opts)
+                assert ("-o" in parameter.opts) == ("--output" in parameter.opts), path
+                if "--out" in parameter.opts:
+                    assert "folder" in parameter.help.lower(), path
+                if "--engine" in parameter.opts:
+                    assert parameter.help == "auto, fused, exact or torch.", path
 
 
 @pytest.mark.parametrize("name", ["symmetry", "gradients"])

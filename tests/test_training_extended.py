@@ -185,6 +185,17 @@ class TestFromPython:
         assert not (tmp_path / "none").exists()
         with pytest.raises(InputError, match="files or structures"):
             eqcalc.train([frames, read(frames, 0)], tmp_path / "none")
+        for given, val, sentence in (
+            (3, None, "train is int: give files that ASE reads, or structures"),
+            (None, None, "train is NoneType"),
+            ([frames, 3], None, "train contains int"),
+            (frames, 3, "val is int"),
+        ):
+            with pytest.raises(InputError, match=sentence):
+                eqcalc.train(given, tmp_path / "none", val=val)
+        with pytest.raises(InputError, match="out is NoneType: give the name of the run folder"):
+            eqcalc.train(frames, None)
+        assert not (tmp_path / "none").exists()
         from eqcalc.training.api import config_of
 
         config = config_of(

@@ -106,7 +106,7 @@ def check_nve(
     if steps < 20:
         raise InputError(f"{steps} steps are too few to measure a drift: take at least 20.")
     if direct_forces and "lammps" in engines:
-        raise InputError("LAMMPS knows no direct forces: give --engine ase with --direct-forces.")
+        raise InputError("LAMMPS knows no direct forces: give --code ase with --direct-forces.")
     atoms = bare(atoms)
     if not np.any(atoms.get_momenta()):
         atoms = with_velocities(atoms, temperature, seed)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: one file or several, or structures with their labels
 Frames = str | os.PathLike | Atoms | Sequence[str | os.PathLike | Atoms]
 
+#: what may be given for frames
+GIVE = "give files that ASE reads, or structures with their labels"
+
 #: sections that are given whole, as their options share names with others
 SECTIONS = ("data", "model", "training", "fine_tune", "pretrain")
 
@@ -77,11 +80,13 @@ def train(
     from eqcalc.training.run import train as run_training
 
     config = config_of(**options)  # before anything is written
+    if not isinstance(out, str | os.PathLike):
+        raise InputError(f"out is {type(out).__name__}: give the name of the run folder.")
     folder = user_path(out)
     files: dict[str, Any] = {
         name: _files(given, folder / f"{name}.db", name)
         for name, given in (("train", frames), ("val", val))
-        if given is not None
+        if name == "train" or given is not None
     }
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **files))
     return TrainedRun(folder, run_training(config, folder, quiet=quiet))
@@ -125,7 +130,14 @@ def _model_options(options: dict[str, Any]) -> list[str]:
 
 def _files(frames: Frames, database: Path, name: str) -> list[str]:
     """Names of files; structures are written to one of their own."""
-    given = [frames] if isinstance(frames, str | os.PathLike | Atoms) else list(frames)
+    kinds = (str, os.PathLike, Atoms)
+    given = [frames] if isinstance(frames, kinds) else frames
+    if not isinstance(given, Iterable) or isinstance(given, bytes):
+        raise InputError(f"{name} is {type(given).__name__}: {GIVE}.")
+    given = list(given)
+    for one in given:
+        if not isinstance(one, kinds):
+            raise InputError(f"{name} contains {type(one).__name__}: {GIVE}.")
     structures = [one for one in given if isinstance(one, Atoms)]
     paths = [str(user_path(one).resolve()) for one in given if not isinstance(one, Atoms)]
     if not structures:
