@@ -128,8 +128,12 @@ def _model_options(options: dict[str, Any]) -> list[str]:
     return [f.name for f in dataclasses.fields(config_type(name))]
 
 
-def _files(frames: Frames, database: Path, name: str) -> list[str]:
-    """Names of files; structures are written to one of their own."""
+def _files(frames: Frames | None, database: Path, name: str) -> list[str]:
+    """Names of files; structures are written to one of their own.
+
+    Raises:
+        InputError: neither files nor structures, or both.
+    """
     kinds = (str, os.PathLike, Atoms)
     given = [frames] if isinstance(frames, kinds) else frames
     if not isinstance(given, Iterable) or isinstance(given, bytes):
