@@ -19,9 +19,12 @@ distance, then convex and drawn to these,
 
     ... + WALL_WEIGHT <(V' / W - 1)^2>.
 
-Where the free fit is no wall (elements that are not bonded in the frames), W is the slope of the
-bare nuclei's screened repulsion (Ziegler, Biersack and Littmark, `eqcalc.nn.reference`). The
-network sees no distances much shorter than the shortest (`eqcalc.nn.radial.InnerLimit`).
+Elements that are not bonded in the frames have no wall there: their shortest distance is what
+other bonds leave them (H and O of 3BPA 1.80 Å at 300 K, where a hydrogen bond of 1.84 Å at 600 K
+got 1.3 eV/Å of repulsion from a wall that is not there). So for these, and where the free fit is no
+wall, W is the slope of the bare nuclei's screened repulsion (Ziegler, Biersack and Littmark,
+`eqcalc.nn.reference`) at distances at which they would be bonded, at most. The network sees no
+distances much shorter than the shortest (`eqcalc.nn.radial.InnerLimit`).
 
 References:
     C. L. Lawson and R. J. Hanson, Solving Least Squares Problems (1974), chapter 23: least squares
@@ -35,6 +38,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from ase.data import covalent_radii
 from scipy.optimize import nnls
 
 from eqcalc.data.dataset import Batch, GraphDataset
@@ -47,9 +51,11 @@ RIDGE = 1e-5
 #: of the shortest distance: below which the network sees a constant distance, and where the
 #: core repulsion ends
 INNER, CORE = 0.93, 0.85
-#: of the shortest distance: where the slope is drawn to that of the free fit, or else of V_ZBL; the
-#: weight of that beside mean squares of forces in eV/Å
+#: of the shortest distance: where the slope is drawn to that of the free fit, or else of V_ZBL (of
+#: the longest bond, if that is shorter); the weight of that beside mean squares of forces in eV/Å
 WALL, BARE = (0.7, 0.95), (0.55, 0.9)
+#: of the sum of the covalent radii: two atoms that are farther apart are not bonded
+BONDED = 1.25
 WALL_WEIGHT = 0.3
 #: pairs grow as its square, operations as its sixth power
 MOST_ELEMENTS = 10
@@ -179,12 +185,14 @@ class _Fit:
         self, pair: int, free: np.ndarray, first: int, second: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Slopes per coefficient [points, TERMS] and the slopes that they are drawn to [points]."""
-        r = np.linspace(*WALL, 12) * self.shortest[pair]
-        slope = _terms(r, self.cutoff)[1]
-        wall = slope @ free
-        if (wall < 0.0).all() and (np.diff(wall) > 0.0).all():
-            return slope, wall
-        r = np.linspace(*BARE, 12) * self.shortest[pair]
+        shortest, bond = self.shortest[pair], BONDED * covalent_radii[[first, second]].sum()
+        if shortest < bond:
+            r = np.linspace(*WALL, 12) * shortest
+            slope = _terms(r, self.cutoff)[1]
+            wall = slope @ free
+            if (wall < 0.0).all() and (np.diff(wall) > 0.0).all():
+                return slope, wall
+        r = np.linspace(*BARE, 12) * min(shortest, bond)
         return _terms(r, self.cutoff)[1], zbl_slope(torch.from_numpy(r), first, second).numpy()
 
 
