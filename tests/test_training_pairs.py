@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import covalent_radii
 from ase.io import read, write
 from runs import history, tiny, train_in_pieces, weights, write_frames
 
@@ -159,8 +160,12 @@ def test_least_squares_with_known_answers():
 
 
 @pytest.mark.parametrize("kind", ["molecules", "crystal"])
-def test_wall_of_the_free_fit(molecules, monkeypatch, kind):
-    """Below the shortest distance the slope is near that of a fit that may attract."""
+def test_walls(molecules, monkeypatch, kind):
+    """Of bonds, the slope below the shortest distance is near that of a fit that may attract.
+
+    Elements that are not bonded (H and H, here) have the bare nuclei's wall where a bond would be,
+    and no other: of the free fit's slope at their shortest distance little is left.
+    """
     if kind == "molecules":
         frames, numbers, shift, cutoff = read_frames(molecules), [1, 3], [-2.1, -2.3], CUTOFF
     else:
@@ -175,11 +180,23 @@ def test_wall_of_the_free_fit(molecules, monkeypatch, kind):
     monkeypatch.setattr(pairs, "_least_squares", lambda s, right, _: np.linalg.solve(s, right))
     free = fitted()
     for a, b in zip(*np.triu_indices(len(numbers)), strict=True):
-        r = np.linspace(*pairs.WALL, 12) * drawn.inner_limits[a][b] / INNER
-        wall, *slopes = (
-            slope_and_curvature(c.coefficients[a][b], r, cutoff)[0] for c in (free, drawn, convex)
-        )
-        off, before = (np.sqrt(np.mean((s / wall - 1.0) ** 2)) for s in slopes)
+        shortest = drawn.inner_limits[a][b] / INNER
+        bond = pairs.BONDED * covalent_radii[[numbers[a], numbers[b]]].sum()
+
+        def slopes(r, of=(free, drawn, convex), at=(a, b)):
+            return [slope_and_curvature(c.coefficients[at[0]][at[1]], r, cutoff)[0] for c in of]
+
+        if (a, b) == (0, 0) and kind == "molecules":
+            assert shortest > bond
+            r = np.linspace(*pairs.BARE, 12) * bond
+            wall = zbl_slope(torch.from_numpy(r), 1, 1).numpy()
+            assert np.sqrt(np.mean((slopes(r)[1] / wall - 1.0) ** 2)) < 0.3
+            wall, got, _ = slopes(np.array([0.93 * shortest]))
+            assert abs(got) < 0.3 * abs(wall)
+            continue
+        assert shortest < bond
+        wall, *rest = slopes(np.linspace(*pairs.WALL, 12) * shortest)
+        off, before = (np.sqrt(np.mean((s / wall - 1.0) ** 2)) for s in rest)
         assert off < 0.3
         assert off < 0.7 * before
 
