@@ -38,6 +38,23 @@ class Step {
   int source_, target_;
 };
 
+// matrices [number, rows, columns], and their transposes for the way back
+struct Matrices {
+  I number, rows, columns;
+  Buffer<T> plain, turned;
+
+  COLD explicit Matrices(const Array &from) :
+      number(from.length(0)), rows(from.length(1)), columns(from.length(2))
+  {
+    T *as_they_are = plain.get(from.size()), *to = turned.get(from.size());
+    from.copy(as_they_are);
+    for (I n = 0; n < number; n++)
+      for (I a = 0; a < rows; a++)
+        for (I b = 0; b < columns; b++)
+          to[(n * columns + b) * rows + a] = as_they_are[(n * rows + a) * columns + b];
+  }
+};
+
 // a scaled function of one variable
 class Activation {
  public:
