@@ -44,6 +44,9 @@ def _compiled(name: str, source: str, *flags: str, headers: tuple[str, ...] = ()
 class Emulated(Platform):
     """Two GPUs that are none.
 
+    Each has 3 multiprocessors, or EQCALC_EMULATION_PROCESSORS, and 48 kB of shared memory for a
+    block of threads, or EQCALC_EMULATION_SHARED bytes.
+
     change: what is done to the kernels' source before they are compiled, to plant faults.
     """
 
@@ -77,9 +80,9 @@ class Emulated(Platform):
         self._emulation.emulated_used.restype = ctypes.c_size_t
         return self._emulation.emulated_used()
 
-    def counts(self) -> tuple[int, int, int, int, int, int]:
+    def counts(self) -> tuple[int, int, int, int, int, int, int]:
         """Since the last call: kernels, bytes up, bytes down, waits; kernels and graphs started;
-        kernels that waits for an event left for later."""
-        numbers = (ctypes.c_longlong * 6)()
+        kernels that waits for an event left for later; kernels with slices of tables."""
+        numbers = (ctypes.c_longlong * 7)()
         self._emulation.emulated_counts(numbers)
         return tuple(numbers)

@@ -43,7 +43,9 @@ def _key(model: Path, precision: str, radial: str) -> str:
     here = Path(__file__).parent
     folders = [here, here / "csrc"]
     if radial == "gpu":
-        digest.update(f"{platform.PLATFORM.driver}\n{platform.PLATFORM.architecture(0)}".encode())
+        gpus = platform.PLATFORM
+        kind = gpus.driver, gpus.architecture(0), gpus.multiprocessors(0)
+        digest.update("\n".join(map(str, kind)).encode())
         digest.update(repr(Variant.chosen()).encode())
         folders += [here / "cuda", here / "cuda" / "csrc"]
     for file in sorted(file for folder in folders for file in folder.iterdir() if file.is_file()):

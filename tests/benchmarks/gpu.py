@@ -19,7 +19,7 @@ Writes a line for each size, JSON and a picture. Needs no network. Sizes that an
 memory for are left out of its column; after --minutes nothing more is begun. With --emulate all of
 it runs on the CPU, GPU kernels in the tests' emulation: it shows that the command works, at
 --repeats 1, and its times mean nothing. With --count nothing runs: it prints what a step in float32
-reads through the second-level cache, from which the defaults follow that nobody has timed.
+moves through the second-level cache, from which the defaults follow that nobody has timed.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ VARIANTS: dict[str, dict[str, str]] = {
     "as chosen": {},
     "without CUDA graphs": {"EQCALC_GPU_GRAPHS": "no"},
     "tables of degree 5": {"EQCALC_GPU_TABLES": "quintic"},
+    "no slices of tables": {"EQCALC_GPU_SLICES": "no"},
+    "slices of tables": {"EQCALC_GPU_SLICES": "yes"},
+    "slices of degree 5": {"EQCALC_GPU_SLICES": "yes", "EQCALC_GPU_TABLES": "quintic"},
 }
 
 #: peers that run on a GPU (environments.py), beside ours
@@ -212,20 +215,28 @@ def against_peers(
 
 
 def count(model: str, neighbors: int = 50) -> list[dict[str, Any]]:
-    """By degree of the tables: MB that a step reads for an atom, of tables and of atoms' rows.
+    """By degree of the tables: MB that a step's convolutions move for an atom through the
+    second-level cache, on GPUs that have slices of tables in shared memory, and on others.
 
-    And MB of all tables and of the largest layer's; kB of the largest slice, of one path and 32
-    channels; MB of rows where slices are in shared memory, and each works on its path alone.
+    And of these the tables; by GPU and layer from how many edges on kernels have slices (forward,
+    gradients of edges and of features), and channels times paths of each; MB of all tables and of
+    the largest layer's; kB of a slice of one path and 32 channels.
     """
     from eqcalc import export
+    from eqcalc.engine.cuda.platform import Multiprocessors
     from eqcalc.engine.cuda.potential import PADDING
+    from eqcalc.engine.cuda.source import slices_of
     from eqcalc.engine.cuda.variants import DEGREES
     from eqcalc.engine.fused import TABLES
     from eqcalc.engine.readers import read
     from eqcalc.engine.tables import tabulate
-    from eqcalc.engine.terms import blocks_of
     from eqcalc.names import find
 
+    gpus = {
+        "H100, H200": Multiprocessors(132, 227 * 1024),
+        "A100": Multiprocessors(108, 163 * 1024),
+        "RTX 5090": Multiprocessors(170, 99 * 1024),
+    }
     path, size = find(model), 4
     potential = export.load(path, dtype="float64")
     rows = []
@@ -233,29 +244,37 @@ def count(model: str, neighbors: int = 50) -> list[dict[str, Any]]:
         plan = read(potential, "float", PADDING)
         tolerance = TABLES["float"][1]
         tabulate(potential.module, plan, degree=degree, tolerance=tolerance, densities=False)
-        numbers = dict.fromkeys(("tables", "rows", "rows of slices"), 0)
-        tables, slices = [], []
-        for k, layer in enumerate(plan.layers):
-            plan_k = layer.convolution
-            lines = sum(path.mul for path in plan_k.paths)
-            passes = 2 if k == 0 else 3  # forward, edges, gather
-            numbers["tables"] += passes * lines * (degree + 1)
-            once = sum(block[0].d1 * block[0].mul for block in blocks_of(plan_k))
-            by_path = sum(path.d1 * path.mul for path in plan_k.paths)
-            gathered = plan_k.width_out if k else 0
-            numbers["rows"] += 2 * once + gathered
-            numbers["rows of slices"] += 2 * by_path + gathered
-            tables.append(layer.table.coefficients.size * size / 1e6)
-            slices.append(len(layer.table.coefficients) * (degree + 1) * 32 * size / 1e3)
-        row = {
-            "tables of degree": name,
-            "intervals": [len(t.table.coefficients) for t in plan.layers],
-        }
-        row |= {f"MB per atom, {key}": neighbors * n * size / 1e6 for key, n in numbers.items()}
+        intervals = [len(layer.table.coefficients) for layer in plan.layers]
+        tables = [layer.table.coefficients.size * size / 1e6 for layer in plan.layers]
+        row: dict[str, Any] = {"tables of degree": name, "intervals": intervals}
+        moved: dict[str, float] = {"without slices": 0.0, "of these tables": 0.0}
+        from_edges: dict[str, list[list[int | None]]] = {}
+        shapes: dict[str, list[list[str]]] = {}
+        for gpu, multiprocessors in gpus.items():
+            made = slices_of(plan, degree, multiprocessors)
+            moved[gpu], from_edges[gpu], shapes[gpu] = 0.0, [], []
+            for k, layer in enumerate(plan.layers):
+                kernels = made[layer.convolution].every
+                names = ("forward", "edges", "gather") if k else ("forward", "edges")
+                from_edges[gpu].append([])
+                shapes[gpu].append([])
+                for what in names:
+                    kernel = kernels[what]
+                    least = kernel.least_edges(intervals[k], multiprocessors.count)
+                    per_atom = 1e-6 * neighbors
+                    better = kernel.plain if least is None else kernel.moved
+                    moved[gpu] += per_atom * better
+                    from_edges[gpu][-1].append(least)
+                    shapes[gpu][-1].append(f"{kernel.width} x {kernel.most}" if least else "")
+                    if gpu == "A100":
+                        moved["without slices"] += per_atom * kernel.plain
+                        functions = sum(path.mul for path in layer.convolution.paths)
+                        moved["of these tables"] += per_atom * functions * (degree + 1) * size
+        row |= {"MB per atom": moved, "slices from edges": from_edges, "slices": shapes}
         row |= {
             "MB of all tables": sum(tables),
             "MB of a layer": max(tables),
-            "kB of a slice": max(slices),
+            "kB of a slice": max(intervals) * (degree + 1) * 32 * size / 1e3,
         }
         rows.append(row)
         print(json.dumps(row, ensure_ascii=False), flush=True)
@@ -335,15 +354,19 @@ def draw(rows: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _emulate() -> None:
-    """GPUs that are none, and torch's engine on the CPU."""
+def _emulate() -> dict[str, Any]:
+    """GPUs that are none, and torch's engine on the CPU; options of `train` for such."""
     sys.path.insert(0, str(TESTS))
     from emulated import Emulated
 
     from eqcalc.engine.cuda import platform
+    from eqcalc.models.nequip import NequIPConfig
 
     platform.PLATFORM = Emulated()
+    os.environ["EQCALC_EMULATION_SHARED"] = str(227 * 1024)
     ENGINES["GPU torch"] = {"engine": "torch", "device": "cpu"}
+    options = {"cutoff": 3.0, "num_layers": 2, "l_max": 1, "num_channels": [4, 3]}
+    return {"config": NequIPConfig(product_channels=0, **options), "steps": 1}
 
 
 def main(words: list[str] | None = None) -> None:
@@ -366,8 +389,9 @@ def main(words: list[str] | None = None) -> None:
     until = time.monotonic() + 60.0 * given.minutes
     import torch
 
+    small: dict[str, Any] = {}
     if given.emulate:
-        _emulate()
+        small = _emulate()
         name, device = "an emulation on the CPU", "cpu"
     else:
         name = (
@@ -383,7 +407,7 @@ def main(words: list[str] | None = None) -> None:
         "random weights": against_peers(
             given.repeats, device, given.environments, given.at_least, until
         ),
-        "training": train(given.repeats, device, until),
+        "training": train(given.repeats, device, until, **small),
     }
     result = {"GPU": name, "model": given.model, "tests passed": tests == 0, **tables}
     given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -35,14 +35,28 @@ constexpr std::size_t PAGE = 4096;
 
 struct Module {
   void *library;
-  int (*start)(void *, const void *, unsigned, unsigned);
+  int (*start)(void *, const void *, unsigned, unsigned, unsigned long);
   std::size_t argument_bytes;
 };
 
 struct Function {
   const Module *module;
   void *body;
+  unsigned shared;     // bytes that a launch may ask for
 };
+
+int number_of(const char *variable, int otherwise)
+{
+  const char *number = std::getenv(variable);
+  return number ? std::atoi(number) : otherwise;
+}
+
+// bytes of shared memory of a block: without being asked, and with
+constexpr int SHARED = 48 * 1024;
+int most_shared()
+{
+  return number_of("EQCALC_EMULATION_SHARED", SHARED);
+}
 
 // on a stream or in a graph: what is done, kernels, bytes up and down
 struct Work {
@@ -57,8 +71,8 @@ std::map<std::uintptr_t, std::pair<void *, std::size_t>> allocations;     // and
 std::vector<void *> contexts;                                             // current ones
 std::size_t limit = std::size_t(1) << 32, used = 0;
 // kernels; bytes up, bytes down; waits; kernels and graphs started, each at once; kernels that were
-// left for later by waits for an event
-constexpr int COUNTS = 6;
+// left for later by waits for an event; kernels with shared memory that the launch asked for
+constexpr int COUNTS = 7;
 long long counts[COUNTS];
 long long done = 0;     // pieces of work, ever
 
@@ -123,6 +137,13 @@ API cuDeviceGet(int *device, int number)
   *device = number;
   return SUCCESS;
 }
+// multiprocessors; bytes of shared memory that a block may ask for
+API cuDeviceGetAttribute(int *value, int attribute, int)
+{
+  if (attribute != 16 && attribute != 97) return INVALID_VALUE;
+  *value = attribute == 16 ? number_of("EQCALC_EMULATION_PROCESSORS", 3) : most_shared();
+  return SUCCESS;
+}
 API cuDevicePrimaryCtxRetain(void **context, int device)
 {
   *context = reinterpret_cast<void *>(static_cast<std::uintptr_t>(device + 1));
@@ -177,7 +198,15 @@ API cuModuleGetFunction(void **function, void *module, const char *name)
   const auto *from = static_cast<const Module *>(module);
   void *body = dlsym(from->library, name);
   if (!body) return NOT_FOUND;
-  *function = new Function{from, body};
+  *function = new Function{from, body, SHARED};
+  return SUCCESS;
+}
+
+API cuFuncSetAttribute(void *function, int attribute, int value)
+{
+  if (contexts.empty()) return INVALID_CONTEXT;
+  if (attribute != 8 || value < 0 || value > most_shared()) return INVALID_VALUE;
+  static_cast<Function *>(function)->shared = value;
   return SUCCESS;
 }
 
@@ -247,17 +276,20 @@ API cuMemsetD8Async(unsigned long long to, unsigned char value, std::size_t byte
 }
 
 API cuLaunchKernel(void *function, unsigned bx, unsigned by, unsigned bz, unsigned tx, unsigned ty,
-                   unsigned tz, unsigned, void *, void **arguments, void **)
+                   unsigned tz, unsigned shared, void *, void **arguments, void **)
 {
   const auto *f = static_cast<const Function *>(function);
-  if (!bx || by != 1 || bz != 1 || !tx || tx > 1024 || ty != 1 || tz != 1) return INVALID_VALUE;
+  if (!bx || by != 1 || bz != 1 || !tx || tx > 1024 || ty != 1 || tz != 1 ||
+      shared > f->shared)
+    return INVALID_VALUE;
+  if (shared) counts[6]++;
   if (!captured) counts[4]++;
   const auto *first = static_cast<const char *>(arguments[0]);
   std::vector<char> copy(first, first + f->module->argument_bytes);
   const auto start = f->module->start;
   void *body = f->body;
   return later(
-      {[=] { return start(body, copy.data(), bx, tx) ? LAUNCH_FAILED : SUCCESS; }, 1, 0, 0});
+      {[=] { return start(body, copy.data(), bx, tx, shared) ? LAUNCH_FAILED : SUCCESS; }, 1, 0, 0});
 }
 
 API cuStreamCreate(void **stream, unsigned)

@@ -1,7 +1,7 @@
 // Runs CUDA kernels on the CPU, for tests: every thread of a block is a fiber, and barriers, shuffles
 // and shared memory mean what they mean on a GPU. Fibers go on in a random order between two
-// barriers, so that a barrier that is missing shows as numbers that are wrong or change with
-// EQCALC_EMULATION_SEED. Kernels take one structure; simt_end.h follows them.
+// barriers, and warps at a random pace, so that a barrier that is missing shows as numbers that are
+// wrong or change with EQCALC_EMULATION_SEED. Kernels take one structure; simt_end.h follows them.
 
 #include <sys/mman.h>
 #include <algorithm>
@@ -62,6 +62,7 @@ inline std::vector<Fiber> fibers;
 inline std::vector<unsigned long long> slots;     // what lanes show each other
 inline Fiber *now;
 inline Index block, grid, dim;
+inline char *memory;     // shared, of which the launch says how much; it ends at a forbidden page
 inline void (*entry)();
 
 inline void pause(Wait why)
@@ -104,8 +105,13 @@ inline void run_block(int threads, std::mt19937 &random)
   for (;;) {
     std::shuffle(order.begin(), order.end(), random);
     bool moved = false;
+    const unsigned held = threads > WARP ? random() : 0;     // warps that do not go on now
     for (const int k : order) {
       if (fibers[k].wait != NOTHING) continue;
+      if (held >> k / WARP & 1) {
+        moved = true;     // later
+        continue;
+      }
       now = &fibers[k];
       simt_switch(&scheduler, now->at);
       moved = true;
@@ -133,8 +139,14 @@ inline void run_block(int threads, std::mt19937 &random)
   }
 }
 
-inline void launch(void (*body)(), Index blocks, Index threads)
+inline void launch(void (*body)(), Index blocks, Index threads, std::size_t shared)
 {
+  constexpr std::size_t PAGE = 4096;
+  const std::size_t pages = (shared + PAGE - 1) / PAGE * PAGE;
+  char *base = static_cast<char *>(
+      mmap(nullptr, pages + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  mprotect(base + pages, PAGE, PROT_NONE);
+  memory = base + pages - (shared + 15) / 16 * 16;
   const char *seed = std::getenv("EQCALC_EMULATION_SEED");
   std::mt19937 random(seed ? std::atoi(seed) : 1);
   entry = body;
@@ -146,8 +158,10 @@ inline void launch(void (*body)(), Index blocks, Index threads)
   std::shuffle(order.begin(), order.end(), random);
   for (const unsigned b : order) {
     block = {b, 0, 0};
+    std::memset(base, 0xff, pages);     // NaN, and -1 of integers
     run_block(static_cast<int>(threads.x), random);
   }
+  munmap(base, pages + PAGE);
 }
 
 template <class U> U exchange(U value, int lane)
@@ -174,6 +188,10 @@ template <class U> U exchange(U value, int lane)
 #define blockDim (simt::dim)
 #define gridDim (simt::grid)
 
+inline char *dynamic_shared()
+{
+  return simt::memory;
+}
 inline void __syncthreads()
 {
   simt::pause(simt::FOR_BLOCK);

@@ -16,12 +16,13 @@ extern "C" __attribute__((visibility("default"))) unsigned long simt_argument_by
 
 // 0, or 1 where threads wait for each other in vain
 extern "C" __attribute__((visibility("default"))) int simt_start(void *kernel, const void *argument,
-                                                                 unsigned blocks, unsigned threads)
+                                                                 unsigned blocks, unsigned threads,
+                                                                 unsigned long shared)
 {
   simt_kernel = reinterpret_cast<void (*)(Task)>(kernel);
   std::memcpy(&simt_task, argument, sizeof(Task));
   try {
-    simt::launch(&simt_body, {blocks, 1, 1}, {threads, 1, 1});
+    simt::launch(&simt_body, {blocks, 1, 1}, {threads, 1, 1}, shared);
     return 0;
   } catch (const std::exception &error) {
     std::fprintf(stderr, "emulated GPU: %s (block %u)\n", error.what(), simt::block.x);

@@ -62,8 +62,13 @@ def on_cpu(crowded, tmp_path_factory):
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(("device", "ranks"), [("cuda:1", 1), ("cuda", 2), ("cuda", 4)])
-def test_is_the_engine_of_the_cpu(device, ranks, crowded, on_cpu, tmp_path):
-    """A list is on the GPU for several steps; features of ghosts go through the host."""
+def test_is_the_engine_of_the_cpu(device, ranks, crowded, on_cpu, tmp_path, monkeypatch):
+    """A list is on the GPU for several steps; features of ghosts go through the host. On 4 ranks,
+    slices of tables are in shared memory."""
+    if ranks == 4:
+        monkeypatch.setenv("EQCALC_GPU_SLICES", "yes")
+        monkeypatch.setenv("EQCALC_EMULATION_SHARED", str(8 << 20))
+    monkeypatch.setenv("EQCALC_EMULATION_COUNTS", str(tmp_path / "counts"))
     options = f"precision double engine fused device {device}"
     path = script(silica_like(1), tmp_path, pair(crowded, options), after=RUN)
     got, thermo, output = by_lammps(path, ranks)
@@ -71,6 +76,9 @@ def test_is_the_engine_of_the_cpu(device, ranks, crowded, on_cpu, tmp_path):
     expected, energies, _ = on_cpu
     assert_equal(got, expected, 1e-12)
     assert np.abs(thermo["PotEng"] - energies["PotEng"]).max() < 1e-10
+    for path in tmp_path.glob("counts.*"):
+        with_slices = int(path.read_text().split()[6])
+        assert (with_slices > 0) == (ranks == 4)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -132,7 +140,7 @@ def test_atoms_without_ghosts_are_worked_on_during_exchanges(quick_model, tmp_pa
     counts = list(tmp_path.glob("counts.*"))
     assert len(counts) == 2
     for path in counts:
-        *_, left_for_later = (int(word) for word in path.read_text().split())
+        *_, left_for_later, _ = (int(word) for word in path.read_text().split())
         # two kernels for a layer forward and four back, at each of four steps
         assert left_for_later >= 4 * (2 + 4)
 

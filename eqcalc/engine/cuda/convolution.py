@@ -9,9 +9,9 @@ parts than warps, the block of threads goes through the edges several times.
 
 from __future__ import annotations
 
+from eqcalc.engine.cuda.couplings import Couplings, forward_terms, gather_terms, gradient_terms
 from eqcalc.engine.plan import ConvolutionPlan, NotCovered, Path
-from eqcalc.engine.terms import blocks_of, direction_terms, products, times, total, unit
-from eqcalc.program.trilinear import Inner
+from eqcalc.engine.terms import blocks_of, direction_terms
 
 LANES = 32
 #: warps of a block of threads, at most: a thread may then have 128 registers
@@ -19,40 +19,6 @@ MOST_WARPS = 16
 #: bytes of shared memory that every GPU gives a block of threads
 SHARED = 48 * 1024
 SIZES = {"float": 4, "double": 8}
-
-
-class _Couplings:
-    """The different G of a convolution: once for each edge of a tile, in shared memory.
-
-    first_y: the first harmonic that varies; what is before it is 1.
-    """
-
-    def __init__(self, first_y: int) -> None:
-        self._first_y = first_y
-        self.lines: list[str] = []
-        self._known: dict[Inner, int] = {}
-
-    def scalar(self, terms: Inner) -> str:
-        """What stands for sum_{m2} C Y_{m2} of edge e: a factor, "1" or "-1" left as they are."""
-        if terms[0][0] < self._first_y:
-            return unit(terms[0][1])
-        sign = "-" if terms[0][1] < 0 else ""
-        if len(terms) == 1 and abs(abs(terms[0][1]) - 1.0) < 1e-12:
-            return f"{sign}Y[{terms[0][0] - self._first_y}][e]"
-        key = tuple((m2, -c if sign else c) for m2, c in terms)
-        if key not in self._known:
-            self._known[key] = len(self._known)
-            value = total([times(unit(c), f"y[{m2 - self._first_y}]") for m2, c in key])
-            self.lines.append(f"G[{self._known[key]}][n] = {value};")
-        return f"{sign}G[{self._known[key]}][e]"
-
-    def of(self, path: Path, what: str, first: int = 0) -> dict[tuple[int, int], str]:
-        """Its gradient with respect to x or g, by number and by that of the other of the two.
-
-        first: number of the path's first gradient g.
-        """
-        sums = path.form.gradient(what, within="y")
-        return {(n, first + m): self.scalar(terms) for (n, m), terms in sums.items()}
 
 
 class _Parts:
@@ -231,7 +197,7 @@ class ConvolutionKernels:
         self.threads: dict[str, int] = {}
         self.source = self._forward() + self._edges() + self._gather()
 
-    def _head(self, name: str, couplings: _Couplings, warps: int, shared: str = "") -> str:
+    def _head(self, name: str, couplings: Couplings, warps: int, shared: str = "") -> str:
         self.threads[name] = warps * LANES
         return _HEAD.format(
             name=name,
@@ -241,7 +207,7 @@ class ConvolutionKernels:
             shared=shared,
         )
 
-    def _room(self, couplings: _Couplings) -> int:
+    def _room(self, couplings: Couplings) -> int:
         """Bytes of shared memory that are left."""
         numbers = max(1, self.num_y) + max(1, len(couplings.lines)) + 3
         room = SHARED - 256 - numbers * LANES * self.size
@@ -249,7 +215,7 @@ class ConvolutionKernels:
             raise NotCovered("The couplings of this network do not fit into a GPU's shared memory.")
         return room
 
-    def _tile(self, couplings: _Couplings, edge: str, row: str, factor: str = "") -> str:
+    def _tile(self, couplings: Couplings, edge: str, row: str, factor: str = "") -> str:
         return _TILE.format(
             edge=edge,
             row=row,
@@ -287,7 +253,7 @@ class ConvolutionKernels:
         return "t.factor[i]" if self.fades else "T(1)"
 
     def _forward(self) -> str:
-        parts, couplings = _Parts(self.plan, MOST_WARPS), _Couplings(self.FIRST_Y)
+        parts, couplings = _Parts(self.plan, MOST_WARPS), Couplings(self.FIRST_Y)
         bodies, keeps, most = [], [], 0
         for paths in parts.blocks:
             body = self._features(paths)
@@ -295,9 +261,8 @@ class ConvolutionKernels:
             for path in paths:
                 body.append("{ " + self._weight(path))
                 every = couplings.of(path, "g")
-                body += [f"const T z{m} = w * x{m};" for m in sorted({m1 for _, m1 in every})]
+                body += forward_terms(path, every, a)
                 for m3 in range(path.d3):
-                    body += [f"a{a + m3} += {term};" for term in products(every, m3, "z")]
                     at = f"out[{path.out + m3 * path.stride} + chunk * 32 + lane]"
                     value = f"factor * a{a + m3}"
                     given = f"factor > T(0) ? {value} : T(0)" if self.fades else value
@@ -320,7 +285,7 @@ class ConvolutionKernels:
         )
 
     def _gather(self) -> str:
-        parts, couplings = _Parts(self.plan, MOST_WARPS), _Couplings(self.FIRST_Y)
+        parts, couplings = _Parts(self.plan, MOST_WARPS), Couplings(self.FIRST_Y)
         bodies, keeps = [], []
         for paths in parts.blocks:
             x, d1, mul = paths[0].x, paths[0].d1, paths[0].mul
@@ -333,9 +298,7 @@ class ConvolutionKernels:
                     for m, column in enumerate(path.columns)
                 ]
                 every = couplings.of(path, "x")
-                for m1 in sorted({m1 for m1, _ in every}):
-                    body.append(f"a{m1} += w * ({total(products(every, m1, 'g'))});")
-                body.append("}")
+                body += [*gather_terms(every), "}"]
             bodies.append("\n".join(body))
             keeps.append(
                 "\n".join(
@@ -359,7 +322,7 @@ class ConvolutionKernels:
             keep=parts.branches(keeps),
         )
 
-    def _edges_block(self, paths: list[Path], couplings: _Couplings) -> str:
+    def _edges_block(self, paths: list[Path], couplings: Couplings) -> str:
         """Sums over one warp's channels of what its edges owe, into S."""
         lines, a = [], 0
         body = self._features(paths)
@@ -370,16 +333,12 @@ class ConvolutionKernels:
             ]
             body.append("{ " + self._weight(path, slope="dw"))
             every = couplings.of(path, "x", first=a)
-            used = sorted({m1 for m1, _ in every})
-            for m1 in used:
-                start = "T q =" if m1 == used[0] else "q +="
-                body.append(f"{start} x{m1} * ({total(products(every, m1, 'g'))});")
-            body.append(self._owed(path))
+            body += [*gradient_terms(every), self._owed(path)]
             if self.fades:
                 body.append(f"s{self.num_y + 1} += w * q;")
             directions = direction_terms(path, a, self.FIRST_Y)
             if directions:
-                body += [f"const T z{m} = w * x{m};" for m in used]
+                body += [f"const T z{m} = w * x{m};" for m in sorted({m1 for m1, _ in every})]
             body += [*directions, "}"]
             a += path.d3
         count = self._num_sums + (1 if self.fades else 0)
@@ -396,7 +355,7 @@ class ConvolutionKernels:
         )
 
     def _edges(self) -> str:
-        couplings = _Couplings(self.FIRST_Y)
+        couplings = Couplings(self.FIRST_Y)
         bodies = [self._edges_block(paths, couplings) for paths in blocks_of(self.plan)]
         count = self._num_sums + (1 if self.fades else 0)
         warps = min(MOST_WARPS, self._room(couplings) // (count * LANES * self.size))

@@ -5,16 +5,25 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 from eqcalc import cache
 from eqcalc.engine.build import EngineUnavailable
 from eqcalc.engine.cuda import nvrtc
 
-#: of the driver's interface: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-MAJOR, MINOR = 75, 76
+#: of the driver's interface: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR,
+#: _MULTIPROCESSOR_COUNT and _MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+MAJOR, MINOR, COUNT, SHARED = 75, 76, 16, 97
 
 #: the compiled kernels in an entry of the cache
 IMAGE = "kernels.cubin"
+
+
+class Multiprocessors(NamedTuple):
+    """Of a GPU: how many, and bytes of shared memory that a block of threads may have."""
+
+    count: int
+    shared: int
 
 
 class Platform:
@@ -57,14 +66,20 @@ class Platform:
 
     def architecture(self, number: int) -> str:
         """Of a GPU, as compilers name it, such as "sm_90"."""
-        library, device = self.library(), ctypes.c_int()
+        return "sm_{}{}".format(*self._attributes(number, MAJOR, MINOR))
+
+    def multiprocessors(self, number: int) -> Multiprocessors:
+        """Of a GPU."""
+        return Multiprocessors(*self._attributes(number, COUNT, SHARED))
+
+    def _attributes(self, number: int, *wanted: int) -> list[int]:
+        library, device, values = self.library(), ctypes.c_int(), []
         library.cuDeviceGet(ctypes.byref(device), number)
-        version = []
-        for attribute in (MAJOR, MINOR):
+        for attribute in wanted:
             value = ctypes.c_int()
             library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-            version.append(value.value)
-        return "sm_{}{}".format(*version)
+            values.append(value.value)
+        return values
 
     def image(self, source: str, architecture: str) -> Path:
         """A file of compiled kernels, from the cache if they were compiled before.

@@ -209,7 +209,7 @@ def prepare(
             "many kinds of bonds."
         )
     tabulate(potential.module, plan, degree=degree, tolerance=tolerance, densities=False)
-    code = DeviceCode(plan, degree)
+    code = DeviceCode(plan, degree, found.multiprocessors(number), variant.slices)
     library = Library(host_library(scalar))
     image = found.image(code.source, architecture)
     return library, network_bytes(plan, code, image.read_bytes(), found.driver, variant)

@@ -4,7 +4,9 @@ The results are the same, to rounding. Nothing has been measured yet, so the def
 counts: a step of a small system is bound by the time that starting its kernels takes (some 3 µs
 each), and a CUDA graph starts all of them at once; a step of a large one by what it reads through
 the second-level cache (`python tests/benchmarks/gpu.py --count`), most of it tables of radial
-functions, and cubic splines need two thirds of what those of degree 5 need.
+functions. Cubic splines need two thirds of what those of degree 5 need; and where there are so many
+edges that each multiprocessor may as well read the table once, slices of it stay in shared memory
+(`eqcalc.engine.cuda.slices`), if the GPU has enough of that.
 """
 
 from __future__ import annotations
@@ -25,10 +27,13 @@ class Variant(NamedTuple):
         graphs: whether steps of small systems are recorded as CUDA graphs (EQCALC_GPU_GRAPHS, yes
             or no).
         degree: of radial tables in float32 (EQCALC_GPU_TABLES, one of DEGREES).
+        slices: when slices of tables are in shared memory (EQCALC_GPU_SLICES): "counted", where the
+            count says so, "yes", wherever they fit, or "no".
     """
 
     graphs: bool = True
     degree: int = DEGREES["cubic"]
+    slices: str = "counted"
 
     @classmethod
     def chosen(cls) -> Variant:
@@ -40,6 +45,7 @@ class Variant(NamedTuple):
         return cls(
             graphs=_word("EQCALC_GPU_GRAPHS", ("yes", "no")) == "yes",
             degree=DEGREES[_word("EQCALC_GPU_TABLES", tuple(DEGREES))],
+            slices=_word("EQCALC_GPU_SLICES", ("counted", "yes", "no")),
         )
 
 

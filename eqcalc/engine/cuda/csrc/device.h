@@ -69,13 +69,31 @@ class Device {
     return function;
   }
 
+  // a launch of this kernel may ask for so many bytes of shared memory, beyond 48 kB
+  void allow_shared(CUfunction kernel, int bytes) const
+  {
+    driver_.check(driver_.cuFuncSetAttribute(kernel, MOST_DYNAMIC_SHARED, bytes),
+                  "give a kernel its shared memory");
+  }
+
+  // multiprocessors
+  std::int64_t processors() const
+  {
+    int count = 0;
+    driver_.check(driver_.cuDeviceGetAttribute(&count, MULTIPROCESSORS, device_),
+                  "say how many multiprocessors it has");
+    return count;
+  }
+
+  // shared: bytes that the kernel has beside what it declares
   template <class Argument>
-  void launch(CUfunction kernel, std::int64_t blocks, int threads, Argument &argument) const
+  void launch(CUfunction kernel, std::int64_t blocks, int threads, Argument &argument,
+              int shared = 0) const
   {
     if (blocks == 0) return;
     void *arguments[] = {&argument};
     driver_.check(driver_.cuLaunchKernel(kernel, static_cast<unsigned>(blocks), 1, 1, threads, 1, 1,
-                                         0, stream_, arguments, nullptr),
+                                         static_cast<unsigned>(shared), stream_, arguments, nullptr),
                   "start a kernel");
   }
 

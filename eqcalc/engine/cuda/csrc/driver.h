@@ -25,11 +25,14 @@ using CUgraphExec = struct CUgraphExec_st *;
 constexpr CUresult CUDA_OUT_OF_MEMORY = 2;
 constexpr unsigned STREAM_NON_BLOCKING = 1, EVENT_DISABLE_TIMING = 2;
 constexpr int CAPTURE_THREAD_LOCAL = 1;
+constexpr int MULTIPROCESSORS = 16;     // of a device's attributes
+constexpr int MOST_DYNAMIC_SHARED = 8;     // of a kernel's
 
 struct Driver {
   CUresult (*cuInit)(unsigned);
   CUresult (*cuDeviceGetCount)(int *);
   CUresult (*cuDeviceGet)(CUdevice *, int);
+  CUresult (*cuDeviceGetAttribute)(int *, int, CUdevice);
   CUresult (*cuDevicePrimaryCtxRetain)(CUcontext *, CUdevice);
   CUresult (*cuDevicePrimaryCtxRelease_v2)(CUdevice);
   CUresult (*cuCtxPushCurrent_v2)(CUcontext);
@@ -37,6 +40,7 @@ struct Driver {
   CUresult (*cuModuleLoadData)(CUmodule *, const void *);
   CUresult (*cuModuleUnload)(CUmodule);
   CUresult (*cuModuleGetFunction)(CUfunction *, CUmodule, const char *);
+  CUresult (*cuFuncSetAttribute)(CUfunction, int, int);
   CUresult (*cuMemGetInfo_v2)(std::size_t *, std::size_t *);
   CUresult (*cuMemAlloc_v2)(CUdeviceptr *, std::size_t);
   CUresult (*cuMemFree_v2)(CUdeviceptr);
@@ -79,6 +83,7 @@ struct Driver {
     GET(cuInit);
     GET(cuDeviceGetCount);
     GET(cuDeviceGet);
+    GET(cuDeviceGetAttribute);
     GET(cuDevicePrimaryCtxRetain);
     GET(cuDevicePrimaryCtxRelease_v2);
     GET(cuCtxPushCurrent_v2);
@@ -86,6 +91,7 @@ struct Driver {
     GET(cuModuleLoadData);
     GET(cuModuleUnload);
     GET(cuModuleGetFunction);
+    GET(cuFuncSetAttribute);
     GET(cuMemGetInfo_v2);
     GET(cuMemAlloc_v2);
     GET(cuMemFree_v2);

@@ -19,6 +19,7 @@ class Network {
       num_counts_(from.integer("num_counts")), num_features_(from.integer("num_features"))
   {
     const Device::Use use(device_);
+    processors_ = device_.processors();
     for (const char *name :
          {"geometry", "edge_gradients", "own_forces", "neighbour_forces", "virial_sums", "watch",
           "pack", "add_rows", "references", "crowding_gradients", "count_factors", "count_pulls",
@@ -152,9 +153,35 @@ class Network {
     }
   };
 
+  // one that has slices of a radial table in shared memory, and stays
+  struct Slices : Kernel {
+    int shared;        // bytes
+    I least_atoms, least_edges;     // from how many on it is used
+
+    Slices(const Record &from, const Device &device) :
+        Kernel(from, device), shared(static_cast<int>(from.integer("shared"))),
+        least_atoms(from.integer("least_atoms")), least_edges(from.integer("least_edges"))
+    {
+      // layers that share a kernel have tables of different lengths
+      device.allow_shared(function, static_cast<int>(from.integer("most_shared")));
+    }
+  };
+
+  // a convolution's kernel: a block of threads for each atom, or slices
+  struct Convolution : Kernel {
+    std::unique_ptr<Slices> slices;
+
+    Convolution(const Record &from, const Device &device) : Kernel(from, device)
+    {
+      if (from.has("slices"))
+        slices = std::make_unique<Slices>(from.record("slices"), device);
+    }
+  };
+
   struct Layer {
     int features, messages;
-    Kernel forward, edges, gather, nodes, nodes_back;
+    Convolution forward, edges, gather;
+    Kernel nodes, nodes_back;
     RadialTable radial;
     OnDevice<T> species_features;
     I count;     // of learned numbers of neighbours, or -1
@@ -190,6 +217,7 @@ class Network {
   Device device_;
   I num_species_, num_y_, atoms_per_block_, fades_, graphs_, pool_width_, num_counts_,
       num_features_;
+  I processors_;
   std::vector<CUfunction> common_;
   std::vector<std::unique_ptr<Row>> rows_;
   std::vector<std::unique_ptr<Layer>> layers_;
@@ -462,7 +490,7 @@ class Network {
     Task t = task_of(k, chunk, false, 0);
     if (features) t.features = features_.data();
     const Layer &layer = *layers_[k];
-    device_.launch(layer.forward.function, chunk.end - chunk.begin, layer.forward.threads, t);
+    convolve(layer.forward, chunk, t);
     nodes(layer.nodes, chunk, t);
   }
 
@@ -473,10 +501,25 @@ class Network {
     t.dx = dx_[here].data();
     const Layer &layer = *layers_[k];
     nodes(layer.nodes_back, chunk, t);
-    device_.launch(layer.edges.function, chunk.end - chunk.begin, layer.edges.threads, t);
+    convolve(layer.edges, chunk, t);
     if (k == 0) return;
     by_neighbour_of(t, chunk);
-    device_.launch(layer.gather.function, chunk.end_row - chunk.first_row, layer.gather.threads, t);
+    convolve(layer.gather, chunk, t);
+  }
+
+  // of the chunk's edges; t.begin to t.end: atoms whose sums are made
+  void convolve(const Convolution &kernel, const Chunk &chunk, Task &t)
+  {
+    const I atoms = t.end - t.begin;
+    // by a number that does not change as long as a recorded step serves
+    const I edges = list_.capacity * (chunk.end - chunk.begin) / std::max<I>(list_.num_local, 1);
+    const Slices *slices = kernel.slices.get();
+    if (!slices || atoms < slices->least_atoms || edges < slices->least_edges) {
+      device_.launch(kernel.function, atoms, kernel.threads, t);
+      return;
+    }
+    const I warps = slices->threads / 32, blocks = std::min(processors_, (atoms + warps - 1) / warps);
+    device_.launch(slices->function, blocks, slices->threads, t, slices->shared);
   }
 
   void nodes(const Kernel &kernel, const Chunk &chunk, Task &t)
