@@ -1,4 +1,4 @@
-"""Compilers that hang or fail, caches that cannot be written: what the engines then do."""
+"""Compilers that hang or fail, caches that cannot be written: what the engines then do; headers."""
 
 import os
 import subprocess
@@ -113,3 +113,23 @@ for engine in ("auto", "fused"):
     assert {Path(line[1]).parent.parent for line in lines} == {mine}
     assert done.stderr.count("set XDG_CACHE_HOME") == 1
     assert lines[0] == lines[1]
+
+
+def test_headers_open_by_themselves(tmp_path):
+    """As in an editor: in the reverse of their order in sources, and what is the other of two."""
+    folder = Path(build.__file__).parent / "csrc"
+    alone = {"muon.h", "radial_network.h", "no_messages.h"}  # dense.h is in the first
+    apart = alone | {"dense.h", "gpu_interface.h"}
+    names = sorted({path.name for path in folder.glob("*.h")} - apart, reverse=True)
+    for number, group in enumerate([names, *([name] for name in sorted(alone))]):
+        lines = "\n".join(f'#include "{name}"' for name in group)
+        (tmp_path / f"{number}.cpp").write_text(lines, encoding="utf-8")
+    flags = ["-std=c++17", "-fsyntax-only", "-fopenmp", "-w", f"-I{folder}"]
+    command = [build.find_compiler()[0], *flags, *map(str, tmp_path.glob("*.cpp"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
+    for name in {*names, *apart} - {"interface.h", "gpu_interface.h"}:  # these are C's
+        assert "#pragma once" in (folder / name).read_text(encoding="utf-8"), name
+        assert '"' not in "".join(
+            line for line in build.header(name).splitlines() if line.startswith("#include")
+        )

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from functools import lru_cache
 from importlib import resources
@@ -49,8 +50,12 @@ class EngineUnavailable(InputError):  # noqa: N818 - a state, which the torch en
 
 @functools.cache
 def header(name: str) -> str:
-    """The text of a file of csrc/."""
-    return (resources.files("eqcalc.engine") / "csrc" / name).read_text(encoding="utf-8")
+    """The text of a file of csrc/, without the lines by which it opens by itself.
+
+    Sources are made of these texts, with what is generated in between (csrc/generated: examples).
+    """
+    text = (resources.files("eqcalc.engine") / "csrc" / name).read_text(encoding="utf-8")
+    return re.sub(r'#pragma once\n(#include "[^"]*"\n)*\n', "", text)
 
 
 #: what took too long once is not tried again by this process

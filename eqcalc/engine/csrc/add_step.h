@@ -1,5 +1,8 @@
 // Sums of rows of an atom.
 
+#pragma once
+#include "steps.h"
+
 namespace {
 
 // a row added to another one of the same width

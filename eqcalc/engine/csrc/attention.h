@@ -4,6 +4,9 @@
 //
 //     a_e = u_e exp(z_e - top) / total,   da_e = <z_e, g>,   dz_e = a_e (da_e - sum_k a_k da_k)
 
+#pragma once
+#include "edge_steps.h"
+
 namespace {
 
 constexpr int MOST_HEADS = 64;

@@ -1,5 +1,7 @@
 // What keeps generated libraries small, and quick to compile.
 
+#pragma once
+
 // Never compiled into its callers: what is large, and called once in a while.
 #define APART [[gnu::noinline]]
 // Compiled for size, too: what happens once per file.

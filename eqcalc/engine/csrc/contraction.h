@@ -7,6 +7,9 @@
 // each species may have its own. Polynomials of moderate size have generated kernels
 // (eqcalc.engine.contraction_kernels); others are tables that are worked through here.
 
+#pragma once
+#include "generated/steps.h"
+
 namespace {
 
 class ContractionStep final : public Step {

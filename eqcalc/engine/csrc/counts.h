@@ -2,6 +2,9 @@
 //
 //     n_i = sum_j tanh(z(r_ij)^2),   m_i -> m_i / (1 + n_i)
 
+#pragma once
+#include "radial_table.h"
+
 namespace {
 
 class Counts {

@@ -7,6 +7,10 @@
 //   transposed dx   = g w^T
 //   outer      dw   = x^T g     (summed over the atoms of a species and over m)
 
+#pragma once
+#include "generated/scales.h"
+#include "simd.h"
+
 namespace {
 
 typedef T VU __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));

@@ -3,6 +3,9 @@
 //
 //     D_{lm z k} = sum_{j of z} B_k(r_ij) Y_lm(r_ij),   [NUM_Y + 1, species, functions]
 
+#pragma once
+#include "radial_table.h"
+
 namespace {
 
 class Density {

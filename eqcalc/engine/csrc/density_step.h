@@ -1,5 +1,9 @@
 // From a density of species (density.h) to messages.
 
+#pragma once
+#include "generated/steps.h"
+#include "simd.h"
+
 namespace {
 
 // rows [dim, species in the structure, functions] of a density times a matrix for each species

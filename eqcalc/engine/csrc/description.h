@@ -2,6 +2,9 @@
 // looked up where they lie, and texts and arrays are good as long as it is there. All functions throw
 // std::runtime_error where the description is not what is asked for.
 
+#pragma once
+#include "generated/sizes.h"
+
 namespace {
 
 enum Tag : I { INTEGER = 1, NUMBER, TEXT, ARRAY, LIST, RECORD };

@@ -1,6 +1,9 @@
 // Operations on messages that are not in frames: features of both atoms added, products with harmonics
 // of the edge, weighted sums. PRODUCTS are generated (eqcalc.engine.product_kernels).
 
+#pragma once
+#include "edge_steps.h"
+
 namespace {
 
 // y = x_j + x_i

@@ -3,6 +3,12 @@
 // eqcalc.program.transpose. An operation sets its target, but for linear maps, which add to it where
 // they are not the first, and what goes to atoms.
 
+#pragma once
+#include "frames.h"
+#include "packed.h"
+#include "radial_table.h"
+#include "sphere.h"
+
 namespace {
 
 // what the way back adds up for every edge, a vector of terms each

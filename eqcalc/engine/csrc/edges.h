@@ -3,6 +3,9 @@
 //
 // Generated: harmonics(), harmonics_gradient() (see eqcalc.engine.kernels).
 
+#pragma once
+#include "generated/sizes.h"
+
 namespace {
 
 struct EdgeGradient {

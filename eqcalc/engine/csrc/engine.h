@@ -1,5 +1,9 @@
 // The functions of interface.h.
 
+#pragma once
+#include "network.h"
+#include "pairs.h"
+
 namespace {
 
 // edges of a list of pairs, between steps

@@ -1,5 +1,8 @@
 // What ends at the cutoff (eqcalc.nn.radial): the polynomial envelope, or XPLOR's from an onset on.
 
+#pragma once
+#include "description.h"
+
 namespace {
 
 class Envelope {

@@ -4,6 +4,9 @@
 //
 // Generated: FRAME_DEGREE, FRAME_ORDER (highest l and |m|), torque() of each degree.
 
+#pragma once
+#include "generated/messages.h"
+
 namespace {
 
 template <int N> using Constant = std::integral_constant<int, N>;

@@ -1,5 +1,8 @@
 // Gates.
 
+#pragma once
+#include "steps.h"
+
 namespace {
 
 // Scalars through an activation, other blocks times activated scalars. All of the target is set.

@@ -1,5 +1,9 @@
 // What every engine asks of the arrays that it is given.
 
+#pragma once
+#include "interface.h"
+#include "threads.h"
+
 namespace {
 
 // throws for what would be read or written out of bounds

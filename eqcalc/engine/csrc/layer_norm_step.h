@@ -1,5 +1,8 @@
 // Layer normalisation (eqcalc.nn.layer_norm).
 
+#pragma once
+#include "steps.h"
+
 namespace {
 
 // y = gains x / n, n^2 = epsilon^2 + mean square of x by block (eqcalc.nn.layer_norm)

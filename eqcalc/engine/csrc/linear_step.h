@@ -1,5 +1,9 @@
 // Linear maps of an atom's rows.
 
+#pragma once
+#include "generated/steps.h"
+#include "simd.h"
+
 namespace {
 
 // `dim` rows of each atom times a matrix, or one per species

@@ -2,6 +2,10 @@
 // of them in tiles that stay in the cache. Values of linear maps that the way back needs are kept for
 // as many edges as there is memory for; it makes the others again, tile by tile.
 
+#pragma once
+#include "attention.h"
+#include "edge_products.h"
+
 namespace {
 
 class Message {

@@ -5,6 +5,9 @@
 //   G = Y^T Y,   Y <- Y (a + b G + c G^2)
 // needs a transposed copy; G and its square are symmetric, and half of each is computed.
 
+#pragma once
+#include "dense.h"
+
 namespace {
 
 constexpr double QUINTIC[3] = {3.4445, -4.7750, 2.0315};

@@ -12,6 +12,16 @@
 // over the shares of the work in the order of the shares, of which there are as many as threads are
 // asked for (see threads.h).
 
+#pragma once
+#include "counts.h"
+#include "density.h"
+#include "generated/kernels.h"
+#include "generated/steps.h"
+#include "graph.h"
+#include "messages.h"
+#include "pair_terms.h"
+#include "uncertainty.h"
+
 namespace {
 
 // Rows [width] of numbers of each atom, by name.

@@ -1,5 +1,8 @@
 // In the place of messages.h, for networks without operations on edges.
 
+#pragma once
+#include "radial_table.h"
+
 namespace {
 
 class Frames {

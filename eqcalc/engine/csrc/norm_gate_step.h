@@ -1,5 +1,8 @@
 // Gates by norms (eqcalc.nn.norm_gate).
 
+#pragma once
+#include "steps.h"
+
 namespace {
 
 // y = x sigmoid(n + b), n^2 = mean square of x over its rows + epsilon^2; blocks without b: scalars

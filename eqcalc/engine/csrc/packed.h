@@ -4,6 +4,10 @@
 // meets nearly twice as many rows before the next one is fetched, from where all matrices together
 // have room.
 
+#pragma once
+#include "generated/messages.h"
+#include "simd.h"
+
 namespace {
 
 // sums of so many rows and vectors fill the registers; rows are even

@@ -1,6 +1,9 @@
 // Energies of pairs of atoms and what crowds an atom, as functions of distance (Å), in double:
 // eqcalc.nn.reference, eqcalc.nn.crowding. The same text on CPUs and on GPUs.
 
+#pragma once
+#include "generated/scalar.h"
+
 #ifndef ON_BOTH
 #define ON_BOTH inline
 #endif

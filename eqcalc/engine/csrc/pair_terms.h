@@ -1,5 +1,10 @@
 // What the energy owes to pairs of atoms besides the network, and the crowding of atoms.
 
+#pragma once
+#include "description.h"
+#include "edges.h"
+#include "pair_formulas.h"
+
 namespace {
 
 // Ziegler, Biersack and Littmark (1985), see eqcalc.nn.reference; half to each atom of a pair

@@ -1,5 +1,9 @@
 // Of interface.h: what is between lists of pairs, edges and atoms; the same for all networks.
 
+#pragma once
+#include "interface.h"
+#include "threads.h"
+
 namespace {
 
 inline bool within(I count, I index)

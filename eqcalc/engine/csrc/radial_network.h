@@ -5,6 +5,11 @@
 // u: the polynomial envelope, or XPLOR's from an onset on (eqcalc.nn.radial). The sine and what it is
 // divided by may be of the distance in units of the pair's bond (eqcalc.nn.transform).
 
+#pragma once
+#include "edges.h"
+#include "envelope.h"
+#include "simd.h"
+
 namespace {
 
 struct Radial {

@@ -3,6 +3,10 @@
 // length within a segment of distances, and each layer has segments of its own. Kinds of bonds have
 // functions of their own, one after the other.
 
+#pragma once
+#include "edges.h"
+#include "envelope.h"
+
 namespace {
 
 struct Segment {

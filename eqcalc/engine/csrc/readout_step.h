@@ -1,5 +1,8 @@
 // From rows to energies.
 
+#pragma once
+#include "steps.h"
+
 namespace {
 
 // energies += scale of the species times a weighted sum of activated numbers; the derivatives of

@@ -1,6 +1,10 @@
 // Vectors of the machine's width, products of small matrices, elementary functions.
 // `T` is the scalar of the whole library.
 
+#pragma once
+#include "generated/scalar.h"
+#include "threads.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

@@ -1,6 +1,9 @@
 // Nonlinearities on the sphere (eqcalc.nn.sphere): values on points, a function of them, and back.
 // The even scalar, the first row, goes through SiLU by itself.
 
+#pragma once
+#include "generated/steps.h"
+
 namespace {
 
 class SphereFunction {

@@ -2,6 +2,10 @@
 // they are in the cache (eqcalc.engine.plan). A step reads a row of each atom and adds to another;
 // on the way back it adds to the gradient of the former what it owes to that of the latter.
 
+#pragma once
+#include "description.h"
+#include "generated/sizes.h"
+
 namespace {
 
 constexpr int BLOCK = 16;     // atoms

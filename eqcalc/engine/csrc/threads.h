@@ -5,6 +5,9 @@
 // EQCALC_STD_THREADS: std::thread in the place of OpenMP, of whose barriers ThreadSanitizer knows
 // nothing.
 
+#pragma once
+#include "callee.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>

@@ -4,6 +4,11 @@
 //
 // one the variance of the energy, one the square of the extrapolation grade.
 
+#pragma once
+#include "description.h"
+#include "interface.h"
+#include "simd.h"
+
 namespace {
 
 class QuadraticForm {

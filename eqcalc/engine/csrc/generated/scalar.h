@@ -1,0 +1,5 @@
+// What generated sources begin with.
+
+#pragma once
+
+using T = float;
