@@ -92,8 +92,8 @@ def open_library(scalar: str) -> KernelLibrary:
     """
     scales = ", ".join(f"{name.upper()} = {scale!r}" for name, scale in SCALES.items())
     begin = f"using T = {scalar};\nnamespace {{ constexpr double {scales}; }}\n"
-    headers = map(header, ("callee.h", "threads.h", "simd.h", "dense.h", "muon.h"))
-    return KernelLibrary(compile_library("".join([begin, *headers])), scalar)
+    names = ("callee.h", "threads.h", "simd.h", "gemm.h", "dense.h", "muon.h")
+    return KernelLibrary(compile_library("".join([begin, *map(header, names)])), scalar)
 
 
 class LinearKernels:

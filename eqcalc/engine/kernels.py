@@ -271,7 +271,7 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
     parts = [
         f"using T = {plan.scalar};\n",
         header("interface.h"),
-        *map(header, ("callee.h", "threads.h", "simd.h")),
+        *map(header, ("callee.h", "threads.h", "simd.h", "gemm.h")),
         f"namespace {{\nconstexpr int NUM_Y = {num_y}, DEGREE = {degree};\n"
         "constexpr int EDGES = L > 32 ? L : 32;     // worked on at once, whole vectors\n"
         f"constexpr I DESCRIPTION_VERSION = {DESCRIPTION_VERSION};\n"

@@ -6,6 +6,9 @@
 #define APART [[gnu::noinline]]
 // Compiled for size, too: what happens once per file.
 #define COLD [[gnu::cold, gnu::noinline]]
+// Always compiled into its callers, before compilers weigh what that costs: functions and lambdas that
+// would be a call in a loop.
+#define INLINED __attribute__((always_inline))
 
 namespace {
 

@@ -45,26 +45,17 @@ inline int padded(I count)
   return (count + L - 1) / L * L;
 }
 
-// calls f with the number of rows, 1 .. R, as a constant
-template <int R, class F> inline void with_rows(int rows, const F &f)
+// A tile's vectors to rows that begin anywhere: `lanes` of the last one.
+template <int R, int N, class Row>
+INLINED inline void store_tile(T alpha, const V (&sum)[R][N], int lanes, const Row &row)
 {
-  if constexpr (R > 0) {
-    if (rows == R)
-      f(std::integral_constant<int, R>());
-    else
-      with_rows<R - 1>(rows, f);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+    T *out = row(r);
+#pragma GCC unroll 4
+    for (int n = 0; n + 1 < N; n++) store_any(out + n * L, alpha * sum[r][n]);
+    store_part(out + (N - 1) * L, alpha * sum[r][N - 1], lanes);
   }
-}
-
-// calls f(first column, vectors as a constant, lanes of the last one) for columns at .. columns - 1
-template <class F> inline void over_columns(int at, int columns, const F &f)
-{
-  const auto lanes = [&](int vectors) { return std::min(L, columns - at - (vectors - 1) * L); };
-  for (; at + (GEMM_VECTORS - 1) * L < columns; at += GEMM_VECTORS * L)
-    f(at, std::integral_constant<int, GEMM_VECTORS>(), lanes(GEMM_VECTORS));
-  if (GEMM_VECTORS > 2)
-    for (; at + L < columns; at += 2 * L) f(at, std::integral_constant<int, 2>(), lanes(2));
-  for (; at < columns; at += L) f(at, std::integral_constant<int, 1>(), lanes(1));
 }
 
 // y[r] = alpha x[r] w, w [inputs, width] with zeros beyond `outputs`
@@ -78,24 +69,11 @@ inline void apply_rows(int rows, int inputs, const T *const *x, const T *w, int 
         constexpr int N = vectors;
         V sum[R][N] = {};
         const T *row = w + at;
-        for (int k = 0; k < inputs; k++, row += width) {
-          V b[N];
-#pragma GCC unroll 4
-          for (int n = 0; n < N; n++) b[n] = load_any(row + n * L);
-#pragma GCC unroll 8
-          for (int r = 0; r < R; r++) {
-            const T a = x[first + r][k];
-#pragma GCC unroll 4
-            for (int n = 0; n < N; n++) sum[r][n] += a * b[n];
-          }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          T *out = y[first + r] + at;
-#pragma GCC unroll 4
-          for (int n = 0; n + 1 < N; n++) store_any(out + n * L, alpha * sum[r][n]);
-          store_part(out + (N - 1) * L, alpha * sum[r][N - 1], lanes);
-        }
+        accumulate(
+            inputs, sum, [&](int k, int r) INLINED { return x[first + r][k]; },
+            [&](int, int n) INLINED { return load_any(row + n * L); },
+            [&]() INLINED { row += width; });
+        store_tile(alpha, sum, lanes, [&](int r) INLINED { return y[first + r] + at; });
       });
     });
 }
@@ -110,27 +88,15 @@ inline void outer_rows(int rows, const T *const *x, const T *const *g, int first
     over_columns(column, outputs, [&](int at, auto vectors, int lanes) {
       constexpr int N = vectors;
       V sum[R][N] = {};
-      for (int k = 0; k < rows; k++) {
-        const T *row = g[k] + at;
-        V b[N];
-#pragma GCC unroll 4
-        for (int n = 0; n + 1 < N; n++) b[n] = load_any(row + n * L);
-        row += (N - 1) * L;
-        b[N - 1] = load_part(row, lanes);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          const T a = x[k][first + r];
-#pragma GCC unroll 4
-          for (int n = 0; n < N; n++) sum[r][n] += a * b[n];
-        }
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        T *out = w + static_cast<I>(first + r) * outputs + at;
-#pragma GCC unroll 4
-        for (int n = 0; n + 1 < N; n++) store_any(out + n * L, alpha * sum[r][n]);
-        store_part(out + (N - 1) * L, alpha * sum[r][N - 1], lanes);
-      }
+      accumulate(
+          rows, sum, [&](int k, int r) INLINED { return x[k][first + r]; },
+          [&](int k, int n) INLINED {
+            const T *row = g[k] + at + n * L;
+            return n + 1 < N ? load_any(row) : load_part(row, lanes);
+          },
+          []() INLINED {});
+      store_tile(alpha, sum, lanes,
+                 [&](int r) INLINED { return w + static_cast<I>(first + r) * outputs + at; });
     });
   });
 }

@@ -24,24 +24,8 @@ constexpr bool TALL = WIDE_MAPS && TALL_VECTORS > 1;     // whether there are su
 template <int R, int N, bool SET>
 inline void tall_tile(int inputs, const T *x, const T *w, T *const *y, int at)
 {
-  V sum[R][N];
-#pragma GCC unroll 14
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int n = 0; n < N; n++) sum[r][n] = SET ? V{} : load(y[r] + at + n * L);
-  for (int k = 0; k < inputs; k++, w += N * L, x += R) {
-    V b[N];
-#pragma GCC unroll 2
-    for (int n = 0; n < N; n++) b[n] = load(w + n * L);
-#pragma GCC unroll 14
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-      for (int n = 0; n < N; n++) sum[r][n] += x[r] * b[n];
-  }
-#pragma GCC unroll 14
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int n = 0; n < N; n++) store(y[r] + at + n * L, sum[r][n]);
+  product_tile<R, N, SET>(
+      inputs, [&](int k, int r) INLINED { return x[k * R + r]; }, w, N * L, y, at);
 }
 
 class PackedMatrix {

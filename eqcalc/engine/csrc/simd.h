@@ -1,4 +1,4 @@
-// Vectors of the machine's width, products of small matrices, elementary functions.
+// Vectors of the machine's width, elementary functions, shares of work.
 // `T` is the scalar of the whole library.
 
 #pragma once
@@ -24,13 +24,11 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64, GEMM_ROWS = 8, GEMM_VECTORS = 3;
+constexpr int VECTOR_BYTES = 64;
 #elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32, GEMM_ROWS = 4, GEMM_VECTORS = 2;
-#elif defined(__aarch64__)
-constexpr int VECTOR_BYTES = 16, GEMM_ROWS = 6, GEMM_VECTORS = 4;
+constexpr int VECTOR_BYTES = 32;
 #else
-constexpr int VECTOR_BYTES = 16, GEMM_ROWS = 3, GEMM_VECTORS = 3;
+constexpr int VECTOR_BYTES = 16;
 #endif
 constexpr int L = VECTOR_BYTES / sizeof(T);     // lanes
 constexpr int PADDING = 64 / sizeof(T);         // widths of rows are multiples of it
@@ -114,64 +112,6 @@ template <class U> class Buffer {
   std::unique_ptr<U, Free> data_;
   I capacity_ = 0;
 };
-
-// ---- y += x w for a list of rows; w [inputs, outputs], outputs a multiple of PADDING
-
-// columns at .. at + N L - 1 of y; w: those of the matrix, whose rows are `stride` apart; SET: y = x w
-template <int R, int N, bool SET = false>
-inline void gemm_tile(int inputs, const T *const *x, const T *w, int stride, T *const *y, int at)
-{
-  V sum[R][N];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; n++) sum[r][n] = SET ? V{} : load(y[r] + at + n * L);
-  for (int k = 0; k < inputs; k++, w += stride) {
-    V b[N];
-#pragma GCC unroll 4
-    for (int n = 0; n < N; n++) b[n] = load(w + n * L);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const T a = x[r][k];
-#pragma GCC unroll 4
-      for (int n = 0; n < N; n++) sum[r][n] += a * b[n];
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; n++) store(y[r] + at + n * L, sum[r][n]);
-}
-
-template <int R>
-inline void gemm_rows(int inputs, const T *const *x, const T *w, int outputs, T *const *y)
-{
-  int at = 0;
-  for (; at + GEMM_VECTORS * L <= outputs; at += GEMM_VECTORS * L)
-    gemm_tile<R, GEMM_VECTORS>(inputs, x, w + at, outputs, y, at);
-  if (GEMM_VECTORS > 2)
-    for (; at + 2 * L <= outputs; at += 2 * L) gemm_tile<R, 2>(inputs, x, w + at, outputs, y, at);
-  for (; at < outputs; at += L) gemm_tile<R, 1>(inputs, x, w + at, outputs, y, at);
-}
-
-template <int R>
-inline void gemm_rest(int rows, int inputs, const T *const *x, const T *w, int outputs, T *const *y)
-{
-  if constexpr (R > 0) {
-    if (rows == R)
-      gemm_rows<R>(inputs, x, w, outputs, y);
-    else
-      gemm_rest<R - 1>(rows, inputs, x, w, outputs, y);
-  }
-}
-
-inline void gemm(int rows, int inputs, const T *const *x, const T *w, int outputs, T *const *y)
-{
-  int r = 0;
-  for (; r + GEMM_ROWS <= rows; r += GEMM_ROWS)
-    gemm_rows<GEMM_ROWS>(inputs, x + r, w, outputs, y + r);
-  gemm_rest<GEMM_ROWS - 1>(rows - r, inputs, x + r, w, outputs, y + r);
-}
 
 // ---- elementary functions, a few units in the last place
 
