@@ -8,8 +8,8 @@
 //   outer      dw   = x^T g     (summed over the atoms of a species and over m)
 
 #pragma once
+#include "gemm.h"
 #include "generated/scales.h"
-#include "simd.h"
 
 namespace {
 

@@ -1,8 +1,8 @@
 // From a density of species (density.h) to messages.
 
 #pragma once
+#include "gemm.h"
 #include "generated/steps.h"
-#include "simd.h"
 
 namespace {
 

@@ -1,6 +1,10 @@
 // Products of small matrices, of inference and of training: tiles of R rows and N vectors of columns,
 // whose sums stay in registers. Rows are given by pointers, so that they may lie anywhere.
 
+#pragma once
+#include "callee.h"
+#include "simd.h"
+
 namespace {
 
 // rows and vectors of a tile: as many sums as leave registers for their operands

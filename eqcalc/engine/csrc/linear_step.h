@@ -1,8 +1,8 @@
 // Linear maps of an atom's rows.
 
 #pragma once
+#include "gemm.h"
 #include "generated/steps.h"
-#include "simd.h"
 
 namespace {
 

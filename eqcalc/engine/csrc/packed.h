@@ -5,8 +5,8 @@
 // have room.
 
 #pragma once
+#include "gemm.h"
 #include "generated/messages.h"
-#include "simd.h"
 
 namespace {
 

@@ -8,7 +8,7 @@
 #pragma once
 #include "edges.h"
 #include "envelope.h"
-#include "simd.h"
+#include "gemm.h"
 
 namespace {
 
@@ -235,16 +235,11 @@ class RadialFunctions {
       y[p] = out + std::min(p, count - 1) * m.outputs;
     }
     const int inputs = static_cast<int>(m.inputs), outputs = static_cast<int>(m.outputs);
-    int at = 0;
-    const auto columns = [&](auto vectors) {
+    over_columns(0, outputs, [&](int at, auto vectors, int) {
       constexpr int N = vectors;
-      for (; at + N * L <= outputs; at += N * L)
-        for (int p = 0; p < count; p += GEMM_ROWS)
-          gemm_tile<GEMM_ROWS, N, true>(inputs, x + p, m.values.get() + at, outputs, y + p, at);
-    };
-    columns(std::integral_constant<int, GEMM_VECTORS>());
-    if (GEMM_VECTORS > 2) columns(std::integral_constant<int, 2>());
-    columns(std::integral_constant<int, 1>());
+      for (int p = 0; p < count; p += GEMM_ROWS)
+        gemm_tile<GEMM_ROWS, N, true>(inputs, x + p, m.values.get() + at, outputs, y + p, at);
+    });
   }
 };
 

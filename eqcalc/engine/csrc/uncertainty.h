@@ -6,8 +6,8 @@
 
 #pragma once
 #include "description.h"
+#include "gemm.h"
 #include "interface.h"
-#include "simd.h"
 
 namespace {
 
