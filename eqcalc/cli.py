@@ -317,7 +317,7 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="TEACHER",
+            metavar="MODEL",
             help="A potential file, a model's name, or the folder of a committee, whose "
             "mean is evaluated.",
         ),

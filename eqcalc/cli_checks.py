@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eqcalc import precisions
 from eqcalc.cli_calibrate import evaluate_frames
 from eqcalc.cli_data import EnergyKey, ForcesKey, StressKey, VirialKey
 from eqcalc.cli_shared import (
@@ -14,7 +15,6 @@ from eqcalc.cli_shared import (
     OldModel,
     Structure,
     model_and_structure,
-    precision,
     will_write,
     will_write_to,
 )
@@ -174,7 +174,7 @@ def check_symmetry(
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.symmetry import check_symmetry as run_check
 
-    chosen = ["float64", "float32"] if asked == "both" else [precision(asked)]
+    chosen = ["float64", "float32"] if asked == "both" else [precisions.named(asked, "--precision")]
     model, atoms = _opened(model, structure, old_model, out)
     calculators = {
         str(p): EquivariantCalculator(model, dtype=p, on_domain_exit="ignore") for p in chosen

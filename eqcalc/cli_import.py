@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from eqcalc.cli_shared import OldDtype, precision, will_write
+from eqcalc import precisions
+from eqcalc.cli_shared import OldDtype, will_write
 
 
 def import_command(
@@ -44,7 +45,7 @@ def import_command(
     from eqcalc.importers import import_model
 
     will_write(output)
-    dtype = precision(asked, old_dtype) or "float32"
+    dtype = precisions.named(asked or old_dtype or "float32", "--precision")
     kept = elements.replace(",", " ").split() if elements else None
     made = import_model(source, output, elements=kept, task=task, dtype=dtype)
     typer.echo(f"{output}: {made.line()}")

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from eqcalc.errors import InputError, did_you_mean
+from eqcalc import precisions
+from eqcalc.errors import InputError
 from eqcalc.files import user_path
 
 Model = Annotated[
@@ -31,14 +32,6 @@ Output = Annotated[Path | None, typer.Option("-o", "--output")]
 Precision = Annotated[str | None, typer.Option(help="float32 or float64; default: the file's own.")]
 #: the name of before
 OldDtype = Annotated[str | None, typer.Option("--dtype", hidden=True)]
-
-#: by what may be written for it; the second pair is LAMMPS's
-PRECISIONS = {
-    "float32": "float32",
-    "float64": "float64",
-    "single": "float32",
-    "double": "float64",
-}
 
 
 def model_and_structure(first: str, second: Path | None, old_model: str | None) -> tuple[str, Path]:
@@ -71,17 +64,12 @@ def models_and_structure(words: list[str], old_model: str | None) -> tuple[list[
 
 
 def precision(value: str | None, old: str | None = None) -> str | None:
-    """float32 or float64, however it was spelled; None stays None.
+    """float32 or float64, however it was spelled; None for the file's own.
 
     Raises:
         InputError: it is neither.
     """
-    value = old if value is None else value
-    if value is not None and value not in PRECISIONS:
-        raise InputError(
-            f"--precision {value}{did_you_mean(value, PRECISIONS)}: it must be float32 or float64."
-        )
-    return None if value is None else PRECISIONS[value]
+    return precisions.named_or_file(old if value is None else value, "--precision")
 
 
 def _writable(folder: Path, named: str) -> None:

@@ -28,7 +28,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from eqcalc import derivatives, origin
+from eqcalc import derivatives, origin, precisions
 from eqcalc.contract import FORMAT_VERSION, ReferenceStructure, network_tensors, set_precision
 from eqcalc.domain import TEXT_FILE, Domain
 from eqcalc.errors import InputError
@@ -327,26 +327,13 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     return document
 
 
-#: precisions by what may be written for them; the second pair is LAMMPS's
-PRECISIONS = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "single": torch.float32,
-    "double": torch.float64,
-}
-
-
 def precision(dtype: torch.dtype | type | str | None, metadata: dict[str, Any]) -> torch.dtype:
-    """What a user asked for, or the file's own, by name or as a type of torch or numpy.
+    """What a user asked for (see `eqcalc.precisions`), or the file's own.
 
     Raises:
         InputError: it is neither float32 nor float64.
     """
-    asked = metadata["dtype"] if dtype is None else dtype
-    name = asked.__name__ if isinstance(asked, type) else str(asked).removeprefix("torch.")
-    if name not in PRECISIONS:
-        raise InputError(f"dtype '{name}': it must be 'float32' or 'float64'.")
-    return PRECISIONS[name]
+    return getattr(torch, precisions.named_or_file(dtype, "dtype") or metadata["dtype"])
 
 
 def content(path: Path) -> tuple[bytes, str]:

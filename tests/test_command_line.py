@@ -69,12 +69,15 @@ def commands(group, path=("eqcalc",)):
 
 
 def test_help_has_one_grammar():
-    """Arguments in capitals; `-o` is --output, a file; --out a folder; everything is explained."""
+    """Arguments in capitals, by their names; `-o` is --output, a file; --out a folder; everything
+    is explained."""
+    shown = {name: name.upper() for name in ("model", "structure", "frames", "run")}
     for path, command in commands(get_command(app)):
         assert command.help.splitlines()[0].endswith("."), path
         for parameter in command.params:
             if parameter.param_type_name == "argument":
                 assert parameter.metavar == parameter.metavar.upper(), path
+                assert parameter.metavar == shown.get(parameter.name, parameter.metavar), path
                 assert parameter.help.endswith("."), path
             elif not parameter.hidden:
                 assert parameter.help.endswith((".", "]")), (path, parameter.opts)

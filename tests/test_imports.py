@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "eqcalc"
 
 #: what every part may import
-EVERYWHERE = {"errors", "extras", "files", "progress"}
+EVERYWHERE = {"errors", "extras", "files", "precisions", "progress"}
 
 #: what each part may import of the package, besides itself
 ALLOWED = {
@@ -22,6 +22,7 @@ ALLOWED = {
     "graph": set(),
     "files": {"errors"},
     "progress": set(),
+    "precisions": {"errors"},
     "extras": set(),
     "cache": {"errors", "files"},
     "toolchain": {"errors"},

@@ -186,13 +186,19 @@ class TestFromPython:
         with pytest.raises(InputError, match="files or structures"):
             eqcalc.train([frames, read(frames, 0)], tmp_path / "none")
         for given, val, sentence in (
-            (3, None, "train is int: give files that ASE reads, or structures"),
-            (None, None, "train is NoneType"),
-            ([frames, 3], None, "train contains int"),
+            (3, None, "frames is int: give files that ASE reads, or structures"),
+            (None, None, "frames is NoneType"),
+            ([frames, 3], None, "frames contains int"),
             (frames, 3, "val is int"),
         ):
             with pytest.raises(InputError, match=sentence):
                 eqcalc.train(given, tmp_path / "none", val=val)
+        labelled = read(frames, ":3")
+        bare = [*labelled[:2], labelled[2].copy()]
+        with pytest.raises(InputError, match=r"^frame 2 of the frames given has no energy"):
+            eqcalc.train(bare, tmp_path / "without")
+        with pytest.raises(InputError, match=r"^frame 2 of the validation frames given has no"):
+            eqcalc.train(labelled, tmp_path / "without", val=bare)
         with pytest.raises(InputError, match="out is NoneType: give the name of the run folder"):
             eqcalc.train(frames, None)
         assert not (tmp_path / "none").exists()

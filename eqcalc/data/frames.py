@@ -35,6 +35,9 @@ from eqcalc.errors import InputError
 from eqcalc.files import user_path
 from eqcalc.neighbors import check_structure
 
+#: in the metadata of a database: what its structures are called in messages
+GIVEN_AS = "eqcalc_given_as"
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -145,7 +148,9 @@ def _iread(path: Path, index: str | int = ":") -> Iterator[Atoms]:
 
         with connect(path, serial=True) as database:
             for row in database.select():
-                yield row.toatoms(add_additional_information=True)
+                atoms = row.toatoms(add_additional_information=True)
+                del atoms.info["unique_id"]  # of the database, and no label
+                yield atoms
         return
     if path.suffix not in {".gz", ".bz2", ".xz"}:
         yield from iread(path, index=index)
@@ -192,6 +197,16 @@ def read_structure(path: str | os.PathLike) -> Atoms:
     return last
 
 
+def _given_as(path: Path) -> str:
+    """What to call the structures of a database in messages, where it says so itself."""
+    if path.suffix != ".db":
+        return ""
+    from ase.db import connect
+
+    with connect(path, serial=True) as database:
+        return str(database.metadata.get(GIVEN_AS, ""))
+
+
 def iter_images(
     paths: Iterable[str | os.PathLike] | str | os.PathLike,
 ) -> Iterator[tuple[Atoms, str]]:
@@ -206,6 +221,7 @@ def iter_images(
     for path in paths:
         images = _iread(path)
         name = path.name if names[path.name] == 1 else str(path)
+        given = _given_as(path)
         number = 0
         while True:
             try:
@@ -214,7 +230,7 @@ def iter_images(
                 break
             except Exception as error:  # ASE's readers raise whatever their parsers raise
                 raise InputError(f"ASE cannot read '{path}': {error}") from error
-            yield atoms, f"{name}, frame {number}"
+            yield atoms, f"frame {number} of {given}" if given else f"{name}, frame {number}"
             number += 1
 
 

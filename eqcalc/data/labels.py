@@ -230,7 +230,7 @@ def without_output(images: Iterable[Atoms], output: OutputConfig, keys: LabelKey
 
 def without_energy(atoms: Atoms, source: str, keys: LabelKeys) -> str:
     """One sentence about a structure without an energy."""
-    known = ", ".join(_names(atoms))
+    known = ", ".join(_names(atoms)) or "nothing"
     return (
         f"{source} has no energy under the key '{key_of('energy', keys)}' (it has: {known}): "
         "name the right key with data.energy_key or --energy-key."

@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
-from eqcalc import export, origin
+from eqcalc import export, origin, precisions
 from eqcalc.errors import InputError
 from eqcalc.importers import fairchem, mace, nequip, nequip_files, published, sevennet, unpickle
 from eqcalc.importers.modules import collected
@@ -125,6 +125,7 @@ def import_model(
     Raises:
         InputError: no such file, a kind of file or an option that is not covered.
     """
+    dtype = precisions.named(dtype, "dtype")
     folder = Path(source).expanduser()
     if folder.is_dir():
         path, named = folder / "best_model.pth", None
@@ -136,7 +137,7 @@ def import_model(
     known = {"source": path.name, "sha256": digest, "title": title, "licence": licence}
     facts = {**known, **package}
     for parameter in model.parameters():  # constants stay in float64, as in files of training
-        parameter.data = parameter.data.to(export.precision(dtype, {}))
+        parameter.data = parameter.data.to(getattr(torch, dtype))
     model = _with_reference(model)
     hyper = dataclasses.asdict(config) | {"avg_num_neighbors": 1.0}
     export.save(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from eqcalc import precisions
 from eqcalc.errors import InputError, did_you_mean
 from eqcalc.files import user_path
 from eqcalc.lammps.box import write_data
@@ -27,9 +28,6 @@ FINAL_FILE = "final.data"
 DUMP_FILE = "trajectory.lammpstrj"
 DUMP_COLUMNS = "id type element x y z vx vy vz fx fy fz"
 BAR_PER_GPA = 1.0e4
-
-#: LAMMPS's words for the precisions, which write_input takes, too
-PRECISION = {"float32": "single", "float64": "double", "single": "single", "double": "double"}
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,8 @@ def write_input(
         digits: significant ones of all quantities in the log, with all components of the pressure;
             None: fewer columns, in line, with six decimals.
         skin: Å, of the neighbour list.
-        precision: "float32" or "float64" (or, as LAMMPS has it, "single" or "double"); None takes
-            the file's own.
+        precision: "float32" or "float64" (or, as LAMMPS has it, "single" or "double"); None, or
+            "file", takes the file's own.
         seed: of new velocities.
 
     Raises:
@@ -154,7 +152,8 @@ def write_input(
     """
     from eqcalc import export, names
 
-    _check(ensemble, temperature, timestep_fs, steps, seed, precision)
+    _check(ensemble, temperature, timestep_fs, steps, seed)
+    dtype = precisions.named_or_file(precision, "precision")
     if relax_cell and ensemble != "minimize":
         raise InputError("relax_cell belongs to ensemble 'minimize'; in dynamics take 'npt'.")
     if len(atoms) == 0:
@@ -180,7 +179,7 @@ def write_input(
     triclinic = box is not None and box.coupling == "tri"
     write_data(atoms, elements, folder / DATA_FILE, triclinic=triclinic)
 
-    style = f" precision {PRECISION[precision]}" if precision else ""
+    style = f" precision {precisions.LAMMPS[dtype]}" if dtype else ""
     lines = [
         "# written by eqcalc; types: " + ", ".join(f"{k + 1} {e}" for k, e in enumerate(elements)),
         "units metal",
@@ -221,13 +220,10 @@ def _check(
     timestep_fs: float,
     steps: int,
     seed: int,
-    precision: str | None,
 ) -> None:
     """InputError for options that no structure could make right."""
     if ensemble not in get_args(Ensemble):
         raise InputError(f"ensemble '{ensemble}'{did_you_mean(ensemble, get_args(Ensemble))}.")
-    if precision is not None and precision not in PRECISION:
-        raise InputError(f"precision '{precision}': it must be float32 or float64.")
     if timestep_fs <= 0 or temperature < 0:
         raise InputError("timestep_fs must be positive and temperature not negative.")
     if steps < 0:

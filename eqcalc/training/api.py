@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 
+from eqcalc.data.frames import GIVEN_AS
 from eqcalc.errors import InputError, did_you_mean
 from eqcalc.files import replacing, user_path
 from eqcalc.training.config import from_dict
@@ -25,6 +26,9 @@ Frames = str | os.PathLike | Atoms | Sequence[str | os.PathLike | Atoms]
 
 #: what may be given for frames
 GIVE = "give files that ASE reads, or structures with their labels"
+
+#: what structures are called in messages
+GIVEN = {"frames": "the frames given", "val": "the validation frames given"}
 
 #: sections that are given whole, as their options share names with others
 SECTIONS = ("data", "model", "training", "fine_tune", "pretrain")
@@ -84,9 +88,9 @@ def train(
         raise InputError(f"out is {type(out).__name__}: give the name of the run folder.")
     folder = user_path(out)
     files: dict[str, Any] = {
-        name: _files(given, folder / f"{name}.db", name)
-        for name, given in (("train", frames), ("val", val))
-        if name == "train" or given is not None
+        option: _files(given, folder / f"{option}.db", name)
+        for option, name, given in (("train", "frames", frames), ("val", "val", val))
+        if option == "train" or given is not None
     }
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **files))
     return TrainedRun(folder, run_training(config, folder, quiet=quiet))
@@ -149,15 +153,22 @@ def _files(frames: Frames | None, database: Path, name: str) -> list[str]:
     if paths:
         raise InputError(f"{name}: give files or structures, not both.")
     database.parent.mkdir(parents=True, exist_ok=True)
-    write_structures(structures, database)
+    write_structures(structures, database, GIVEN[name])
     return [str(database.resolve())]
 
 
-def write_structures(structures: Iterable[Atoms], path: Path) -> None:
-    """A database of ASE with structures and all their labels, to the last digit."""
+def write_structures(structures: Iterable[Atoms], path: Path, given_as: str = "") -> None:
+    """A database of ASE with structures and all their labels, to the last digit.
+
+    Args:
+        structures: with labels.
+        path: of the database.
+        given_as: what to call them in messages, in place of the file's name.
+    """
     from ase.db import connect
 
     with replacing(path) as partial, connect(partial, type="db", serial=True) as database:
+        database.metadata = {GIVEN_AS: given_as}
         for atoms in structures:
             _write(database, atoms)
 

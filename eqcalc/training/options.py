@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from eqcalc import precisions
 from eqcalc.errors import InputError
 from eqcalc.models.config import ModelConfig
 from eqcalc.models.nequip import NequIPConfig
@@ -265,7 +266,7 @@ class TrainingConfig:
     monitor: list[str] = field(default_factory=list)
     patience: int = 0
     seed: int = 1
-    precision: Literal["float32", "float64"] = "float32"
+    precision: str = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     fused: bool = True
@@ -281,6 +282,8 @@ class TrainingConfig:
                 raise InputError(
                     f"training.{name} must not be negative, not {getattr(self, name)}."
                 )
+        precision = precisions.named(self.precision, "training.precision")
+        object.__setattr__(self, "precision", precision)
         if not 0.0 <= self.ema_decay < 1.0:
             raise InputError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}.")
         if not 0.0 < self.plateau_factor < 1.0:
