@@ -83,11 +83,11 @@ def test_cutoffs_with_too_few_derivatives_fail(calc, quantity, argon):
     assert any("in the structure" in f and quantity in f for f in report.failures)
 
 
-def test_steep_paths_are_told_from_jumps():
-    """A smooth function that the widest points cannot follow, with and without a kink."""
+@pytest.mark.parametrize(("k", "strength"), [(70.0, 2.0), (150.0, 2.0)])
+def test_steep_paths_are_told_from_jumps(k, strength):
+    """A smooth function that the points, even the closest, cannot follow, and with a kink."""
 
     def path(kink):
-        k, strength = 70.0, 2.0
         behind = lambda t: max(t, 0.0)  # noqa: E731
         return lambda t: (
             strength * np.cos(k * t + 1.0) / k - 0.5 * kink * behind(t) ** 2,
@@ -95,10 +95,11 @@ def test_steep_paths_are_told_from_jumps():
         )
 
     allowed = TOLERANCE["slope"]
-    assert scans._jumps(path(0.0), 0.0, scans.SPACINGS[0])[2] > allowed
+    assert abs(scans._jumps(path(0.0), 0.0, scans.SPACINGS[0])[2]) > allowed
     assert scans._crossing(path(0.0), 0.0, "smooth").slope < allowed
-    for kink in (5e-4, 1e-2):
-        assert scans._crossing(path(kink), 0.0, "kink").slope == pytest.approx(kink, abs=allowed)
+    for kink in (-1e-2, 5e-4, 1e-2):
+        slope = scans._crossing(path(kink), 0.0, "kink").slope
+        assert slope == pytest.approx(abs(kink), abs=allowed)
 
 
 def test_hole_at_short_distance_is_found(argon):
