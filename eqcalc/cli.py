@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `--help` is instant
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -43,15 +44,8 @@ app = typer.Typer(
 lammps_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Build and check the pair style for LAMMPS; write input scripts.",
+    help="Write input scripts for LAMMPS; build its pair style.",
 )
-app.add_typer(check_app, name="check")
-app.add_typer(data_app, name="data")
-app.add_typer(lammps_app, name="lammps")
-app.command("import")(import_command)
-app.command("label")(label_command)
-app.command("select")(select_command)
-app.command("calibrate")(calibrate_command)
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - a callback of typer
@@ -126,7 +120,7 @@ def train(
         typer.Option("--dry-run", help="Show data, network, time and memory; write nothing."),
     ] = False,
 ) -> None:
-    """Train a potential; run the same command again to resume after an interruption."""
+    """Train a potential; the same command resumes a training."""
     from eqcalc.training.config import override, read_config
     from eqcalc.training.options import Config, DataConfig
 
@@ -206,7 +200,7 @@ def print_config(
         ),
     ] = "",
 ) -> None:
-    """Print all options of training with their meaning, as a TOML config."""
+    """Print all options of training, explained, as a TOML config."""
     from eqcalc.training.config import override, read_config
     from eqcalc.training.options import Config
     from eqcalc.training.template import to_toml
@@ -227,7 +221,10 @@ def export(
         typer.Option("-o", "--output", help="The potential file to write; default RUN/model.pth."),
     ] = None,
 ) -> None:
-    """Write the best model of a run as one TorchScript file for ASE and LAMMPS."""
+    """Write the best model of a run as a potential file.
+
+    One TorchScript file for ASE and LAMMPS; training writes it at its end, too.
+    """
     from eqcalc.training.run import export_run
 
     output = output or run / "model.pth"
@@ -350,7 +347,9 @@ def evaluate(
     pulay_pressure: PulayPressure = 0.0,
     old_dtype: OldDtype = None,
 ) -> None:
-    """Compute errors of a potential, or of a committee's mean, on labelled frames, by config_type.
+    """Compute errors of a potential on labelled frames.
+
+    They are listed by config_type; of a committee, they are those of its mean.
 
     A data store is evaluated by the torch engine, a few frames at a time; its labels were named
     when it was packed, and it holds no positions, so that no predictions can be written.
@@ -408,6 +407,8 @@ def evaluate(
     if predictions:
         images = [atoms for atoms, _ in iter_images(frames)]
         ev.write_predictions(predictions, images, labelled, results, calculator.outputs)
+    if written := [path for path in (output, plot, calibration, predictions) if path]:
+        typer.echo(f"Written: {', '.join(map(str, written))}")
 
 
 @app.command()
@@ -474,7 +475,9 @@ def sample(
         typer.Option(help="name=value, a keyword argument of the teacher's calculator."),
     ] = None,
 ) -> None:
-    """Make labelled frames by dynamics with a cheaper or a better teacher, for a network to learn.
+    """Make labelled frames by dynamics with another model.
+
+    For a network to learn from that model, its teacher, which is cheaper or better.
 
     gfn2: for a network to learn before DFT; a section [pretrain] does both. A universal model: for
     a network of these elements alone, which is many times faster. A committee: to train one
@@ -526,7 +529,10 @@ def lammps_build(
         bool, typer.Option("--clean", help="Build again, even if there is a build.")
     ] = False,
 ) -> None:
-    """Compile the pair style, unless that has been done for this LAMMPS, torch and compiler."""
+    """Compile the pair style, unless that has been done.
+
+    For this LAMMPS, torch and compiler; `lmp` does it by itself when it starts.
+    """
     from eqcalc.lammps import build
 
     folder = build(lammps, clean=clean)
@@ -539,7 +545,10 @@ def lammps_build(
 def lammps_doctor(
     lammps: Annotated[Path | None, typer.Option(help="Prefix of a LAMMPS of your own.")] = None,
 ) -> None:
-    """Show versions of LAMMPS, torch, MPI and compiler, whether they fit, and what to do if not."""
+    """Say whether LAMMPS, torch, MPI and compiler fit.
+
+    With their versions, and what to do if they do not.
+    """
     from eqcalc.lammps import doctor
 
     findings = doctor(lammps)
@@ -587,7 +596,7 @@ def lammps_input(
     precision: Precision = None,
     old_model: shared.OldModel = None,
 ) -> None:
-    """Write a data file and an input script with the right type order and masses."""
+    """Write a data file and an input script for LAMMPS."""
     from eqcalc.data.frames import choose_structure
     from eqcalc.lammps import write_input
 
@@ -613,7 +622,18 @@ def lammps_input(
         seed=seed,
         precision=shared.precision(precision),
     )
-    typer.echo(f"Run it with: cd {script.parent} && lmp -in {script.name}")
+    there = "" if script.parent == Path() else f"cd {shlex.quote(str(script.parent))} && "
+    typer.echo(f"Run it with: {there}lmp -in {script.name}")
+
+
+# in the order of --help, behind what is above
+app.command("import")(import_command)
+app.command("calibrate")(calibrate_command)
+app.command("select")(select_command)
+app.command("label")(label_command)
+app.add_typer(data_app, name="data")
+app.add_typer(check_app, name="check")
+app.add_typer(lammps_app, name="lammps")
 
 
 def _at_home(argument: str) -> str:

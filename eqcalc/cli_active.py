@@ -49,7 +49,7 @@ def label_command(
     ] = "{}",
     output: Annotated[Path, typer.Option("-o", "--output", help="Extended XYZ to write.")],
 ) -> None:
-    """Label structures with energies, forces and stresses of any calculator of ASE.
+    """Label structures with any calculator of ASE.
 
     Run the same command again to go on after an interruption. Frames that the calculator fails for
     are named at the end and kept in OUTPUT_failed.xyz; the same command tries them again.
@@ -116,7 +116,7 @@ def select_command(
     ] = False,
     seed: Annotated[int, typer.Option(help="Random seed of the method random.")] = 1,
 ) -> None:
-    """Choose frames of a pool to label: uncertain, new, and unlike each other.
+    """Choose frames to label: uncertain, new, unlike each other.
 
     The uncertainty of a frame is that of its most uncertain atom: by how much the forces of a
     committee's members deviate, or the extrapolation grade of one model. Without either, frames are

@@ -125,7 +125,7 @@ def calibrate_command(
     stress_key: StressKey = "stress",
     virial_key: VirialKey = "",
 ) -> None:
-    """Add extrapolation grades and predicted deviations of energies to a potential file.
+    """Add extrapolation grades and deviations to a potential.
 
     Works for any potential file, imported ones too. Weights and results stay as they are, bit by
     bit. Files of 'eqcalc train' and 'eqcalc export' have been calibrated already.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 check_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Checks: symmetry, gradients, energy conservation, ASE against LAMMPS, properties.",
+    help="Test a potential: physics, ASE against LAMMPS, properties.",
 )
 
 Out = Annotated[Path, typer.Option(help="Folder for the figures (JSON) and the picture (PNG).")]
@@ -128,7 +128,10 @@ def check_all(
     stress_key: StressKey = "stress",
     virial_key: VirialKey = "",
 ) -> None:
-    """Every check that fits, as one HTML page; exit status 1 on FAIL, 3 if UNDECIDED."""
+    """Run every check that fits; one HTML page.
+
+    The exit status is 1 on FAIL, 3 if UNDECIDED.
+    """
     import dataclasses
 
     from eqcalc.checks.page import write_report
@@ -170,7 +173,10 @@ def check_symmetry(
     asked: Annotated[str, typer.Option("--precision", help="float64, float32 or both.")] = "both",
     old_model: OldModel = None,
 ) -> None:
-    """Rotations, reflections, translations, permutations, wrapping, cell vectors, supercells."""
+    """Rotations, reflections, permutations, supercells.
+
+    And translations, wrapped atoms and other vectors of the same lattice.
+    """
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.symmetry import check_symmetry as run_check
 
@@ -186,7 +192,7 @@ def check_symmetry(
 def check_gradients(
     model: Model, structure: Structure = None, *, out: Out = Path(), old_model: OldModel = None
 ) -> None:
-    """Finite differences of the energy against forces and stress, in float64."""
+    """Forces and stress against differences of the energy."""
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.gradients import check_gradients as run_check
 
@@ -199,7 +205,10 @@ def check_gradients(
 def check_smoothness(
     model: Model, structure: Structure = None, *, out: Out = Path(), old_model: OldModel = None
 ) -> None:
-    """Jumps where distances cross the cutoff; holes, on compression and in hot dynamics too."""
+    """Jumps at the cutoff; holes, when pressed or hot too.
+
+    A hole is where the energy falls though atoms come too close.
+    """
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.smoothness import check_smoothness as run_check
 
@@ -233,7 +242,10 @@ def check_nve(
     old_model: OldModel = None,
     old_code: Annotated[str | None, typer.Option("--engine", hidden=True)] = None,
 ) -> None:
-    """Energy conservation: three time steps in ASE and LAMMPS, float32, several ranks."""
+    """Energy conservation in ASE and in LAMMPS.
+
+    Three time steps, then float32 and several ranks.
+    """
     from eqcalc.checks.nve import check_nve as run_check
     from eqcalc.checks.nve_report import MAX_DRIFT
 
@@ -275,7 +287,10 @@ def check_parity(
     threads: Threads = 1,
     old_model: OldModel = None,
 ) -> None:
-    """Energies, forces, pressure and atomic virials in ASE against LAMMPS, on any ranks."""
+    """ASE against LAMMPS, on any number of ranks.
+
+    Energies, forces, pressure and atomic virials.
+    """
     from eqcalc.checks.parity import check_parity as run_check
 
     model, atoms = _opened(model, structure, old_model, out)
@@ -292,7 +307,10 @@ def check_properties(
     references: ReferenceFile = None,
     old_model: OldModel = None,
 ) -> None:
-    """Crystals: E(V), elastic constants, vacancy, phonons. Molecules: geometry, vibrations."""
+    """Elastic constants, phonons; vibrations of molecules.
+
+    Crystals: E(V), elastic constants, vacancy, phonons. Molecules: geometry, vibrations.
+    """
     from eqcalc.calculator import EquivariantCalculator
     from eqcalc.checks.properties import check_properties as run_check
 

@@ -54,7 +54,10 @@ def data_check(
     virial_key: VirialKey = "",
     pulay_pressure: PulayPressure = 0.0,
 ) -> None:
-    """Units, signs, outliers, copies, leaks into test frames, overlaps; exit status 1 on errors."""
+    """Find wrong units and signs, outliers, copies, overlaps.
+
+    Also copies of test frames. The exit status is 1 on errors.
+    """
     from eqcalc.checks.report import write_json
     from eqcalc.data.check import check
     from eqcalc.data.check_plot import draw
@@ -109,7 +112,10 @@ def data_pack(
     pulay_pressure: PulayPressure = 0.0,
     weight_key: Annotated[str, typer.Option(help="Name of the frames' weights, if any.")] = "",
 ) -> None:
-    """Prepare graphs and labels once, on disk, for sets that do not fit into memory."""
+    """Prepare a data set that does not fit into memory.
+
+    Graphs and labels are made once and kept on disk.
+    """
     from ase.data import chemical_symbols
 
     from eqcalc.data.store import pack
@@ -165,10 +171,11 @@ def data_merge(
     stress_key: StressKey = "stress",
     virial_key: VirialKey = "",
 ) -> None:
-    """Several files as one, labels under their usual names, each structure once.
+    """Join files, with each structure once.
 
-    Copies, turned or reordered or not, are left out and counted. Files whose units or methods
-    differ are refused, as are copies with different labels unless --keep says which one stays.
+    Labels get their usual names. Copies, turned or reordered or not, are left out and counted.
+    Files whose units or methods differ are refused, as are copies with different labels unless
+    --keep says which one stays.
     """
     from eqcalc.data.merge import merge
     from eqcalc.sampling.dynamics import write_frames

@@ -41,7 +41,7 @@ def import_command(
         typer.Option("--verify", help="Compare with the original package, installed here."),
     ] = False,
 ) -> None:
-    """Turn a potential of another package into one file for ASE and LAMMPS here."""
+    """Turn a model of another package into a potential file."""
     from eqcalc.importers import import_model
 
     will_write(output)

@@ -60,6 +60,14 @@ def test_help_is_literal():
         assert command in call("--help").output
 
 
+@pytest.mark.parametrize("group", [(), ("data",), ("check",), ("lammps",)])
+def test_lists_of_commands_break_no_sentence_off(group, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = call(*group, "--help").output.partition("Commands:")[2].splitlines()[1:]
+    assert len(listed) >= 3
+    assert not [line for line in listed if not line.endswith(".") or line.endswith("...")]
+
+
 def commands(group, path=("eqcalc",)):
     for name, command in group.commands.items():
         deeper = (*path, name)

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from runs import MODEL, write_frames
+
+from eqcalc import InputError
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -38,6 +41,42 @@ def test_set_up_commands_are_one_line_each():
         assert command.count("\n") == 1
         assert command.strip().endswith(ending)
         assert "pip install torch==" in command
+
+
+def test_my_system_in_ten_minutes(tmp_path, monkeypatch):
+    """Line by line, on a few frames and with a tiny network; `lmp` itself runs in tests/lammps."""
+    from typer.testing import CliRunner
+
+    from eqcalc.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    write_frames("frames.xyz", 24)
+    write_frames("test.xyz", 4, seed=1)
+    write_frames("structure.xyz", 1, seed=2)
+    more = {
+        "train": [f"--set=model.{name}={value}" for name, value in MODEL.items()]
+        + ["--set=training.epochs=2", "--set=training.fused=false"],
+        "check": ["--no-lammps", "--steps=20"],
+    }
+    for check in ("smoothness", "nve", "properties"):  # take their time, and have their own tests
+        monkeypatch.setattr(f"eqcalc.checks.suite.check_{check}", not_now)
+    (block,) = [b for b in blocks(README, "bash") if b.startswith("eqcalc data check")]
+    lines = block.splitlines()
+    assert lines.pop() == "lmp -in in.lammps"
+    assert [line.split()[1] for line in lines] == ["data", "train", "evaluate", "check", "lammps"]
+    for line in lines:
+        words = line.split()[1:]
+        done = CliRunner().invoke(app, [*words, *more.get(words[0], [])])
+        assert done.exit_code == int("check all" in line), done.output + repr(done.exception)
+    for name in ("runs/mine/model.pth", "parity.png", "report.html", "in.lammps"):
+        assert (tmp_path / name).stat().st_size > 100
+    script = (tmp_path / "in.lammps").read_text()
+    assert "fix integrate all nvt temp 600" in script
+
+
+def not_now(*_, **__):
+    """In the place of a check."""
+    raise InputError("not now")
 
 
 def test_commands_exist():

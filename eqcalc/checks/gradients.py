@@ -125,7 +125,7 @@ class GradientReport(Report):
             for name, order in self.orders.items()
         )
         columns = ["step, Å or strain", "forces, eV/Å", "stress, eV/Å³"]
-        return [Table("", columns, rows, f"Power of the step at large steps (2): {orders}")]
+        return [Table("", columns, rows, f"Power of the step at large steps (exact: 2): {orders}")]
 
     def draw(self) -> Figure:
         """Deviation over step: truncation falls with its square, then rounding rises."""

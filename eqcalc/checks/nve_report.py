@@ -236,7 +236,8 @@ class NVEReport(Report):
             for trace in self.all_traces()
         ]
         said = [
-            f"Power of dt in the fluctuation (2) in {e}: {self.order(e):.2f}." for e in self.traces
+            f"Power of dt in the fluctuation (exact: 2) in {e}: {self.order(e):.2f}."
+            for e in self.traces
         ]
         said += [
             "Drift at dt = 0 in {}: {:+.1e} ± {:.0e} meV/atom/ps.".format(e, *self.drift(e))

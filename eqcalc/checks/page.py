@@ -47,6 +47,7 @@ pre { overflow-x: auto; font-size: 0.8em; color: var(--soft); }
   .words tr { padding: 0.3em 0; border-bottom: 1px solid var(--faint); }
   .words td { border: 0; padding: 0; } .words td:first-child { font-weight: 600; }
   .words td:empty { display: none; }
+  .words .verdict, .words .time { display: inline; margin-right: 1em; }
   img.wide { max-width: none; width: 50em; }
 }
 @media print {
@@ -62,6 +63,9 @@ pre { overflow-x: auto; font-size: 0.8em; color: var(--soft); }
   img { max-height: 20cm; } a { text-decoration: none; }
 }
 """
+
+#: pixels; a picture that is wider has panels side by side
+SINGLE_PANEL = 800
 
 
 def _table(table: Table) -> str:
@@ -88,8 +92,8 @@ def _words(rows: dict[str, str]) -> str:
 
 def _image(title: str, picture: bytes) -> str:
     """On a phone, pictures with panels side by side keep a legible width and scroll."""
-    width, height = struct.unpack(">II", picture[16:24])  # PNG, clause 11.2.2
-    wide = ' class="wide"' if width > 1.8 * height else ""
+    (width,) = struct.unpack(">I", picture[16:20])  # PNG, clause 11.2.2
+    wide = ' class="wide"' if width > SINGLE_PANEL else ""
     data = base64.b64encode(picture).decode()
     return f'<div class="scroll"><img{wide} alt="{title}" src="data:image/png;base64,{data}"></div>'
 

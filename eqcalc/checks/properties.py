@@ -12,17 +12,18 @@ from ase.calculators.calculator import Calculator
 from eqcalc.checks import crystal, elastic, molecule
 from eqcalc.checks.crystal import EnergyVolume
 from eqcalc.checks.naming import crystal_name
-from eqcalc.checks.property_report import BULK_MODULUS_AGREES, PropertiesReport, Property
+from eqcalc.checks.property_report import (
+    BULK_MODULUS_AGREES,
+    IMAGINARY_INVCM,
+    IMAGINARY_THZ,
+    PropertiesReport,
+    Property,
+)
 from eqcalc.checks.structures import bare, primitive_cell
 from eqcalc.errors import InputError
 
 if TYPE_CHECKING:
     from eqcalc.checks.references import References
-
-#: THz and 1/cm, of imaginary modes that pass: finite differences and the acoustic sum rule leave
-#: some hundredths near Γ, and floppy molecules some tens of 1/cm
-IMAGINARY_THZ = 0.1
-IMAGINARY_INVCM = 20.0
 
 Progress = Callable[[str], None]
 

@@ -29,7 +29,7 @@ UNITS = {
     "energy_total": "meV",
 }
 #: of the columns, where an error's name is not a word
-TITLES = {"stress_offdiagonal": "off-diagonal stress", "energy_total": "energy in all"}
+TITLES = {"stress_offdiagonal": "off-diagonal stress", "energy_total": "energy of a molecule"}
 
 
 def describe_run() -> dict[str, str]:

@@ -128,7 +128,10 @@ def judge(slope: Slope, frames: Sequence[Frame], label: str) -> list[Finding]:
         )
         return [Finding("warning", "pressure", sentence)]
     if slope.agrees:
-        sentence = f"Energies and {label} agree: slope {slope.slope:.3f} over {rests}."
+        sentence = (
+            f"Energies and {label} agree: slope {slope.slope:.3f} over {rests} (1 would be exact; "
+            f"{1 / slope.tolerance:.2g} to {slope.tolerance:g} passes)."
+        )
         return [Finding("note", label, sentence)] if number >= 3 else []
     cause = _cause(slope, FORCE_SLOPES if label == "forces" else STRESS_SLOPES)
     if not cause and label == "stress" and slope.volume.all():

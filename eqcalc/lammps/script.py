@@ -45,7 +45,10 @@ class _Box:
                 "must be iso, aniso or tri."
             )
         if not any(self.pbc):
-            raise InputError("A cell that changes needs a structure that is periodic somewhere.")
+            raise InputError(
+                "A cell that changes needs a structure that is periodic somewhere: take 'nvt' for "
+                "a molecule."
+            )
         if self.coupling == "tri" and not all(self.pbc):
             raise InputError(
                 "coupling 'tri' needs a structure that is periodic in three directions: take "

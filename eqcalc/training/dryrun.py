@@ -13,6 +13,7 @@ from itertools import cycle, islice
 import torch
 
 from eqcalc.models.base import Potential
+from eqcalc.progress import duration
 from eqcalc.runtime import choose_device
 from eqcalc.training.distributed import World, loader
 from eqcalc.training.loss import component_weights, residuals
@@ -50,6 +51,7 @@ def _neighbors(prepared: Prepared) -> Iterator[tuple[str, str]]:
 
 def _network(prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield parameter_row(prepared)
+    yield "by module of the network", ""
     parts: Counter[str] = Counter()
     for name, parameter in prepared.model.named_parameters():
         words = name.split(".")
@@ -70,13 +72,12 @@ def _cost(prepared: Prepared) -> Iterator[tuple[str, str]]:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     copies = 5 if options.averaged else 4
     activations = max(_peak_memory(device) - before, 0.0)
-    frames = f"{options.batch_size} frames"
-    hours = epoch * options.epochs / 3600
-    yield "time of a step", f"{step:.3g} s for {frames}"
-    yield "time of an epoch", f"{epoch:.3g} s for {steps} steps and validation"
+    frames = f"{options.batch_size} frame{'s' * (options.batch_size > 1)}"
+    yield "time of a step", f"{duration(step)} for {frames}"
+    yield "time of an epoch", f"{duration(epoch)} for {steps} steps and validation"
     if prepared.config.pretrain.teacher:
         yield from _before(prepared, step)
-    yield "time in all", f"{hours:.2g} h for {options.epochs} epochs"
+    yield "time in all", f"{duration(epoch * options.epochs)} for {options.epochs} epochs"
     yield "memory", f"{size * copies / 1e6:.1f} MB for weights and optimizer"
     yield "", f"about {activations / 1e6:.0f} MB more during a step"
 
@@ -85,8 +86,8 @@ def _before(prepared: Prepared, step: float) -> Iterator[tuple[str, str]]:
     options = prepared.config.pretrain
     seconds = estimate(prepared, step)
     frames = f"{options.frames} frames of {options.teacher}"
-    yield "time before", f"{seconds['frames'] / 3600:.2g} h for {frames}"
-    yield "", f"{seconds['epochs'] / 3600:.2g} h for {options.epochs} epochs over them"
+    yield "time before", f"{duration(seconds['frames'])} for {frames}"
+    yield "", f"{duration(seconds['epochs'])} for {options.epochs} epochs over them"
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -175,6 +175,9 @@ class EpochLines(Callback):
             self._titled = True
             titles = "".join(f"{head:>13}" for head in ("loss", "validation"))
             titles += "".join(f"{head:>{w}}" for head, w in zip(heads, widths, strict=True))
+            self._say(
+                "Mean absolute errors of all validation frames; * marks the lowest loss so far."
+            )
             self._say(f"epoch{titles}   time      left")
         columns = zip(known, widths, strict=True)
         errors = "".join(f"{row[f'val_{name}_mae']:>{width}.4g}" for name, width in columns)

@@ -168,7 +168,7 @@ def force_table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     cells = [
         [row["grade"], str(row["atoms"]), f"{row['error']:.3g}"] for row in document["force_rows"]
     ]
-    return ["grade", "atoms", "force error meV/Å"], cells
+    return ["grade", "atoms", "force error meV/Å (RMS)"], cells
 
 
 def remarks(document: Mapping[str, Any]) -> list[str]:
