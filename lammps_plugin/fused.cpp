@@ -311,7 +311,8 @@ class FusedEngine final : public Engine {
 
   void check(int failed, const char *error) const
   {
-    if (failed == EQCALC_OUT_OF_MEMORY) throw std::bad_alloc();
+    // a GPU says itself that it is the one
+    if (failed == EQCALC_OUT_OF_MEMORY && !on_gpu()) throw std::bad_alloc();
     if (failed) throw EngineError(path_ + ": " + error);
   }
 

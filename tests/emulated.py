@@ -9,14 +9,41 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from eqcalc import cache
 from eqcalc.engine.cuda.platform import Platform
 
 FOLDER = Path(__file__).parent / "emulation"
 COMPILER = ["g++", "-std=c++17", "-shared", "-fPIC", "-w"]
+
+
+class Counts(NamedTuple):
+    """Of what an emulated driver was asked for.
+
+    Attributes:
+        kernels: that ran.
+        up, down: bytes to and from the GPU.
+        waits: of the host.
+        started: kernels and graphs, each at once.
+        left: kernels that waits for an event left for later.
+        slices: kernels with slices of tables.
+        graphs: that were made.
+    """
+
+    kernels: int
+    up: int
+    down: int
+    waits: int
+    started: int
+    left: int
+    slices: int
+    graphs: int
 
 
 def _compiled(name: str, source: str, *flags: str, headers: tuple[str, ...] = ()) -> Path:
@@ -59,7 +86,11 @@ class Emulated(Platform):
         return "sm_90"
 
     def image(self, source: str, architecture: str) -> Path:  # noqa: ARG002
-        whole = self.change(source) + f'\n#include "{FOLDER / "simt_end.h"}"\n'
+        changed = self.change(source)
+        found = re.findall(r"__launch_bounds__\((\d+)(?:, \d+)?\) (\w+)\(", changed)
+        bounds = ", ".join(f'{{"{name}", {threads}}}' for threads, name in [*found, (0, "")])
+        table = f"struct {{ const char *name; int threads; }} SIMT_BOUNDS[] = {{{bounds}}};"
+        whole = f'{changed}\nstatic const {table}\n#include "{FOLDER / "simt_end.h"}"\n'
         flag = f'-DEQCALC_EMULATION="{FOLDER / "simt.h"}"'
         return _compiled("kernels", whole, "-O1", flag, headers=("simt.h", "simt_end.h"))
 
@@ -71,18 +102,39 @@ class Emulated(Platform):
         return 2
 
     def limit_memory(self, size: int) -> None:
-        """Bytes that the GPU has."""
+        """Bytes that each GPU has."""
         self._emulation.emulated_memory(ctypes.c_size_t(size))
+
+    def fail(self, allocation: int) -> bool:
+        """One of the next allocations fails, 1 is the next; 0: none does. Whether the one that was
+        to fail before is still to come."""
+        return self._emulation.emulated_failing(allocation) > 0
 
     @property
     def used(self) -> int:
-        """Bytes of the GPU that are taken."""
+        """Bytes of both GPUs that are taken."""
         self._emulation.emulated_used.restype = ctypes.c_size_t
         return self._emulation.emulated_used()
 
-    def counts(self) -> tuple[int, int, int, int, int, int, int]:
-        """Since the last call: kernels, bytes up, bytes down, waits; kernels and graphs started;
-        kernels that waits for an event left for later; kernels with slices of tables."""
-        numbers = (ctypes.c_longlong * 7)()
+    def counts(self) -> Counts:
+        """Since the last call."""
+        numbers = (ctypes.c_longlong * len(Counts._fields))()
         self._emulation.emulated_counts(numbers)
-        return tuple(numbers)
+        return Counts(*numbers)
+
+    @contextmanager
+    def gone(self) -> Iterator[None]:
+        """As at the end of a process, where the driver may end first."""
+        self._emulation.emulated_end(1)
+        try:
+            yield
+        finally:
+            self._emulation.emulated_end(0)
+
+
+def counts_of_processes(path: Path) -> list[tuple[Counts, list[int]]]:
+    """What processes with EQCALC_EMULATION_COUNTS = path did, and kernels by device; by rank."""
+    files = sorted(path.parent.glob(f"{path.name}.*"), key=lambda file: int(file.suffix[1:]))
+    numbers = [[int(word) for word in file.read_text().split()] for file in files]
+    end = len(Counts._fields)
+    return [(Counts(*of_one[:end]), of_one[end:]) for of_one in numbers]

@@ -120,20 +120,79 @@ def test_kernels_spill_hardly_anything(sources, tmp_path, architecture, network,
         assert max(int(stores), int(loads)) <= MOST_SPILLED, name
 
 
-def test_nvrtc_makes_the_same_kernels(sources):
+@pytest.fixture
+def compiler():
     try:
-        nvrtc.version()
+        return nvrtc.compilers()[0]
     except EngineUnavailable as reason:
         pytest.skip(str(reason))
-    cubin = nvrtc.compile_source(sources["sm_90", "float"].source, "sm_90")
+
+
+def test_nvrtc_makes_the_same_kernels(sources, compiler):
+    cubin = compiler.compile(sources["sm_90", "float"].source, "sm_90")
     assert cubin.startswith(b"\x7fELF")
     assert all(name.encode() in cubin for name in sources["sm_90", "float"].kernels)
 
 
-def test_what_does_not_compile_is_said():
-    try:
-        nvrtc.version()
-    except EngineUnavailable as reason:
-        pytest.skip(str(reason))
+def test_gpus_that_the_compiler_does_not_know(compiler):
+    """Of newer ones the driver compiles PTX; the oldest are refused."""
+    source = 'extern "C" __global__ void f(float *x) { x[0] = 1.0f; }'
+    newest = compiler.architectures[-1]
+    ptx = compiler.compile(source, f"sm_{newest + 1}")
+    assert f".target sm_{newest}".encode() in ptx
+    assert ptx.endswith(b"\0")
+    assert b"\0" not in ptx[:-1]
+    first = compiler.architectures[0]
+    with pytest.raises(EngineUnavailable, match=rf"\(sm_30\), but those from sm_{first} on"):
+        compiler.compile(source, "sm_30")
+
+
+def test_what_does_not_compile_is_said(compiler):
     with pytest.raises(EngineUnavailable, match="identifier"):
-        nvrtc.compile_source("__global__ void f() { missing(); }", "sm_90")
+        compiler.compile("__global__ void f() { missing(); }", "sm_90")
+
+
+#: NVRTC of a version, which knows some architectures
+NVRTC = """
+extern "C" {
+const char *nvrtcGetErrorString(int) { return "none"; }
+int nvrtcVersion(int *major, int *minor) { return *major = MAJOR, *minor = 1, 0; }
+static const int known[] = {KNOWN};
+int nvrtcGetNumSupportedArchs(int *count) { return *count = sizeof(known) / sizeof(int), 0; }
+int nvrtcGetSupportedArchs(int *to) { for (int n : known) *to++ = n; return 0; }
+}
+"""
+
+
+@pytest.fixture
+def two_compilers(tmp_path, monkeypatch):
+    paths = []
+    for major, known in ((13, "75, 80, 90, 120"), (12, "50, 70, 80, 90")):
+        source, path = tmp_path / f"{major}.cpp", tmp_path / f"libnvrtc.so.{major}"
+        source.write_text(NVRTC)
+        flags = ["-shared", "-fPIC", f"-DMAJOR={major}", f"-DKNOWN={known}"]
+        subprocess.run(["g++", *flags, str(source), "-o", str(path)], check=True)
+        paths.append(str(path))
+    monkeypatch.setattr(nvrtc, "_candidates", lambda: ["nothing.so", *paths])
+    nvrtc.compilers.cache_clear()
+    yield
+    nvrtc.compilers.cache_clear()
+
+
+@pytest.mark.usefixtures("two_compilers")
+def test_the_compiler_for_a_driver_and_a_gpu():
+    """No newer than the driver, which takes no kernels of such; of these the one that knows most."""
+    chosen = {
+        ("sm_90", 13): 13,
+        ("sm_90", 12): 12,
+        ("sm_120", 13): 13,
+        ("sm_120", 12): 12,  # as PTX for sm_90
+        ("sm_70", 13): 12,
+        ("sm_130", 14): 13,
+    }
+    for (architecture, cuda), major in chosen.items():
+        assert nvrtc.compiler(architecture, cuda).version == (major, 1), (architecture, cuda)
+    with pytest.raises(
+        EngineUnavailable, match="newer than the NVIDIA driver, which is of CUDA 11"
+    ):
+        nvrtc.compiler("sm_80", 11)

@@ -1,7 +1,5 @@
 """The fused engine on a GPU, which is emulated (emulated.py), against that of the CPU."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -151,10 +149,9 @@ def test_the_list_stays_on_the_gpu(emulated_gpu, small_path, crystal):
     first = potential.step(species, crystal.positions, pairs)
     emulated_gpu.counts()
     again = potential.step(species, crystal.positions, pairs)
-    _, up, down, waits, *_ = emulated_gpu.counts()
-    n = len(crystal)
-    assert waits == 1
-    assert (up, down) == (8 * 3 * n, 8 * (2 * n + 12 * n))
+    counts, n = emulated_gpu.counts(), len(crystal)
+    assert counts.waits == 1
+    assert (counts.up, counts.down) == (8 * 3 * n, 8 * (2 * n + 12 * n))
     for a, b in zip(first, again, strict=True):
         assert np.array_equal(a, b)
     moved = crystal.positions + np.random.default_rng(0).uniform(-0.2, 0.2, (n, 3))
@@ -181,12 +178,31 @@ def test_a_small_step_is_started_at_once(emulated_gpu, small_path, crystal, monk
             moved[0] += 0.02 * step
             emulated_gpu.counts()
             got = potential.step(species, moved, pairs, gradient=step != 3)
-            started.append(emulated_gpu.counts()[4])
+            started.append(emulated_gpu.counts().started)
             expected = plain.step(species, moved, pairs, gradient=step != 3)
             for a, b in zip(got, expected, strict=True):
                 assert np.array_equal(a, b)
     few = [n == 1 for n in started]
     assert few == [False, True, True, False, *[True] * 8, False, True, True, False]
+
+
+@pytest.mark.parametrize("crowding", [False, True])
+def test_kernels_of_a_step(crowding, emulated_gpu, tmp_path, molecule):
+    """Of a network of the default shape, whatever its width: about 22 are wanted, as one graph."""
+    config = NequIPConfig(cutoff=3.6, num_channels=[4, 3, 2], product_channels=2, radial_mlp=[8])
+    assert (config.num_layers, config.l_max) == (NequIPConfig().num_layers, NequIPConfig().l_max)
+    path = write(tmp_path / "model.pth", config, crowding=crowding)
+    potential = fuse_on_gpu(path)
+    species = potential.species_of(molecule.numbers)
+    pairs = VerletList(potential.cutoff, 0.3).pairs(molecule)
+    started = []
+    for _ in range(3):
+        emulated_gpu.counts()
+        potential.step(species, molecule.positions, pairs)
+        counts = emulated_gpu.counts()
+        assert counts.kernels == 19 + crowding
+        started.append((counts.started, counts.graphs))
+    assert started == [(19 + crowding, 0), (1, 1), (1, 0)]
 
 
 def test_more_atoms_and_neighbours_than_before(small_path):
@@ -198,51 +214,6 @@ def test_more_atoms_and_neighbours_than_before(small_path):
         case.set_cell(case.cell.array * (0.9 if len(case) == 16 else 1.0), scale_atoms=True)
         args = graph(export.load(small_path, dtype="float64"), case)
         same(gpu.evaluate(*args).gradient.numpy(), cpu.evaluate(*args).gradient.numpy(), "float64")
-
-
-def test_chunks_of_atoms_where_memory_is_short(emulated_gpu, small_path, monkeypatch):
-    """Fewer bytes, the same forces to rounding; too few bytes, a sentence."""
-    from eqcalc.engine.cuda import host
-
-    plain = fuse_on_gpu(small_path, dtype="float64")
-    text = host.text
-    at_least = "LEAST_CHUNK = 256", "LEAST_CHUNK = 3"
-    monkeypatch.setattr(host, "text", lambda name: text(name).replace(*at_least))
-    fused.NETWORKS.forget()
-    atoms = bulk("Si", cubic=True)
-    atoms.numbers[::3] = 8
-    atoms.rattle(0.1, seed=1)
-    species = plain.species_of(atoms.numbers)
-    pairs = VerletList(plain.cutoff, 0.4).pairs(atoms)
-    expected = plain.step(species, atoms.positions, pairs)
-    emulated_gpu.counts()
-    plain.step(species, atoms.positions, pairs)
-    few = emulated_gpu.counts()[0]
-    limit, got = 1e-9, None  # GB; the sentence says what would do, and that does
-    while got is None:
-        try:
-            short = fuse_on_gpu(small_path, dtype="float64", memory_limit=limit)
-            got = short.step(species, atoms.positions, pairs)
-        except InputError as error:
-            needed = float(re.search(r"need at least (\S+) GB of the GPU", str(error))[1])
-            assert needed > limit
-            limit = needed
-    assert short.memory <= 1e9 * limit < plain.memory
-    for a, b in zip(got, expected, strict=True):
-        assert np.abs(a - b).max() < 1e-13
-    emulated_gpu.counts()
-    short.step(species, atoms.positions, pairs)
-    per_chunk = 9 + 1  # kernels of two layers and forces of neighbours
-    more = emulated_gpu.counts()[0] - few
-    assert more > 0
-    assert more % per_chunk == 0
-    emulated_gpu.limit_memory(emulated_gpu.used + 1000)
-    many = bulk("Si", cubic=True).repeat(2)
-    with pytest.raises(InputError, match="too little memory"):
-        plain.step(np.ones(64, dtype=np.int64), many.positions, VerletList(4.0, 0.0).pairs(many))
-    emulated_gpu.limit_memory(2**32)
-    again = plain.step(species, atoms.positions, pairs)
-    assert np.array_equal(again[1], expected[1])
 
 
 def test_results_do_not_depend_on_the_order_of_threads(small_path, crystal, monkeypatch):

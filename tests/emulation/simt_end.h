@@ -14,6 +14,14 @@ extern "C" __attribute__((visibility("default"))) unsigned long simt_argument_by
   return sizeof(Task);
 }
 
+// of a block of a kernel, as its launch bounds say (emulated.py)
+extern "C" __attribute__((visibility("default"))) int simt_most_threads(const char *name)
+{
+  for (const auto &bounds : SIMT_BOUNDS)
+    if (!std::strcmp(bounds.name, name)) return bounds.threads;
+  return 1024;
+}
+
 // 0, or 1 where threads wait for each other in vain
 extern "C" __attribute__((visibility("default"))) int simt_start(void *kernel, const void *argument,
                                                                  unsigned blocks, unsigned threads,

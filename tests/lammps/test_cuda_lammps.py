@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from parity import COLUMNS, assert_equal, by_lammps, pair, read_dump, script, silica_like
+from emulated import Counts, counts_of_processes
+from parity import (
+    COLUMNS,
+    ELEMENTS,
+    assert_equal,
+    by_lammps,
+    by_python,
+    pair,
+    read_dump,
+    script,
+    silica_like,
+)
 from test_training_domain import with_domain
 
 from eqcalc.errors import InputError
 from eqcalc.lammps import read_thermo, run_lmp
+from eqcalc.lammps.box import write_data
+from eqcalc.lammps.plugin import find_tool
 
 TESTS = Path(__file__).parent.parent
 
@@ -76,9 +90,8 @@ def test_is_the_engine_of_the_cpu(device, ranks, crowded, on_cpu, tmp_path, monk
     expected, energies, _ = on_cpu
     assert_equal(got, expected, 1e-12)
     assert np.abs(thermo["PotEng"] - energies["PotEng"]).max() < 1e-10
-    for path in tmp_path.glob("counts.*"):
-        with_slices = int(path.read_text().split()[6])
-        assert (with_slices > 0) == (ranks == 4)
+    for counts, _ in counts_of_processes(tmp_path / "counts"):
+        assert (counts.slices > 0) == (ranks == 4)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -106,14 +119,15 @@ def test_a_step_sends_positions_and_brings_forces(quick_model, tmp_path, monkeyp
         after = ("neigh_modify every 100", "fix 1 all nve", "thermo 100", f"run {steps}")
         options = "precision single engine fused device cuda"
         run_lmp(script(atoms, folder, pair(quick_model, options), after=after))
-        (counts,) = folder.glob("counts.*")
-        moved[steps] = np.array([int(word) for word in counts.read_text().split()])
+        ((counts, _),) = counts_of_processes(folder / "counts")
+        moved[steps] = np.array(counts)
     # the last step of a run asks for more, in both
-    kernels, up, down, waits, *_ = (moved[3] - moved[1]) / 2
-    places = up / 24
+    of_step = Counts(*(moved[3] - moved[1]) / 2)
+    places = of_step.up / 24
     assert places == int(places)
     assert len(atoms) < places < 10 * len(atoms)
-    assert (kernels, down, waits) == (5 + 5 * 2 - 1, len(atoms) * 8 * (2 + 3), 1)
+    assert of_step.kernels == 5 + 5 * 2 - 1
+    assert (of_step.down, of_step.waits) == (len(atoms) * 8 * (2 + 3), 1)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -137,12 +151,11 @@ def test_atoms_without_ghosts_are_worked_on_during_exchanges(quick_model, tmp_pa
         path = script(atoms, folder, pair(quick_model, options), after=after)
         got.append(by_lammps(path, ranks)[0])
     assert_equal(got[1], got[0], 1e-12)
-    counts = list(tmp_path.glob("counts.*"))
-    assert len(counts) == 2
-    for path in counts:
-        *_, left_for_later, _ = (int(word) for word in path.read_text().split())
+    found = counts_of_processes(tmp_path / "counts")
+    assert len(found) == 2
+    for counts, _ in found:
         # two kernels for a layer forward and four back, at each of four steps
-        assert left_for_later >= 4 * (2 + 4)
+        assert counts.left >= 4 * (2 + 4)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -174,6 +187,56 @@ def test_committees_and_what_the_training_had(ranks, quick_model, one_layer, tmp
 def said_of(output: str) -> list[str]:
     """What is outside of the training."""
     return re.findall(r"outside of the training of .*?, (.*?): forces", " ".join(output.split()))
+
+
+#: ranks' GPUs, and what the launcher does not tell
+WORLDS = {
+    "two GPUs": ({}, [], [0, 1, 0, 1]),
+    "two GPUs, ranks that nobody tells": ({}, ["MPI_LOCALRANKID"], [0, 1, 0, 1]),
+    "one GPU for all ranks": ({"EQCALC_EMULATION_DEVICES": "1"}, [], [0, 0, 0, 0]),
+}
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("world", WORLDS)
+def test_gpus_of_partitions(world, quick_model, tmp_path, monkeypatch):
+    """Two partitions of two ranks each: every rank of the machine takes the next GPU, and where
+    there are fewer, several ranks share one. Results are those of the CPU."""
+    variables, unset, gpus = WORLDS[world]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EQCALC_EMULATION_COUNTS", str(tmp_path / "counts"))
+    structures = [silica_like(1), silica_like(1, seed=4)]
+    commands = pair(quick_model, "precision double engine fused device cuda")
+    path = script(structures[0], tmp_path, commands)
+    text = path.read_text().replace("structure.data", "structure.${w}.data")
+    path.write_text("variable w world 0 1\n" + text.replace("dump.out", "dump.${w}.out"))
+    for k, atoms in enumerate(structures):
+        write_data(atoms, ELEMENTS, tmp_path / f"structure.{k}.data")
+    command = [find_tool("mpirun"), "-n", "4", "env", *(f"--unset={name}" for name in unset)]
+    command += [find_tool("lmp"), "-partition", "2x2", "-in", path.name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    for k, atoms in enumerate(structures):
+        dump, expected = read_dump(tmp_path / f"dump.{k}.out"), by_python(quick_model, atoms)
+        np.testing.assert_allclose(dump[:, 5], expected.energies, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(dump[:, 6:9], expected.forces, rtol=0, atol=1e-9)
+    found = counts_of_processes(tmp_path / "counts")
+    assert [[n for n, kernels in enumerate(used) if kernels] for _, used in found] == [
+        [gpu] for gpu in gpus
+    ]
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_too_little_memory_is_said(ranks, quick_model, tmp_path, monkeypatch):
+    """By the rank that has too little; all end."""
+    commands = pair(quick_model, "precision double engine fused device cuda")
+    path = script(silica_like(1), tmp_path, commands)
+    monkeypatch.setenv("EQCALC_EMULATION_MEGABYTES", "4")
+    run_lmp(path, ranks=ranks)  # few atoms fit
+    with pytest.raises(InputError, match="the GPU has too little memory: use fewer atoms per proc"):
+        run_lmp(script(silica_like(4), tmp_path, commands), ranks=ranks, timeout=120)
 
 
 @pytest.mark.usefixtures("emulated")

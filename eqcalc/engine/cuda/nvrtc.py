@@ -30,67 +30,119 @@ def _candidates() -> list[str]:
     return [*dict.fromkeys(wheels), "libnvrtc.so.13", "libnvrtc.so.12", *toolkits]
 
 
-@functools.cache
-def _library() -> ctypes.CDLL:
-    for path in _candidates():
-        try:
-            library = ctypes.CDLL(path)
-        except OSError:
-            continue
+class Compiler:
+    """A library of NVRTC.
+
+    Attributes:
+        version: major and minor.
+        architectures: that it compiles for, as 90 for "sm_90".
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
         library.nvrtcGetErrorString.restype = ctypes.c_char_p
-        return library
-    raise EngineUnavailable(
-        f"There is no compiler for GPUs (libnvrtc): {install('cuda')}, or install torch's build "
-        "for CUDA."
-    )
+        major, minor, count = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        self._checked(library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+        self.version = major.value, minor.value
+        self._checked(library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+        known = (ctypes.c_int * count.value)()
+        self._checked(library.nvrtcGetSupportedArchs(known))
+        self.architectures = sorted(known)
+
+    @property
+    def name(self) -> str:
+        return "NVIDIA's run-time compiler {}.{}".format(*self.version)
+
+    def _checked(self, result: int) -> None:
+        if result:
+            said = self._library.nvrtcGetErrorString(result).decode()
+            raise EngineUnavailable(f"NVIDIA's run-time compiler failed: {said}.")
+
+    def nearest(self, architecture: str) -> int:
+        """The same or the newest one before, whose PTX newer GPUs take; 0: there is none."""
+        number = int(architecture.removeprefix("sm_"))
+        return max((known for known in self.architectures if known <= number), default=0)
+
+    def compile(self, source: str, architecture: str) -> bytes:
+        """A cubin; for an architecture that is not known yet, PTX, with a zero at its end.
+
+        The driver compiles that.
+
+        Raises:
+            EngineUnavailable: an architecture before all that are known; it fails.
+        """
+        nearest = self.nearest(architecture)
+        if not nearest:
+            raise EngineUnavailable(
+                f"{self.name} does not know GPUs as old as this one ({architecture}), but those "
+                f"from sm_{self.architectures[0]} on: install one of an earlier CUDA "
+                "(nvidia-cuda-nvrtc-cu12), or use engine='torch' or the CPU."
+            )
+        same = architecture == f"sm_{nearest}"
+        library, program = self._library, ctypes.c_void_p()
+        self._checked(
+            library.nvrtcCreateProgram(
+                ctypes.byref(program), source.encode(), b"eqcalc.cu", 0, None, None
+            )
+        )
+        try:
+            kind = "sm" if same else "compute"
+            options = [*OPTIONS, f"--gpu-architecture={kind}_{nearest}"]
+            array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+            failed = library.nvrtcCompileProgram(program, len(options), array)
+            if failed:
+                log = self._read(program, "ProgramLog").decode(errors="replace").rstrip("\0")
+                raise EngineUnavailable(
+                    f"{self.name} cannot compile eqcalc's kernels for {architecture}: {log[-600:]}"
+                )
+            return self._read(program, "CUBIN" if same else "PTX")
+        finally:
+            library.nvrtcDestroyProgram(ctypes.byref(program))
+
+    def _read(self, program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        self._checked(getattr(self._library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        content = ctypes.create_string_buffer(size.value)
+        self._checked(getattr(self._library, f"nvrtcGet{what}")(program, content))
+        return content.raw
 
 
-def _checked(result: int) -> None:
-    if result:
-        said = _library().nvrtcGetErrorString(result).decode()
-        raise EngineUnavailable(f"NVIDIA's run-time compiler failed: {said}.")
-
-
-def version() -> str:
-    """Of the compiler.
+@functools.cache
+def compilers() -> list[Compiler]:
+    """All that there are.
 
     Raises:
         EngineUnavailable: there is none.
     """
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    _checked(_library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
-    return f"{major.value}.{minor.value}"
+    found = []
+    for path in _candidates():
+        try:
+            found.append(Compiler(ctypes.CDLL(path)))
+        except (OSError, AttributeError):  # not there; before CUDA 11.2
+            continue
+    if not found:
+        raise EngineUnavailable(
+            f"There is no compiler for GPUs (libnvrtc): {install('cuda')}, or install torch's "
+            "build for CUDA."
+        )
+    return found
 
 
-def compile_source(source: str, architecture: str) -> bytes:
-    """A cubin for an architecture such as "sm_90".
+def compiler(architecture: str, cuda: int) -> Compiler:
+    """One whose kernels a driver takes; of these, the first that knows the architecture best.
+
+    Args:
+        architecture: such as "sm_90".
+        cuda: major version that the driver is of: it takes kernels of that one and of those before.
 
     Raises:
-        EngineUnavailable: there is no compiler, it does not know the architecture, or it fails.
+        EngineUnavailable: there is none.
     """
-    library, program = _library(), ctypes.c_void_p()
-    _checked(
-        library.nvrtcCreateProgram(
-            ctypes.byref(program), source.encode(), b"eqcalc.cu", 0, None, None
+    fit = [one for one in compilers() if one.version[0] <= cuda]
+    if not fit:
+        raise EngineUnavailable(
+            f"{compilers()[0].name} is newer than the NVIDIA driver, which is of CUDA {cuda}: "
+            "update the driver, or install the compiler of that CUDA "
+            f"(nvidia-cuda-nvrtc-cu{cuda})."
         )
-    )
-    try:
-        options = [*OPTIONS, f"--gpu-architecture={architecture}"]
-        array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        failed = library.nvrtcCompileProgram(program, len(options), array)
-        if failed:
-            size = ctypes.c_size_t()
-            _checked(library.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
-            log = ctypes.create_string_buffer(size.value)
-            _checked(library.nvrtcGetProgramLog(program, log))
-            raise EngineUnavailable(
-                f"NVIDIA's run-time compiler cannot compile eqcalc's kernels for {architecture}: "
-                f"{log.value.decode(errors='replace')[-600:]}"
-            )
-        size = ctypes.c_size_t()
-        _checked(library.nvrtcGetCUBINSize(program, ctypes.byref(size)))
-        cubin = ctypes.create_string_buffer(size.value)
-        _checked(library.nvrtcGetCUBIN(program, cubin))
-        return cubin.raw
-    finally:
-        library.nvrtcDestroyProgram(ctypes.byref(program))
+    return max(fit, key=lambda one: one.nearest(architecture))

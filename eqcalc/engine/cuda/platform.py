@@ -16,7 +16,7 @@ from eqcalc.engine.cuda import nvrtc
 MAJOR, MINOR, COUNT, SHARED = 75, 76, 16, 97
 
 #: the compiled kernels in an entry of the cache
-IMAGE = "kernels.cubin"
+IMAGE = "kernels.image"
 
 
 class Multiprocessors(NamedTuple):
@@ -47,12 +47,21 @@ class Platform:
             raise EngineUnavailable(
                 "There is no NVIDIA driver here (libcuda.so.1): use device='cpu'."
             ) from None
-        if library.cuInit(0):
+        if failed := library.cuInit(0):
+            name = ctypes.c_char_p()
+            library.cuGetErrorName(failed, ctypes.byref(name))
+            said = name.value.decode() if name.value else str(failed)
             raise EngineUnavailable(
-                "The NVIDIA driver finds no GPU here: look with nvidia-smi and "
+                f"The NVIDIA driver finds no GPU here ({said}): look with nvidia-smi and "
                 "CUDA_VISIBLE_DEVICES why, or use device='cpu'."
             )
         return library
+
+    def cuda(self) -> int:
+        """The major version of CUDA that the driver is of."""
+        version = ctypes.c_int()
+        self.library().cuDriverGetVersion(ctypes.byref(version))
+        return version.value // 1000
 
     def count(self) -> int:
         """GPUs that there are.
@@ -82,16 +91,17 @@ class Platform:
         return values
 
     def image(self, source: str, architecture: str) -> Path:
-        """A file of compiled kernels, from the cache if they were compiled before.
+        """A file of compiled kernels, a cubin or PTX, from the cache if they were compiled before.
 
         Raises:
             EngineUnavailable: there is no compiler, or it fails.
         """
-        version = nvrtc.version()
-        key = hashlib.sha256("\n".join([source, architecture, version]).encode()).hexdigest()[:24]
+        compiler = nvrtc.compiler(architecture, self.cuda())
+        words = [source, architecture, str(compiler.version), *nvrtc.OPTIONS]
+        key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:24]
 
         def make(folder: Path) -> None:
-            (folder / IMAGE).write_bytes(nvrtc.compile_source(source, architecture))
+            (folder / IMAGE).write_bytes(compiler.compile(source, architecture))
 
         return cache.entry("cubins", key, make, lambda f: (f / IMAGE).is_file()) / IMAGE
 

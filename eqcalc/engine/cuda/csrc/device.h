@@ -17,6 +17,7 @@ class Device {
     int count = 0;
     driver_.check(driver_.cuDeviceGetCount(&count), "be counted");
     if (in_turn && count) number %= count;
+    if (count == 0) driver_.check(NO_DEVICE, "be found");
     if (number >= count)
       throw std::runtime_error("GPU " + std::to_string(number) + " was asked for, but there " +
                                (count == 1 ? "is only GPU 0" : "are " + std::to_string(count)));
@@ -33,10 +34,12 @@ class Device {
   ~Device()
   {
     {
-      const Use use(*this);
-      driver_.cuEventDestroy_v2(mark_);
-      driver_.cuStreamDestroy_v2(stream_);
-      driver_.cuModuleUnload(module_);
+      const Use use(*this, std::nothrow);
+      if (use.holds()) {
+        driver_.cuEventDestroy_v2(mark_);
+        driver_.cuStreamDestroy_v2(stream_);
+        driver_.cuModuleUnload(module_);
+      }
     }
     driver_.cuDevicePrimaryCtxRelease_v2(device_);
   }
@@ -44,20 +47,27 @@ class Device {
   // the context is this thread's as long as it lives
   class Use {
    public:
-    explicit Use(const Device &device) : device_(device)
+    explicit Use(const Device &device) : Use(device, std::nothrow)
     {
-      device.driver_.check(device.driver_.cuCtxPushCurrent_v2(device.context_), "be used");
+      device.driver_.check(failed_, "be used");
+    }
+    // in destructors: at the end of a process the driver may be gone
+    Use(const Device &device, std::nothrow_t) :
+        device_(device), failed_(device.driver_.cuCtxPushCurrent_v2(device.context_))
+    {
     }
     ~Use()
     {
       CUcontext before;
-      device_.driver_.cuCtxPopCurrent_v2(&before);
+      if (holds()) device_.driver_.cuCtxPopCurrent_v2(&before);
     }
     Use(const Use &) = delete;
     Use &operator=(const Use &) = delete;
+    bool holds() const { return failed_ == 0; }
 
    private:
     const Device &device_;
+    CUresult failed_;
   };
 
   const Driver &driver() const { return driver_; }
@@ -91,6 +101,8 @@ class Device {
               int shared = 0) const
   {
     if (blocks == 0) return;
+    if (blocks > MOST_BLOCKS)
+      throw std::runtime_error("there are too many atoms for one GPU: use more processes");
     void *arguments[] = {&argument};
     driver_.check(driver_.cuLaunchKernel(kernel, static_cast<unsigned>(blocks), 1, 1, threads, 1, 1,
                                          static_cast<unsigned>(shared), stream_, arguments, nullptr),
@@ -120,6 +132,10 @@ class Device {
   {
     driver_.check(driver_.cuEventSynchronize(mark_), "finish its work");
   }
+
+  // whether memory that grows has some to spare
+  bool spares() const { return spares_; }
+  void spare(bool some) { spares_ = some; }
 
   // grows with every piece of memory that is taken or given back
   std::int64_t generation() const { return generation_; }
@@ -169,6 +185,7 @@ class Device {
   CUstream stream_ = nullptr;
   CUevent mark_ = nullptr;
   mutable std::int64_t generation_ = 0;
+  bool spares_ = true;
 
   static CUdeviceptr number(const void *p) { return reinterpret_cast<CUdeviceptr>(p); }
 };
@@ -191,7 +208,7 @@ class Waits {
   const Device &device_;
 };
 
-// memory that grows, and is then new; with some to spare after the first time
+// memory that grows, and is then new; with some to spare after the first time, unless it is limited
 template <class U, class Kind> class Memory {
  public:
   explicit Memory(const Device &device) : device_(device) {}
@@ -202,14 +219,33 @@ template <class U, class Kind> class Memory {
   U *get(std::int64_t count)
   {
     if (count > count_) {
-      const std::int64_t more = count_ ? count + count / 4 : count;
+      const std::int64_t more = count_ && device_.spares() ? count + count / 4 : count;
       if (data_) device_.wait();     // it may still be in use
       release();
       device_.count_memory();
-      data_ = static_cast<U *>(Kind::take(device_.driver(), more * sizeof(U)));
-      count_ = more;
+      try {
+        take(more);
+      } catch (const std::bad_alloc &) {
+        if (more == count) throw;
+        take(count);
+      }
     }
     return data_;
+  }
+  // whether there is so much now
+  bool have(std::int64_t count)
+  {
+    try {
+      get(count);
+      return true;
+    } catch (const std::bad_alloc &) {
+      return false;
+    }
+  }
+  // bytes that get() would take, beside those that there are
+  std::int64_t more(std::int64_t count) const
+  {
+    return std::max<std::int64_t>(count * static_cast<std::int64_t>(sizeof(U)) - bytes(), 0);
   }
   // once the device no longer uses it
   void give_back()
@@ -232,10 +268,16 @@ template <class U, class Kind> class Memory {
   U *data_ = nullptr;
   std::int64_t count_ = 0;
 
+  void take(std::int64_t count)
+  {
+    data_ = static_cast<U *>(Kind::take(device_.driver(), count * sizeof(U)));
+    count_ = count;
+  }
+
   void release()
   {
-    const Device::Use use(device_);
-    if (data_) Kind::give_back(device_.driver(), data_);
+    const Device::Use use(device_, std::nothrow);
+    if (data_ && use.holds()) Kind::give_back(device_.driver(), data_);
     data_ = nullptr;
     count_ = 0;
   }
@@ -259,7 +301,11 @@ struct OfHost {
   static void *take(const Driver &driver, std::size_t bytes)
   {
     void *p;
-    driver.check(driver.cuMemHostAlloc(&p, bytes, 0), "pin memory");
+    const CUresult failed = driver.cuMemHostAlloc(&p, bytes, 0);
+    if (failed == CUDA_OUT_OF_MEMORY)
+      throw std::runtime_error("the machine has too little memory that it can pin for the GPU (" +
+                               std::to_string(bytes / 1000000 + 1) + " MB)");
+    driver.check(failed, "pin memory");
     return p;
   }
   static void give_back(const Driver &driver, void *p) { driver.cuMemFreeHost(p); }

@@ -22,7 +22,8 @@ using CUevent = struct CUevent_st *;
 using CUgraph = struct CUgraph_st *;
 using CUgraphExec = struct CUgraphExec_st *;
 
-constexpr CUresult CUDA_OUT_OF_MEMORY = 2;
+constexpr CUresult CUDA_OUT_OF_MEMORY = 2, NO_DEVICE = 100;
+constexpr std::int64_t MOST_BLOCKS = 0x7fffffff;     // of a launch
 constexpr unsigned STREAM_NON_BLOCKING = 1, EVENT_DISABLE_TIMING = 2;
 constexpr int CAPTURE_THREAD_LOCAL = 1;
 constexpr int MULTIPROCESSORS = 16;     // of a device's attributes
@@ -126,7 +127,34 @@ struct Driver {
     if (result == CUDA_OUT_OF_MEMORY) throw std::bad_alloc();
     const char *name = nullptr;
     if (cuGetErrorName(result, &name) || !name) name = "unknown error";
-    throw std::runtime_error("the GPU could not " + std::string(what) + " (" + name + ")");
+    throw std::runtime_error("the GPU could not " + std::string(what) + " (" + name + ")" +
+                             advice(result));
+  }
+
+ private:
+  // what users can do about it
+  static const char *advice(CUresult result)
+  {
+    switch (result) {
+      case 3:     // NOT_INITIALIZED
+        return ": a process that was forked after the GPU was in use cannot use it";
+      case 46:     // DEVICE_UNAVAILABLE
+        return ": another process has it to itself (nvidia-smi -q -d COMPUTE); start NVIDIA's MPS, "
+               "or take as many processes as GPUs";
+      case 100:     // NO_DEVICE
+        return ": look with nvidia-smi and CUDA_VISIBLE_DEVICES why there is none";
+      case 200:     // INVALID_IMAGE
+      case 209:     // NO_BINARY_FOR_GPU
+      case 222:     // UNSUPPORTED_PTX_VERSION
+        return ": the driver is older than NVIDIA's run-time compiler, or this GPU is of another "
+               "kind than the machine's first";
+      case 214:     // ECC_UNCORRECTABLE
+        return ": its memory is faulty";
+      case 803:     // SYSTEM_DRIVER_MISMATCH
+        return ": the driver was updated; restart the machine";
+      default:
+        return "";
+    }
   }
 };
 

@@ -3,9 +3,10 @@
 // Generated before this: constants of the network (eqcalc.engine.cuda.source), harmonics(),
 // harmonics_gradient().
 
-#define EACH(n, from, to)                                                \
-  for (int n = (from) + blockIdx.x * blockDim.x + threadIdx.x; n < (to); \
-       n += gridDim.x * blockDim.x)
+// of 64 bits: of 2^30 edges the next number of a thread would not be an int
+#define EACH(n, from, to)                                                                      \
+  for (long long n = (from) + (long long)blockIdx.x * blockDim.x + threadIdx.x; n < (to); \
+       n += (long long)gridDim.x * blockDim.x)
 
 __device__ inline double length(const double *v)
 {
@@ -165,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(128) watch(const Task t)
 // packed rows out of rows of atoms, before they go to other processes
 extern "C" __global__ void __launch_bounds__(128) pack(const Task t)
 {
-  EACH(n, 0, t.num_packed * t.packed_width)
+  EACH(n, 0, (long long)t.num_packed * t.packed_width)
   {
     const int k = n / t.packed_width, c = n % t.packed_width;
     t.packed[n] = t.unpacked[(long long)t.sent[k] * t.packed_width + c];
@@ -175,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(128) pack(const Task t)
 // packed rows are added to those of their atoms
 extern "C" __global__ void __launch_bounds__(128) add_rows(const Task t)
 {
-  EACH(n, 0, t.num_packed * t.packed_width)
+  EACH(n, 0, (long long)t.num_packed * t.packed_width)
   {
     const int k = n / t.packed_width, c = n % t.packed_width;
     t.unpacked[(long long)t.sent[k] * t.packed_width + c] += t.packed[n];

@@ -143,6 +143,24 @@ class PairList {
     return sum;
   }
 
+  // bytes that edges by neighbour will take at most, beside those that they have
+  I more_by_neighbour() const
+  {
+    const I rows = std::max(num_nodes, num_edges);     // of chunks: a row has an edge
+    return row_.more(rows) + row_first_.more(rows + 1) + row_edge_.more(capacity);
+  }
+
+  // nothing is left of the list
+  void give_back()
+  {
+    num_local = num_nodes = num_rows = num_edges = num_places = num_sent = capacity = num_inner = 0;
+    chunks.clear();
+    shifts_.give_back();
+    for (auto *b :
+         {&species_, &first_edge_, &src_, &dst_, &place_, &sent_, &row_, &row_first_, &row_edge_})
+      b->give_back();
+  }
+
   // own atoms up to which a system is small
   static constexpr I SMALL = 20000;
 

@@ -46,22 +46,27 @@ class Network {
 
   ~Network()
   {
-    settle();
-    const Device::Use use(device_);
+    const Device::Use use(device_, std::nothrow);
+    if (!use.holds()) return;
+    const Waits waits(device_);
     forget_steps();
   }
 
   // nothing that was queued is left to be done, as after an error
   void settle() const
   {
-    const Device::Use use(device_);
-    const Waits waits(device_);
+    const Device::Use use(device_, std::nothrow);
+    if (use.holds()) const Waits waits(device_);
   }
 
   I num_layers() const { return static_cast<I>(layers_.size()); }
   I num_features() const { return num_features_; }
   I width(I layer) const { return rows_[layers_[layer]->features]->width; }
-  void limit_memory(I bytes) { memory_limit_ = bytes; }
+  void limit_memory(I bytes)
+  {
+    memory_limit_ = bytes;
+    device_.spare(bytes == 0);
+  }
 
   I bytes() const
   {
@@ -81,9 +86,14 @@ class Network {
   {
     const Device::Use use(device_);
     placed_ = false;
-    list_.give(graph, list, num_species_);
-    reserve();
-    list_.by_neighbour();
+    try {
+      list_.give(graph, list, num_species_);
+      reserve();
+      list_.by_neighbour();
+    } catch (...) {     // a smaller list may fit
+      give_back();
+      throw;
+    }
     placed_ = true;
   }
 
@@ -241,55 +251,89 @@ class Network {
   Pinned<T> host_rows_{device_};
   Pinned<double> host_{device_};
 
-  // all memory of a list but that of its edges by neighbour, and how many atoms are worked on at once
-  void reserve()
+  // memory of a list, but the list's own and the pool, and of how many numbers it is
+  template <class Visit> void of_list(const Visit &visit)
   {
     const I e = list_.capacity, n = list_.num_local, nodes = list_.num_nodes;
-    vec_.get(3 * e);
-    r_.get(e);
-    kind_.get(e);
-    edge_species_.get(e);
-    u_.get(3 * e);
-    inverse_r_.get(e);
-    told_slope_.get(e);
-    y_.get(e * num_y_);
-    dy_.get(e * num_y_);
-    dr_.get(e);
-    gradient_.get(3 * e);
-    energies_.get(2 * n);
+    for (OnDevice<double> *numbers : {&vec_, &gradient_}) visit(*numbers, 3 * e);
+    visit(r_, e);
+    for (OnDevice<int> *numbers : {&kind_, &edge_species_}) visit(*numbers, e);
+    for (OnDevice<T> *numbers : {&inverse_r_, &told_slope_, &dr_}) visit(*numbers, e);
+    for (OnDevice<T> *numbers : {&y_, &dy_}) visit(*numbers, e * num_y_);
+    visit(u_, 3 * e);
+    visit(energies_, 2 * n);
     if (fades_) {
-      factor_.get((1 + num_counts_) * n);
-      calm_.get(4 * n);
-      count_pulls_.get(num_counts_ * n);
+      visit(factor_, (1 + num_counts_) * n);
+      visit(calm_, 4 * n);
+      visit(count_pulls_, num_counts_ * n);
     }
-    I widest = 0;
-    for (I k = 0; k < num_layers(); k++) {
-      Row &row = *rows_[layers_[k]->features];
-      if (k > 0) row.values.get(nodes * row.width);
-      if (k > 0) widest = std::max(widest, row.width);
-    }
-    for (OnDevice<T> &dx : dx_) dx.get(nodes * widest);
+    for (I k = 1; k < num_layers(); k++)
+      visit(rows_[layers_[k]->features]->values, nodes * width(k));
+    for (OnDevice<T> &dx : dx_) visit(dx, nodes * widest());
     for (const auto &row : rows_) {
-      if (row->value_place == KEPT) row->values.get(n * row->width);
-      if (row->gradient_place == KEPT) row->gradients.get(n * row->width);
+      if (row->value_place == KEPT) visit(row->values, n * row->width);
+      if (row->gradient_place == KEPT) visit(row->gradients, n * row->width);
     }
-    positions_.get(3 * list_.num_places);
-    forces_.get(3 * nodes);
+    visit(positions_, 3 * list_.num_places);
+    visit(forces_, 3 * nodes);
+  }
+
+  // what steps take when they need it, besides
+  template <class Visit> void of_steps(const Visit &visit)
+  {
+    visit(virials_, 9 * list_.num_nodes);
+    visit(virial_sums_, 9 * StepShape::MOST_SUMS);
+    visit(watched_, 2 * list_.num_local);
+    visit(limits_, num_species_ * num_species_);
+    visit(packed_, list_.num_sent * widest());
+  }
+
+  // numbers of an atom that other processes may have
+  I widest() const
+  {
+    I most = 0;
+    for (I k = 1; k < num_layers(); k++) most = std::max(most, width(k));
+    return most;
+  }
+
+  // bytes that all but the pool will have taken
+  I needed()
+  {
+    I sum = bytes() - pool_.bytes() + list_.more_by_neighbour();
+    const auto add = [&sum](auto &memory, I count) { sum += memory.more(count); };
+    of_list(add);
+    of_steps(add);
+    return sum;
+  }
+
+  void give_back()
+  {
+    const auto all = [](auto &memory, I) { memory.give_back(); };
+    of_list(all);
+    of_steps(all);
+    pool_.give_back();
+    list_.give_back();
+  }
+
+  // memory of a list, and how many atoms are worked on at once
+  void reserve()
+  {
+    const I n = list_.num_local, least = std::min(n, LEAST_CHUNK);
     const I each = std::max<I>(1, pool_width_ * static_cast<I>(sizeof(T)));
-    I left = static_cast<I>(device_.free_bytes()) / 10 * 9 + pool_.bytes();
     if (memory_limit_) {
-      // and what later calls need: edges by neighbour, virials, rows to exchange
-      const I later = 4 * e + 16 * nodes + 72 * nodes +
-          list_.num_sent * widest * static_cast<I>(sizeof(T)) + 4096;
-      const I rest = bytes() - pool_.bytes() + later,
-              least = rest + std::min(n, LEAST_CHUNK) * each;
-      if (memory_limit_ < least) refuse_limit(least);
-      left = std::min(left, memory_limit_ - rest);
+      const I most = needed() + least * each;
+      if (memory_limit_ < most) refuse_limit(most);
     }
-    const I chunk = std::clamp<I>(left / each, std::min(n, LEAST_CHUNK), std::max<I>(n, 1));
-    const I numbers = std::min(n, chunk) * pool_width_;
-    if (memory_limit_ && pool_.bytes() > numbers * static_cast<I>(sizeof(T))) pool_.give_back();
-    pool_.get(numbers);
+    of_list([](auto &memory, I count) { memory.get(count); });
+    const I all = needed(), later = all + pool_.bytes() - bytes();
+    I left = static_cast<I>(device_.free_bytes()) / 10 * 9 + pool_.bytes() - later;
+    if (memory_limit_) left = std::min(left, memory_limit_ - all);
+    I chunk = std::clamp<I>(left / each, least, std::max<I>(n, 1));
+    if (memory_limit_ && pool_.bytes() > std::min(n, chunk) * each) pool_.give_back();
+    while (!pool_.have(std::min(n, chunk) * pool_width_)) {     // others take memory, too
+      if (chunk <= least) throw std::bad_alloc();
+      chunk = std::max(least, chunk / 2);
+    }
     list_.cut(chunk);
   }
 

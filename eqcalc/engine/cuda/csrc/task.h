@@ -74,3 +74,4 @@ struct Task {
   T *packed, *unpacked;
   int packed_width;
 };
+static_assert(sizeof(Task) <= 4096, "a kernel has no more room for what it is given");
