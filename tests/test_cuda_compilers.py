@@ -181,7 +181,7 @@ def two_compilers(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("two_compilers")
 def test_the_compiler_for_a_driver_and_a_gpu():
-    """No newer than the driver, which takes no kernels of such; of these the one that knows most."""
+    """No newer than the driver; of these the one that knows most."""
     chosen = {
         ("sm_90", 13): 13,
         ("sm_90", 12): 12,

@@ -28,7 +28,8 @@ NEEDS = {
     ),
     "compile": (
         *("test_adapters", "test_check_suite", "test_checks", "test_compression", "test_crowding"),
-        *("test_cuda_compilers", "test_cuda_device", "test_cuda_driver", "test_cuda_engine"),
+        *("test_cuda_architectures", "test_cuda_compilers", "test_cuda_device"),
+        *("test_cuda_driver", "test_cuda_engine"),
         *("test_cuda_faults", "test_cuda_memory", "test_cuda_slices", "test_cuda_training"),
         *("test_engine_build", "test_examples", "test_fused", "test_fused_messages"),
         *("test_fused_programs", "test_importers", "test_importers_mace", "test_importers_nequip"),
@@ -50,7 +51,8 @@ OPTIMISED = {
 #: files with small networks, each of which does a few structures: kernels take three times as long
 #: (of the bundled model five times), and two thirds of the time to compile. Elsewhere -O1
 UNOPTIMISED = {
-    *("test_cuda_device", "test_cuda_driver", "test_cuda_engine", "test_cuda_faults"),
+    *("test_cuda_architectures", "test_cuda_device", "test_cuda_driver", "test_cuda_engine"),
+    "test_cuda_faults",
     *("test_cuda_memory", "test_cuda_slices", "test_cuda_training"),
     *("test_importers", "test_importers_mace", "test_importers_nequip", "test_importers_peers"),
     *("test_description", "test_evaluate", "test_former_files", "test_outputs"),
