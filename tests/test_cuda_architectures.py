@@ -1,5 +1,5 @@
-"""Every architecture on the GPU engine, which is emulated (emulated.py): as on the CPU, or a sentence
-and the torch engine."""
+"""Every architecture on the GPU engine, which is emulated (emulated.py): as on the CPU, or a
+sentence and the torch engine."""
 
 import lzma
 from pathlib import Path

@@ -3,6 +3,10 @@
 import copy
 import importlib.util
 import json
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +52,49 @@ def test_convolutions_of_training_are_the_plain_ones():
         assert (a - b.cpu()).abs().max() <= 1e-11 * a.abs().max()
 
 
-@pytest.mark.usefixtures("emulated_gpu")
-def test_what_is_run_on_the_first_day(tmp_path, monkeypatch):
-    """The benchmark's comparisons, on an emulated GPU; torch's engine needs a real one."""
+@pytest.fixture(scope="module")
+def script():
+    """The benchmark, as a module."""
     spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_needs_a_gpu():
+    """One sentence, and nothing is begun."""
+    command = [sys.executable, str(SCRIPT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"There is no NVIDIA driver here .* would be run\.\)\n", done.stderr)
+
+
+#: prints a row, and begins what does not end
+HANGS = """
+import subprocess, sys, time
+print('{"atoms": 8}', flush=True)
+subprocess.run([sys.executable, "-c", "import time; time.sleep(100)"])
+"""
+
+
+def test_every_part_of_the_benchmark_ends(script):
+    """With the rows that there are; or with its own status."""
+    start = time.monotonic()
+    rows, why = script.bounded([sys.executable, "-c", HANGS], 1.5)
+    assert (rows, why) == ([{"atoms": 8}], "ended after 2 s")
+    assert time.monotonic() - start < 20.0
+    assert script.bounded([sys.executable, "-c", "raise SystemExit(3)"], 60.0) == (
+        [],
+        "failed with status 3",
+    )
+    assert script.bounded([sys.executable, "-c", "print('{}')"], 60.0) == ([{}], "")
+    assert sum(script.SHARES.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.usefixtures("emulated_gpu")
+def test_what_is_run_on_the_first_day(script, tmp_path, monkeypatch):
+    """The benchmark's comparisons, on an emulated GPU; torch's engine needs a real one."""
     monkeypatch.delitem(script.ENGINES, "GPU torch")
     path = untrained(tmp_path / "model.pth", channels=(5, 4), cutoff=3.6, elements=(14,))
     rows = script.compare(str(path), [1], 1)

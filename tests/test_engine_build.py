@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -115,13 +116,26 @@ for engine in ("auto", "fused"):
     assert lines[0] == lines[1]
 
 
-def test_headers_open_by_themselves(tmp_path):
+#: headers of an engine that are opened each alone, and those that others open
+APART = {
+    "eqcalc.engine": (
+        {"muon.h", "radial_network.h", "no_messages.h"},
+        {"dense.h", "gpu_interface.h"},  # the former is in muon.h
+    ),
+    "eqcalc.engine.cuda": ({"training_task.h"}, set()),  # which stands for task.h
+}
+
+
+@pytest.mark.parametrize("package", APART)
+def test_headers_open_by_themselves(package, tmp_path):
     """As in an editor: in the reverse of their order in sources, and what is the other of two."""
-    folder = Path(build.__file__).parent / "csrc"
-    alone = {"muon.h", "radial_network.h", "no_messages.h"}  # dense.h is in the first
-    apart = alone | {"dense.h", "gpu_interface.h"}
-    names = sorted({path.name for path in folder.glob("*.h")} - apart, reverse=True)
-    for number, group in enumerate([names, *([name] for name in sorted(alone))]):
+    folder = Path(str(resources.files(package))) / "csrc"
+    alone, apart = APART[package]
+    apart = alone | apart
+    found = [{path.name for path in folder.glob(f"*.{kind}")} - apart for kind in ("h", "cuh")]
+    groups = [sorted(names, reverse=True) for names in found if names]
+    names = set().union(*found)
+    for number, group in enumerate([*groups, *([name] for name in sorted(alone))]):
         lines = "\n".join(f'#include "{name}"' for name in group)
         (tmp_path / f"{number}.cpp").write_text(lines, encoding="utf-8")
     flags = ["-std=c++17", "-fsyntax-only", "-fopenmp", "-w", f"-I{folder}"]
@@ -131,5 +145,5 @@ def test_headers_open_by_themselves(tmp_path):
     for name in {*names, *apart} - {"interface.h", "gpu_interface.h"}:  # these are C's
         assert "#pragma once" in (folder / name).read_text(encoding="utf-8"), name
         assert '"' not in "".join(
-            line for line in build.header(name).splitlines() if line.startswith("#include")
+            line for line in build.header(name, package).splitlines() if line.startswith("#include")
         )

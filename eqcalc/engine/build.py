@@ -49,12 +49,12 @@ class EngineUnavailable(InputError):  # noqa: N818 - a state, which the torch en
 
 
 @functools.cache
-def header(name: str) -> str:
-    """The text of a file of csrc/, without the lines by which it opens by itself.
+def header(name: str, package: str = "eqcalc.engine") -> str:
+    """The text of a file of a package's csrc/, without the lines by which it opens by itself.
 
     Sources are made of these texts, with what is generated in between (csrc/generated: examples).
     """
-    text = (resources.files("eqcalc.engine") / "csrc" / name).read_text(encoding="utf-8")
+    text = (resources.files(package) / "csrc" / name).read_text(encoding="utf-8")
     return re.sub(r'#pragma once\n(#include "[^"]*"\n)*\n', "", text)
 
 

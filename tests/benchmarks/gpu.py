@@ -16,10 +16,16 @@ Runs the tests marked `gpu`; then, on perturbed diamond silicon of 8 n^3 atoms,
    structures of 64 atoms, as many as --repeats says: µs per atom, and the difference of gradients.
 
 Writes a line for each size, JSON and a picture. Needs no network. Sizes that an engine has no
-memory for are left out of its column; after --minutes nothing more is begun. With --emulate all of
-it runs on the CPU, GPU kernels in the tests' emulation: it shows that the command works, at
---repeats 1, and its times mean nothing. With --count nothing runs: it prints what a step in float32
-moves through the second-level cache, from which the defaults follow that nobody has timed.
+memory for are left out of its column. Every part runs in a process of its own, which is ended where
+its share of --minutes is over, with the rows that it has by then: the command takes no longer,
+whatever hangs. Estimated for an H100, from CPU times of what runs without one and from counts:
+tests 1 minute, engines 2 (9 s of these compile kernels, once; most is the CPU's engine), variants
+2, training 1, each of the peers half a minute.
+
+With --emulate all of it runs on the CPU, GPU kernels in the tests' emulation: it shows that the
+command works, at --repeats 1, and its times mean nothing. With --count nothing runs: it prints what
+a step in float32 moves through the second-level cache, from which the defaults follow that nobody
+has timed.
 """
 
 from __future__ import annotations
@@ -27,9 +33,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +71,10 @@ VARIANTS: dict[str, dict[str, str]] = {
 #: peers that run on a GPU (environments.py), beside ours
 PEERS = ("e3nn", "mace", "nequip", "sevenn")
 OURS = "eqcalc GPU fused"
+#: shares of the time that there is, by part
+SHARES = {"tests": 0.2, "engines": 0.3, "variants": 0.25, "peers": 0.15, "training": 0.1}
+#: s of steps of one engine and size
+MOST_SECONDS = 5.0
 HERE = Path(__file__).parent
 TESTS = HERE.parent
 
@@ -82,6 +94,8 @@ def measure(model: str, options: dict[str, str], repeat: int, steps: int) -> dic
             start = time.perf_counter()
             atoms.get_forces()
             seconds.append(time.perf_counter() - start)
+            if sum(seconds) > MOST_SECONDS:
+                break
     except InputError as error:
         if "memory" not in str(error):
             raise
@@ -354,7 +368,7 @@ def draw(rows: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _emulate() -> dict[str, Any]:
+def emulate() -> dict[str, Any]:
     """GPUs that are none, and torch's engine on the CPU; options of `train` for such."""
     sys.path.insert(0, str(TESTS))
     from emulated import Emulated
@@ -369,6 +383,63 @@ def _emulate() -> dict[str, Any]:
     return {"config": NequIPConfig(product_channels=0, **options), "steps": 1}
 
 
+def gpu_name(*, emulated: bool) -> str:
+    """Of the GPU that is to be timed.
+
+    Raises:
+        InputError: there is none, or torch does not see it.
+    """
+    import torch
+
+    from eqcalc.engine.cuda import platform
+
+    if emulated:
+        return "an emulation on the CPU"
+    platform.PLATFORM.count()
+    if not torch.cuda.is_available():
+        raise InputError(
+            "There is a GPU here, but this torch cannot use it: install torch's build for CUDA."
+        )
+    return torch.cuda.get_device_name()
+
+
+def run_part(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of a comparison, which it also prints, each when it is there."""
+    small = emulate() if given.emulate else {}
+    device, until = "cpu" if given.emulate else "cuda", np.inf
+    if name == "engines":
+        return compare(given.model, given.repeats, given.steps, until)
+    if name == "variants":
+        return sweep(given.model, given.repeats, given.steps, until)
+    if name == "peers":
+        folder, at_least = given.environments, given.at_least
+        return against_peers(given.repeats, device, folder, at_least, until)
+    return train(given.repeats, device, until, **small)
+
+
+def bounded(command: list[str], seconds: float) -> tuple[list[dict[str, Any]], str]:
+    """Rows that a command prints within this time, and why there are no more; "" if it came to its
+    end. It and what it has started are ended."""
+    rows: list[dict[str, Any]] = []
+    start = time.monotonic()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if line.startswith("{"):
+                rows.append(json.loads(line))
+        status = process.wait()
+        timer.cancel()
+    if status == 0:
+        return rows, ""
+    late = time.monotonic() - start >= seconds
+    return rows, f"ended after {seconds:.0f} s" if late else f"failed with status {status}"
+
+
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -377,41 +448,50 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, nargs="+", default=[3, 8, 16, 32])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--at-least", type=float, default=0.5, help="seconds of a peer's timing")
-    parser.add_argument("--minutes", type=float, default=7.0, help="when no more is begun")
+    parser.add_argument("--minutes", type=float, default=7.5, help="for all parts together")
     parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--emulate", action="store_true")
     parser.add_argument("--count", action="store_true")
+    parser.add_argument("--part", choices=[*SHARES][1:], help="this one alone, here")
     given = parser.parse_args(words)
     if given.count:
         count(given.model)
         return
-    until = time.monotonic() + 60.0 * given.minutes
-    import torch
-
-    small: dict[str, Any] = {}
-    if given.emulate:
-        small = _emulate()
-        name, device = "an emulation on the CPU", "cpu"
-    else:
-        name = (
-            torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that torch sees"
-        )
-        device = "cuda"
+    if given.part:
+        run_part(given.part, given)
+        return
+    try:
+        name = gpu_name(emulated=given.emulate)
+    except InputError as error:
+        parser.exit(1, f"{error} (--emulate shows what would be run.)\n")
     files = [str(TESTS / name) for name in ("test_cuda_device.py", "test_calculator.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
-    tests = subprocess.run(command, check=False).returncode
-    tables = {
-        given.model: compare(given.model, given.repeats, given.steps, until),
-        "variants": sweep(given.model, given.repeats, given.steps, until),
-        "random weights": against_peers(
-            given.repeats, device, given.environments, given.at_least, until
-        ),
-        "training": train(given.repeats, device, until, **small),
-    }
-    result = {"GPU": name, "model": given.model, "tests passed": tests == 0, **tables}
-    given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw(tables, f"on {name}", given.out.with_suffix(".png"))
+    python, left = sys.executable, 60.0 * given.minutes
+    again = sys.argv[1:] if words is None else words
+    tables: dict[str, list[dict[str, Any]]] = {}
+    said: dict[str, str] = {}
+    for part, share in SHARES.items():
+        start = time.monotonic()
+        command = [python, __file__, *again, "--part", part]
+        if part == "tests":
+            command = [python, "-m", "pytest", "-q", "-m", "gpu", *files]
+        # what is left over goes to those that follow
+        following = sum(list(SHARES.values())[list(SHARES).index(part) :])
+        rows, said[part] = bounded(command, left * share / following)
+        left -= time.monotonic() - start
+        if part != "tests":
+            tables[part] = rows
+    notes = {part: why for part, why in said.items() if why}
+    passed = "tests" not in notes
+    result = {"GPU": name, "model": given.model, "tests passed": passed, "cut short": notes}
+    given.out.write_text(
+        json.dumps({**result, **tables}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    titles = {"engines": given.model, "peers": "random weights"}
+    drawn = {titles.get(part, part): rows for part, rows in tables.items()}
+    draw(drawn, f"on {name}", given.out.with_suffix(".png"))
+    for part, why in notes.items():
+        print(f"{part}: {why}")
     print(f"{given.out}, {given.out.with_suffix('.png')}")
 
 

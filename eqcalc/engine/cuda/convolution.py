@@ -64,40 +64,21 @@ _TILE = """      const int count = min(32, last - edge0);
       }}
       __syncthreads();"""
 
-_FORWARD = """
-  const int i = t.begin + blockIdx.x, last = t.first_edge[i + 1];
+#: sums over the edges of a centre or of a neighbour
+_SUMS = """
+  const int {of} = t.begin + blockIdx.x, last = t.{first}[{of} + 1];
   for (int round = 0; round < {rounds}; round++) {{
     const int part = round * {warps} + warp;
     T {sums};
-    for (int edge0 = t.first_edge[i]; edge0 < last; edge0 += 32) {{
+    for (int edge0 = t.{first}[{of}]; edge0 < last; edge0 += 32) {{
 {tile}
       for (int e = 0; e < count; e++) {{
         if (PLACE[e] < 0) continue;     // beyond the cutoff
-        const T at = AT[e];
+        const T at = AT[e]{factor};
     {body}
       }}
     }}
-    T *out = t.messages + (long long)i * {width_out};
-    const T factor = {factor};
-    {keep}
-  }}
-}}
-"""
-
-_GATHER = """
-  const int neighbour = t.begin + blockIdx.x, last = t.row_first[neighbour + 1];
-  for (int round = 0; round < {rounds}; round++) {{
-    const int part = round * {warps} + warp;
-    T {sums};
-    for (int edge0 = t.row_first[neighbour]; edge0 < last; edge0 += 32) {{
-{tile}
-      for (int e = 0; e < count; e++) {{
-        if (PLACE[e] < 0) continue;     // beyond the cutoff
-        const T at = AT[e], factor = FACTOR[e];
-    {body}
-      }}
-    }}
-    T *out = t.dx + (long long)t.rows[neighbour] * {width_in};
+    T *out = {out};
     {keep}
   }}
 }}
@@ -273,15 +254,17 @@ class ConvolutionKernels:
             bodies.append("\n".join(body))
             keeps.append("\n".join(keep))
         self._room(couplings)
-        return self._head(self.forward, couplings, parts.warps) + _FORWARD.format(
+        return self._head(self.forward, couplings, parts.warps) + _SUMS.format(
+            of="i",
+            first="first_edge",
             rounds=parts.rounds,
             warps=parts.warps,
             sums=", ".join(f"a{k} = 0" for k in range(most)),
             tile=self._tile(couplings, "edge0 + n", "t.sources[edge]"),
+            factor="",
             body=parts.branches(bodies),
-            width_out=self.plan.width_out,
-            factor=self._factor(),
-            keep=parts.branches(keeps),
+            out=f"t.messages + (long long)i * {self.plan.width_out}",
+            keep=f"const T factor = {self._factor()};\n    {parts.branches(keeps)}",
         )
 
     def _gather(self) -> str:
@@ -312,13 +295,16 @@ class ConvolutionKernels:
         factor = "FACTOR[n] = T(1);"
         if self.fades:
             factor = "FACTOR[n] = t.factor[ROW[n]]; if (FACTOR[n] == T(0)) PLACE[n] = -1;"
-        return self._head(self.gather, couplings, parts.warps) + _GATHER.format(
+        return self._head(self.gather, couplings, parts.warps) + _SUMS.format(
+            of="neighbour",
+            first="row_first",
             rounds=parts.rounds,
             warps=parts.warps,
             sums=", ".join(f"a{k} = 0" for k in range(most)),
             tile=self._tile(couplings, "t.row_edge[edge0 + n]", "t.dst[edge]", factor),
+            factor=", factor = FACTOR[e]",
             body=parts.branches(bodies),
-            width_in=self.plan.width_in,
+            out=f"t.dx + (long long)t.rows[neighbour] * {self.plan.width_in}",
             keep=parts.branches(keeps),
         )
 

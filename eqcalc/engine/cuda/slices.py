@@ -14,6 +14,7 @@ what a warp reads of its centre not at all. Nobody has timed it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,9 +71,10 @@ _TILE = """const int count = min(32, last - edge0);
         }}
         __syncwarp();"""
 
-_FORWARD = """T {sums};
-      const int last = t.first_edge[i + 1];
-      for (int edge0 = t.first_edge[i]; edge0 < last; edge0 += 32) {{
+#: sums over the edges of a centre or of a neighbour, i
+_SUMS = """T {sums};
+      const int last = t.{first}[i + 1];
+      for (int edge0 = t.{first}[i]; edge0 < last; edge0 += 32) {{
         {tile}
         for (int e = part; e < count; e += PARTS) {{
           if (PLACE[e] < 0) continue;     // beyond the cutoff
@@ -81,25 +83,7 @@ _FORWARD = """T {sums};
         }}
       }}
       for (int d = WIDTH; d < 32; d *= 2) {{ {add} }}
-      T *out = t.messages + (long long)i * {width_out} + channel;
-      const T factor = {factor};
-      if (part == 0) {{
-        {keep}
-      }}"""
-
-_GATHER = """T {sums};
-      const int last = t.row_first[i + 1];
-      for (int edge0 = t.row_first[i]; edge0 < last; edge0 += 32) {{
-        {tile}
-        for (int e = part; e < count; e += PARTS) {{
-          if (PLACE[e] < 0) continue;     // beyond the cutoff
-          const T at = AT[e];
-          const T *g = t.messages + (long long)ROW[e] * {width_out} + channel;
-          {terms}
-        }}
-      }}
-      for (int d = WIDTH; d < 32; d *= 2) {{ {add} }}
-      T *out = t.dx + (long long)t.rows[i] * {width_in} + channel;
+      T *out = {out} + channel;{factor}
       if (part == 0) {{
         {keep}
       }}"""
@@ -206,7 +190,7 @@ def _added(names: list[str]) -> str:
     return " ".join(f"{name} += __shfl_xor_sync(~0u, {name}, d);" for name in names)
 
 
-class _Kernel:
+class _Kernel(ABC):
     """One of the three, in the way that moves the fewest bytes.
 
     Attributes:
@@ -329,8 +313,9 @@ class _Kernel:
     def _num_sums(self, paths: list[Path]) -> int:  # noqa: ARG002
         return 0
 
+    @abstractmethod
     def _body(self, paths: list[Path], couplings: SliceCouplings) -> str:
-        raise NotImplementedError
+        """What a warp does for an atom, i, with the slice of these paths."""
 
 
 class _Forward(_Kernel):
@@ -347,13 +332,14 @@ class _Forward(_Kernel):
                 keep.append(f"out[{column}] = {given};")
             a += path.d3
         names = [f"a{n}" for n in range(a)]
-        return _FORWARD.format(
+        return _SUMS.format(
             sums=_sums(names),
+            first="first_edge",
             tile=self._tile(couplings, "edge0 + n", "t.sources[edge]"),
             terms="\n          ".join(terms),
             add=_added(names),
-            width_out=self._of.plan.width_out,
-            factor=self._factor(),
+            out=f"t.messages + (long long)i * {self._of.plan.width_out}",
+            factor=f"\n      const T factor = {self._factor()};",
             keep="\n        ".join(keep),
         )
 
@@ -426,7 +412,8 @@ class _Gather(_Kernel):
         return sum(path.d3 for path in paths) * self._of.run(width)
 
     def _body(self, paths: list[Path], couplings: SliceCouplings) -> str:
-        of, first, terms = self._of, paths[0], []
+        of, first = self._of, paths[0]
+        terms = [f"const T *g = t.messages + (long long)ROW[e] * {of.plan.width_out} + channel;"]
         factor = "FACTOR[e] * " if of.fades else ""
         for number, path in enumerate(paths):
             every = couplings.of(path, "x")
@@ -436,13 +423,14 @@ class _Gather(_Kernel):
         names = [f"a{m}" for m in range(first.d1)]
         taken = "FACTOR[n] = t.factor[ROW[n]]; if (FACTOR[n] == T(0)) PLACE[n] = -1;"
         edge, row = "t.row_edge[edge0 + n]", "t.dst[edge]"
-        return _GATHER.format(
+        return _SUMS.format(
             sums=_sums(names),
+            first="row_first",
             tile=self._tile(couplings, edge, row, taken if of.fades else ""),
-            width_out=of.plan.width_out,
-            width_in=of.plan.width_in,
             terms="\n          ".join(terms),
             add=_added(names),
+            out=f"t.dx + (long long)t.rows[i] * {of.plan.width_in}",
+            factor="",
             keep="\n        ".join(
                 f"out[{first.x + m * first.mul}] += {name};" for m, name in enumerate(names)
             ),

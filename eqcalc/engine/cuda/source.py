@@ -8,7 +8,6 @@ layer one that takes atoms from their messages to the next layer's features and 
 from __future__ import annotations
 
 import functools
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ __device__ inline void store(T *p, V v) { *p = v; }
 @functools.cache
 def text(name: str) -> str:
     """Of a file of csrc/."""
-    return (resources.files("eqcalc.engine.cuda") / "csrc" / name).read_text(encoding="utf-8")
+    return header(name, "eqcalc.engine.cuda")
 
 
 class Numbers:

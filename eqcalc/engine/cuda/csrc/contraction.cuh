@@ -5,6 +5,9 @@
 // Terms of one y and one left u lie together. A thread has one channel of an atom, and its u in its
 // own memory; all threads go through the same terms.
 
+#pragma once
+#include "nodes.cuh"
+
 struct Terms {
   const int *rows, *outs;            // first columns in the source and the target
   const int *first, *second;         // numbers of u whose products are taken

@@ -6,6 +6,10 @@
 // Factors and pulls, dE by them, are [1 + COUNTS, own]: first of how calm atoms are, then of each
 // number of neighbours.
 
+#pragma once
+#include "geometry.cuh"
+#include "radial.cuh"
+
 __device__ inline T counted(T z)
 {
   return T(2) / (T(1) + exp(T(-2) * z * z)) - T(1);

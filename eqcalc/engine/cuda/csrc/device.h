@@ -1,6 +1,9 @@
 // One GPU: its context, a stream on which everything is queued in order, kernels and memory. What is
 // copied from or to the host must stay where it is until wait().
 
+#pragma once
+#include "driver.h"
+
 #include <algorithm>
 #include <utility>
 #include <vector>

@@ -1,6 +1,8 @@
 // The part of CUDA's driver interface that the engine needs, declared by hand: no toolkit, no
 // headers. The library is opened at run time. Names and types: CUDA Driver API, 13.0.
 
+#pragma once
+
 #include <dlfcn.h>
 #include <cstddef>
 #include <cstdint>

@@ -1,5 +1,9 @@
 // The functions of ../../csrc/interface.h and gpu_interface.h.
 
+#pragma once
+#include "../../csrc/pairs.h"
+#include "network.h"
+
 namespace {
 
 inline Network &network(void *engine)

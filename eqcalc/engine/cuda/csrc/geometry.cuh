@@ -3,6 +3,9 @@
 // Generated before this: constants of the network (eqcalc.engine.cuda.source), harmonics(),
 // harmonics_gradient().
 
+#pragma once
+#include "generated/network.cuh"
+
 // of 64 bits: of 2^30 edges the next number of a thread would not be an int
 #define EACH(n, from, to)                                                                      \
   for (long long n = (from) + (long long)blockIdx.x * blockDim.x + threadIdx.x; n < (to); \

@@ -2,6 +2,12 @@
 // system is filled up with edges that are none (dst < 0), so that the next one has the same length:
 // what is queued for a step can then be queued again as it is.
 
+#pragma once
+#include "../../csrc/gpu_interface.h"
+#include "../../csrc/graph.h"
+#include "device.h"
+#include "task.h"
+
 namespace {
 
 // own atoms that are worked on at once, and rows of their edges by neighbour

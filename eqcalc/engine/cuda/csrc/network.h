@@ -6,6 +6,14 @@
 // have room for `chunk` own atoms, and a layer takes so many at a time where memory is short; edges
 // by neighbour are listed for each of these chunks.
 
+#pragma once
+#include "step.h"
+#include "table.h"
+
+#include <cstdio>
+#include <map>
+#include <memory>
+
 namespace {
 
 class Network {

@@ -2,6 +2,9 @@
 // share the work on all of these atoms; who reads what another has written waits at a barrier in
 // between. Widths are in numbers of T; all are multiples of 32.
 
+#pragma once
+#include "generated/network.cuh"
+
 struct Rows {
   T *data;
   int width;

@@ -1,5 +1,8 @@
 // Radial weights from splines: of 32 channels, which lanes are, at the place w in the table.
 
+#pragma once
+#include "generated/network.cuh"
+
 __device__ inline T spline(const T *w, T t)
 {
   T value = __ldg(w + DEGREE * 32);

@@ -1,6 +1,10 @@
 // What the energy owes to species and pairs besides the network, and how crowded atoms are:
 // formulas in ../../csrc/pair_formulas.h.
 
+#pragma once
+#include "geometry.cuh"
+#include "../../csrc/pair_formulas.h"
+
 // constants: charges, screening, cutoff [pairs], amplitudes, decays [terms]
 __device__ inline void core(const double *c, int ab, double r, double &energy, double &slope)
 {

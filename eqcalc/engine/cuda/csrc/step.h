@@ -1,6 +1,12 @@
 // What a step is asked for, and where in pinned memory its numbers are: positions, limits of pairs,
 // and then results.
 
+#pragma once
+#include "list.h"
+
+#include <array>
+#include <limits>
+
 namespace {
 
 struct StepShape {

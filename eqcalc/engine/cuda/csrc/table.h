@@ -1,5 +1,10 @@
 // Arrays of a network's description on the GPU, and its functions of distance.
 
+#pragma once
+#include "../../csrc/description.h"
+#include "device.h"
+#include "task.h"
+
 namespace {
 
 template <class U> void give(OnDevice<U> &to, const Array &from)

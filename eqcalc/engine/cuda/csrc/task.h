@@ -5,6 +5,9 @@
 // the list that is not within the cutoff now has r < 0, and nobody looks at the rest of it; a list may
 // end with edges that are none, dst < 0.
 
+#pragma once
+#include "../../csrc/generated/scalar.h"
+
 // intervals of a radial table, of one length
 struct Segment {
   double start, per_length;     // Å, intervals per Å

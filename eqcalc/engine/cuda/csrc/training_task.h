@@ -1,6 +1,9 @@
 // What a kernel of a convolution that is trained works on, given by value. Pointers are the
 // device's. T: scalar of the network. Edges are sorted by centre.
 
+#pragma once
+#include "../../csrc/generated/scalar.h"
+
 struct Task {
   const int *first_edge;        // [own + 1]
   const int *sources, *dst;     // [edges] neighbour j, centre i
