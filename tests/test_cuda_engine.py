@@ -6,6 +6,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from potentials import untrained, write
+from test_crowding import Eighth
 from test_fused import KINDS, SYSTEMS, graph
 from test_fused_programs import SMALL
 
@@ -44,6 +45,9 @@ PROGRAMS = {
         distance_transform="agnesi",
         density_normalization=True,
     ),
+    "mace, densities, crowded": MACEConfig(
+        **SMALL, num_channels=4, l_max=1, correlation=2, density_normalization=True
+    ),
     "norm gates": TFNConfig(**SMALL, l_max=1, num_channels=[5, 4]),
     "solid harmonics": NequIPConfig(
         product_channels=0, **SMALL, l_max=1, num_channels=[5, 4], solid_harmonics=True
@@ -51,11 +55,14 @@ PROGRAMS = {
 }
 
 
-@pytest.fixture(scope="module", params=[*COVERED, *PROGRAMS])
+@pytest.fixture(scope="module", params=[*COVERED, *PROGRAMS, "former crowding"])
 def kind(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("kind") / "model.pth"
+    if request.param == "former crowding":
+        return untrained(path, channels=(5, 4), crowding=Eighth())
     if request.param in PROGRAMS:
-        return write(path, PROGRAMS[request.param], seed=1)
+        config, crowding = PROGRAMS[request.param], "crowded" in request.param
+        return write(path, config, seed=1, crowding=crowding)
     return untrained(path, **KINDS[request.param])
 
 
