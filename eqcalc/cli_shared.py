@@ -26,11 +26,11 @@ Structure = Annotated[
     Path | None,
     typer.Argument(metavar="STRUCTURE", help="A structure that ASE reads.", show_default=False),
 ]
-#: the order of before: STRUCTURE --model MODEL
+#: for the earlier order, STRUCTURE --model MODEL, which still works
 OldModel = Annotated[str | None, typer.Option("--model", hidden=True)]
 Output = Annotated[Path | None, typer.Option("-o", "--output")]
 Precision = Annotated[str | None, typer.Option(help="float32 or float64; default: the file's own.")]
-#: the name of before
+#: the earlier name of --precision, which still works
 OldDtype = Annotated[str | None, typer.Option("--dtype", hidden=True)]
 
 

@@ -6,6 +6,7 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import precompiled
 import pytest
 import tiers
 import torch
@@ -14,12 +15,20 @@ from ase.build import bulk
 from emulated import Emulated
 from potentials import untrained
 
-from eqcalc.engine.build import MORE_FLAGS
+from eqcalc.engine import build
 from eqcalc.engine.cuda import platform
 from eqcalc.engine.fused import NETWORKS
 from eqcalc.export import MODULES
 
 torch.set_num_threads(1)
+
+
+def compile_with_headers(command, source, folder, *, compile_=build._compile):
+    precompiled.make(command)
+    compile_(command, source, folder)
+
+
+build._compile = compile_with_headers
 
 
 def pytest_collection_modifyitems(items):
@@ -29,7 +38,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    os.environ[MORE_FLAGS] = tiers.compiler_flags(item)
+    os.environ[build.MORE_FLAGS] = tiers.compiler_flags(item)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from potentials import untrained
+from precompiled import options
 
 from eqcalc import EquivariantCalculator, export, names
 from eqcalc.engine import backends, build, fused, kernels, plan, readers, tables
@@ -120,7 +121,7 @@ def test_is_the_network_of_the_file(kind, dtype, radial, monkeypatch, request):
     The others are compiled quickly."""
     twice = request.node.callspec.params["kind"] in TWICE
     optimised = [("float32", "table"), *([("float64", "network")] if twice else [])]
-    monkeypatch.setenv(build.MORE_FLAGS, "" if (dtype, radial) in optimised else "-O0")
+    monkeypatch.setenv(build.MORE_FLAGS, "" if (dtype, radial) in optimised else options("-O0"))
     reference = export.load(kind, dtype="float64")
     engine = fused.fuse(kind, dtype=dtype, radial=radial)
     allowed = {("float64", "table"): 1e-9, ("float64", "network"): 1e-12}.get((dtype, radial), 2e-6)

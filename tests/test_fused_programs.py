@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from potentials import write
+from precompiled import options
 from test_fused import SYSTEMS, assert_network_of_the_file, graph
 
 from eqcalc import export
@@ -81,7 +82,7 @@ def test_threads_change_nothing_but_rounding(program):
 
 
 def test_tables_are_as_good_as_the_network(program, monkeypatch):
-    monkeypatch.setenv(MORE_FLAGS, "-O0")  # what is compiled as users' are, is above
+    monkeypatch.setenv(MORE_FLAGS, options("-O0"))  # what is compiled as users' are, is above
     path, engine = program
     table = fused.fuse(path, dtype="float64", radial="table")
     args = graph(engine, SYSTEMS["skewed cell"]())

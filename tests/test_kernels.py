@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 from e3nn import o3
+from precompiled import options
 from torch import nn
 
 from eqcalc import derivatives
@@ -99,7 +100,10 @@ def assert_equal_to_plain(plain, *, products):
     expected = derivatives_of(set_precision(plain, torch.float64), graph)
     # compiled as users' are in the precision that training has by default, quickly in the other,
     # in which test_sanitizers.py records and test_threads.py repeats what optimised kernels do
-    for dtype, tolerance, flags in ((torch.float64, 1e-12, "-O0"), (torch.float32, 2e-5, "")):
+    for dtype, tolerance, flags in (
+        (torch.float64, 1e-12, options("-O0")),
+        (torch.float32, 2e-5, ""),
+    ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(MORE_FLAGS, flags)
             fused = fuse(set_precision(copy.deepcopy(plain), dtype))

@@ -29,7 +29,7 @@ from eqcalc.toolchain import output
 
 HERE = Path(__file__).parent
 CSRC = Path(fused.__file__).parent / "csrc"
-SANITIZED = ["-std=c++17", "-O1", "-g1", "-march=native", "-Wno-attributes"]
+SANITIZED = ["-std=c++17", "-O0", "-g1", "-march=native", "-Wno-attributes"]
 BOUNDS = [
     *SANITIZED, "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
     "-DEQCALC_EXACT_BUFFERS",

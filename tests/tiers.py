@@ -9,6 +9,7 @@ A test that takes more than SLOW seconds of CPU in a quick file is marked there 
 
 from pathlib import Path
 
+import precompiled
 import pytest
 
 #: s of CPU time, of a test that belongs to the quick run
@@ -72,7 +73,7 @@ def compiler_flags(item: pytest.Item) -> str:
     name = Path(item.path).stem
     if name in OPTIMISED:
         return ""
-    return "-O0" if name in UNOPTIMISED else "-O1"
+    return precompiled.options("-O0" if name in UNOPTIMISED else "-O1")
 
 
 def mark(item: pytest.Item) -> None:

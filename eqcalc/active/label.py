@@ -96,7 +96,7 @@ def key_of(atoms: Atoms, calculator: str) -> str:
 
 
 def _prepared(atoms: Atoms) -> Atoms:
-    """A structure without labels of before; forces of atoms that a constraint holds are labels."""
+    """A structure without its labels, among them forces of atoms that a constraint holds."""
     copy = atoms.copy()
     copy.set_constraint()
     drop_labels(copy)
@@ -164,7 +164,7 @@ def _journal(path: Path) -> Iterator[_Journal]:
 
 
 def _known(output: Path, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Labels by key from an output of before.
+    """Labels by key from the output of an earlier run.
 
     Raises:
         InputError: some of its frames are not among those that are to be labelled.

@@ -311,5 +311,5 @@ OPERATIONS: dict[str, type[Operation]] = {
         *MESSAGES,
     )
 }
-#: its name in files of before
+#: its name in files that earlier versions wrote
 OPERATIONS["Pairs"] = PairSum

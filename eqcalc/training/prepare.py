@@ -65,8 +65,8 @@ def completed(config: Config, train: FrameTable, isolated: Sequence[Frame]) -> C
     epochs = config.training.epochs or usual_epochs(len(train))
     batch = config.training.batch_size or World.from_environment().usual_batch(len(train))
     config = replace(config, training=replace(config.training, epochs=epochs, batch_size=batch))
-    told = "model.exact_isolated_atoms" in config.given or config.fine_tune.model
-    if told or not config.model.energy:
+    decided = "model.exact_isolated_atoms" in config.given or config.fine_tune.model
+    if decided or not config.model.energy:
         return config
     known = {int(frame.atoms.numbers[0]) for frame in isolated}
     if not known.issuperset(train.elements()):

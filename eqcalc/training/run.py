@@ -125,7 +125,7 @@ def learn(
         if begun:
             check_same_run(out, prepared.config, prepared.setup, extend=extend)
         out.mkdir(parents=True, exist_ok=True)
-        # in this order: the end of before is in config.json until setup.json has it
+        # in this order: the earlier last epoch is in config.json until setup.json has it
         write_json(out / "setup.json", prepared.setup.to_dict())
         write_json(out / "config.json", prepared.config.to_dict())
     if not quiet:

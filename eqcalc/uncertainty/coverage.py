@@ -144,7 +144,7 @@ def _ratio(error: float, predicted: float | None) -> float | None:
 
 
 def _with_ratio(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Files of before have none."""
+    """Files of earlier versions have none."""
     return {"ratio": _ratio(row["error"], row["predicted"]), **row}
 
 
@@ -201,7 +201,7 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
 
 
 def _scattered(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Ratios without the offset; files of before have none."""
+    """Ratios without the offset; files of earlier versions have none."""
     known = [row for row in rows if "without_offset" in row]
     ratios = ", ".join(f"{row['without_offset']:.2g} (grade {row['grade']})" for row in known)
     return f" (without it, real by predicted errors: {ratios})" if known else ""
