@@ -1,7 +1,7 @@
 """The standard headers of kernels, parsed once by GCC for all kernels that tests compile.
 
-A precompiled header belongs to one set of options; where it does not fit, GCC reads the headers
-themselves. Kernels of OPTIMISED files (tiers.py) are compiled without: as users' are.
+A precompiled header belongs to one set of options; where others are asked for, GCC reads the
+headers themselves. Kernels of OPTIMISED files (tiers.py) are compiled without: as users' are.
 """
 
 import hashlib
@@ -18,6 +18,10 @@ from eqcalc.engine import build
 CSRC = Path(build.__file__).parent / "csrc"
 
 
+#: how the headers of this name are compiled
+COMMANDS: dict[str, list[str]] = {}
+
+
 @lru_cache
 def options(*flags: str) -> str:
     """For EQCALC_CXXFLAGS: these, and the headers."""
@@ -32,24 +36,17 @@ def options(*flags: str) -> str:
     path.parent.mkdir(exist_ok=True)
     if not path.is_file():
         _put(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    shared = [flag for flag in build.FLAGS if flag != "-shared"]
+    COMMANDS[str(path)] = [compiler[0], *shared, *flags, "-x", "c++-header", str(path), "-o"]
     return " ".join([*flags, "-include", str(path)])
 
 
 def make(command: list[str]) -> None:
-    """The precompiled header that this command of a compiler asks for, unless it is there."""
-    if "-include" not in command:
-        return
-    path = Path(command[command.index("-include") + 1])
-    target = path.with_name(f"{path.name}.gch")
-    if target.is_file():
-        return
-    left_out = {"-include", str(path), "-shared"}
-    kept = [word for word in command if word not in left_out]
-
-    def compile_to(partial: Path) -> None:
-        subprocess.run([*kept, "-x", "c++-header", str(path), "-o", str(partial)], check=True)
-
-    _put(target, compile_to)
+    """The precompiled header that this command of a compiler includes, unless it is there."""
+    for name in set(command) & COMMANDS.keys():
+        target = Path(f"{name}.gch")
+        if not target.is_file():
+            _put(target, lambda part, to=COMMANDS[name]: subprocess.run([*to, part], check=True))
 
 
 def _put(path: Path, write) -> None:
