@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from precompiled import options
 from runs import MODEL, write_frames
 
 from eqcalc import InputError
+from eqcalc.engine.build import MORE_FLAGS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -50,12 +52,14 @@ def test_my_system_in_ten_minutes(tmp_path, monkeypatch):
     from eqcalc.cli import app
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(MORE_FLAGS, options("-O0"))
     write_frames("frames.xyz", 24)
     write_frames("test.xyz", 4, seed=1)
     write_frames("structure.xyz", 1, seed=2)
     more = {
         "train": [f"--set=model.{name}={value}" for name, value in MODEL.items()]
         + ["--set=training.epochs=2", "--set=training.fused=false"],
+        "evaluate": ["--engine=torch"],
         "check": ["--no-lammps", "--steps=20"],
     }
     for check in ("smoothness", "nve", "properties"):  # take their time, and have their own tests
