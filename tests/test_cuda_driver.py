@@ -26,7 +26,7 @@ from eqcalc.errors import InputError
 from eqcalc.models.mace import MACEConfig
 from eqcalc.models.nequip import NequIPConfig
 from eqcalc.models.registry import build
-from eqcalc.neighbors import VerletList
+from eqcalc.neighbors import Pairs, VerletList
 from eqcalc.nn.convolution import Convolution
 
 
@@ -188,6 +188,29 @@ def test_what_the_driver_refuses():
 
 def table_of(layer):
     return RadialTable([(0.0, 500)], np.empty((500, 4, layer.num_weights)))
+
+
+def test_rows_beyond_2_to_the_31_numbers(emulated_gpu, tmp_path, monkeypatch):
+    """A million atoms of 2240 columns, of which the last eight have neighbours, and are computed:
+    their numbers are those of eight atoms alone, bit by bit."""
+    wide = untrained(tmp_path / "wide.pth", channels=(700, 500), cutoff=3.0)
+    potential = fuse_on_gpu(wide, dtype="float32")
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    pairs = VerletList(potential.cutoff, 0.0).pairs(atoms)
+    expected = potential.step(potential.species_of(atoms.numbers), atoms.positions, pairs)
+    many = 1_000_000
+    before = many - len(atoms)
+    emulated_gpu.limit_memory(2**40)
+    monkeypatch.setenv("EQCALC_EMULATION_LAST_BLOCKS", "16")
+    positions = np.zeros((many, 3))
+    positions[before:] = atoms.positions
+    far = Pairs(pairs.edge_dst + before, pairs.edge_src + before, pairs.shift)
+    species = np.full(many, potential.species_of(atoms.numbers)[0])
+    got = potential.step(species, positions, far)
+    assert potential.memory > 3 * 4 * 2**31
+    for a, b in zip(got[:3], expected[:3], strict=True):
+        assert np.array_equal(a[before:], b)
 
 
 #: what numbers an atom, an edge or a row, which times a width needs 64 bits

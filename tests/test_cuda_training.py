@@ -109,3 +109,18 @@ def test_training_takes_them_where_there_is_a_gpu(monkeypatch):
     with pytest.warns(UserWarning, match="without compiled kernels.*no compiler"):
         left = network.ready(model, TrainingConfig(device="cuda"))
     assert not any(isinstance(module, FusedConvolution) for module in left.modules())
+
+
+def test_a_gpu_that_cannot_be_had_is_said(monkeypatch):
+    monkeypatch.setenv("EQCALC_EMULATION_TAKEN", "1")
+    fused = fuse_convolutions(Alone()).convolution
+    src, dst = torch.tensor([1, 0]), torch.tensor([0, 1])
+    arrays = (
+        torch.randn(2, fused.irreps_in.dim),
+        torch.randn(2, 9),
+        torch.randn(2, fused.num_weights),
+    )
+    with pytest.raises(
+        InputError, match=r"be opened \(CUDA_ERROR_DEVICE_UNAVAILABLE\): train with"
+    ):
+        fused(*arrays, src, dst, 2)

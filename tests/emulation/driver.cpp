@@ -44,6 +44,7 @@ enum {
 };
 
 constexpr std::size_t PAGE = 4096;
+constexpr std::size_t HUGE = std::size_t(1) << 30;     // bytes of memory that begins as zeros, unwritten
 constexpr unsigned MOST_BLOCKS = 0x7fffffff;     // of a launch, along x
 constexpr std::size_t MOST_ARGUMENTS = 4096;     // bytes
 constexpr int DEVICES = 2;
@@ -340,9 +341,11 @@ API cuMemAlloc_v2(unsigned long long *address, std::size_t bytes)
   if (until_none && !--until_none) return OUT_OF_MEMORY;
   if (of->used + bytes > of->limit) return OUT_OF_MEMORY;
   const std::size_t size = whole_pages(bytes) + 2 * PAGE;
-  char *base = static_cast<char *>(
-      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  std::memset(base, 0xff, size);     // NaN, and -1 of integers
+  constexpr int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void *mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE, kind, -1, 0);
+  if (mapped == MAP_FAILED) return OUT_OF_MEMORY;
+  char *base = static_cast<char *>(mapped);
+  if (bytes < HUGE) std::memset(base, 0xff, size);     // NaN, and -1 of integers
   char *start = base + size - PAGE - (bytes + 15) / 16 * 16;
   mprotect(base, PAGE, PROT_NONE);
   mprotect(base + size - PAGE, PAGE, PROT_NONE);
@@ -404,7 +407,18 @@ API cuMemsetD8Async(unsigned long long to, unsigned char value, std::size_t byte
   if (const int wrong = wrong_stream(stream)) return wrong;
   const Lock lock(one_at_a_time);
   if (!inside(allocations, to, bytes)) return INVALID_VALUE;
-  const auto set = [=] { return std::memset(reinterpret_cast<void *>(to), value, bytes), SUCCESS; };
+  const auto set = [=] {
+    char *begin = reinterpret_cast<char *>(to), *end = begin + bytes;
+    if (bytes >= HUGE && value == 0) {     // whole pages are given back, and come again as zeros
+      char *first = reinterpret_cast<char *>(whole_pages(to));
+      const std::size_t pages = (end - first) / PAGE * PAGE;
+      madvise(first, pages, MADV_DONTNEED);
+      std::memset(begin, 0, first - begin);
+      begin = first + pages;
+    }
+    std::memset(begin, value, end - begin);
+    return SUCCESS;
+  };
   return later({set, 0, 0, 0});
 }
 

@@ -153,8 +153,11 @@ inline void launch(void (*body)(), Index blocks, Index threads, std::size_t shar
   grid = blocks;
   dim = threads;
   prepare(static_cast<int>(threads.x));
-  std::vector<unsigned> order(blocks.x);
-  for (unsigned b = 0; b < blocks.x; b++) order[b] = b;
+  // of a launch with very many blocks the last ones can be all that is looked at
+  const char *last = std::getenv("EQCALC_EMULATION_LAST_BLOCKS");
+  const unsigned count = last ? std::min<unsigned>(blocks.x, std::atoi(last)) : blocks.x;
+  std::vector<unsigned> order(count);
+  for (unsigned b = 0; b < count; b++) order[b] = blocks.x - count + b;
   std::shuffle(order.begin(), order.end(), random);
   for (const unsigned b : order) {
     block = {b, 0, 0};

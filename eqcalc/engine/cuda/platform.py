@@ -19,6 +19,13 @@ MAJOR, MINOR, COUNT, SHARED = 75, 76, 16, 97
 IMAGE = "kernels.image"
 
 
+def error_name(driver: ctypes.CDLL, result: int) -> str:
+    """As NVIDIA writes it, such as CUDA_ERROR_NO_DEVICE."""
+    name = ctypes.c_char_p()
+    driver.cuGetErrorName(result, ctypes.byref(name))
+    return name.value.decode() if name.value else f"CUDA error {result}"
+
+
 class Multiprocessors(NamedTuple):
     """Of a GPU: how many, and bytes of shared memory that a block of threads may have."""
 
@@ -48,12 +55,9 @@ class Platform:
                 "There is no NVIDIA driver here (libcuda.so.1): use device='cpu'."
             ) from None
         if failed := library.cuInit(0):
-            name = ctypes.c_char_p()
-            library.cuGetErrorName(failed, ctypes.byref(name))
-            said = name.value.decode() if name.value else str(failed)
             raise EngineUnavailable(
-                f"The NVIDIA driver finds no GPU here ({said}): look with nvidia-smi and "
-                "CUDA_VISIBLE_DEVICES why, or use device='cpu'."
+                f"The NVIDIA driver finds no GPU here ({error_name(library, failed)}): look with "
+                "nvidia-smi and CUDA_VISIBLE_DEVICES why, or use device='cpu'."
             )
         return library
 

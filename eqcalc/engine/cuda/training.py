@@ -63,43 +63,42 @@ class DeviceProgram:
         if number not in self._modules:
             self._modules[number] = self._load(driver, number)
         context, module = self._modules[number]
-        _check(driver.cuCtxPushCurrent_v2(context), "be used")
+        _check(driver, driver.cuCtxPushCurrent_v2(context), "be used")
         try:
             function = self._functions.get((number, name))
             if function is None:
                 function = ctypes.c_void_p()
                 got = driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
-                _check(got, f"find the kernel {name}")
+                _check(driver, got, f"find the kernel {name}")
                 self._functions[number, name] = function
             argument = ctypes.cast(ctypes.pointer(task), ctypes.c_void_p)
             arguments = (ctypes.c_void_p * 1)(argument)
             shape = (ctypes.c_uint(n) for n in (blocks, 1, 1, threads, 1, 1, 0))
-            _check(
-                driver.cuLaunchKernel(function, *shape, stream, arguments, None), "start a kernel"
-            )
+            got = driver.cuLaunchKernel(function, *shape, stream, arguments, None)
+            _check(driver, got, "start a kernel")
             if device.type != "cuda":
-                _check(driver.cuStreamSynchronize(stream), "finish its work")
+                _check(driver, driver.cuStreamSynchronize(stream), "finish its work")
         finally:
             driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
     def _load(self, driver: ctypes.CDLL, number: int) -> tuple[Any, Any]:
         device, context, module = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
-        _check(driver.cuDeviceGet(ctypes.byref(device), number), "be opened")
-        _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "be opened")
+        _check(driver, driver.cuDeviceGet(ctypes.byref(device), number), "be opened")
+        _check(driver, driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "be opened")
         image = ctypes.create_string_buffer(self.compile(number))
-        _check(driver.cuCtxPushCurrent_v2(context), "be used")
+        _check(driver, driver.cuCtxPushCurrent_v2(context), "be used")
         try:
-            _check(driver.cuModuleLoadData(ctypes.byref(module), image), "load its kernels")
+            _check(driver, driver.cuModuleLoadData(ctypes.byref(module), image), "load its kernels")
         finally:
             driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
         return context, module
 
 
-def _check(result: int, what: str) -> None:
+def _check(driver: ctypes.CDLL, result: int, what: str) -> None:
     if result:
         raise InputError(
-            f"The GPU could not {what} (CUDA error {result}): train with training.fused = false, "
-            'or training.device = "cpu".'
+            f"The GPU could not {what} ({platform.error_name(driver, result)}): train with "
+            'training.fused = false, or training.device = "cpu".'
         )
 
 
