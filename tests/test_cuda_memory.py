@@ -124,6 +124,21 @@ def test_lists_that_grow_below_a_limit(gpu, path):
         assert short.memory <= 1e9 * limit
 
 
+@pytest.mark.usefixtures("gpu")
+def test_a_list_of_other_proportions_below_a_limit(path):
+    """More atoms with fewer pairs, and back: what the list before had is not counted."""
+    plain = fuse_on_gpu(path, dtype="float64")
+    dense, sparse = System(plain, 2, 2.5), System(plain, 12, 0.0)
+    limits = [limited(path, system)[1] for system in (dense, sparse)]
+    short = fuse_on_gpu(path, dtype="float64", memory_limit=max(limits))
+    expected = [system.step(plain) for system in (dense, sparse)]
+    for _ in range(2):
+        for system, of_plain in zip((dense, sparse), expected, strict=True):
+            for a, b in zip(system.step(short), of_plain, strict=True):
+                assert np.abs(a - b).max() < 1e-13
+            assert short.memory <= 1e9 * max(limits)
+
+
 def test_chunks_where_the_gpu_has_no_more(gpu, path):
     """Without a limit: as many atoms at once as there is room for."""
     potential = fuse_on_gpu(path, dtype="float64")

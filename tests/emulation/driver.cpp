@@ -44,7 +44,7 @@ enum {
 };
 
 constexpr std::size_t PAGE = 4096;
-constexpr std::size_t HUGE = std::size_t(1) << 30;     // bytes of memory that begins as zeros, unwritten
+constexpr std::size_t HUGE = std::size_t(1) << 30;     // bytes: so much begins as zeros, not as NaN
 constexpr unsigned MOST_BLOCKS = 0x7fffffff;     // of a launch, along x
 constexpr std::size_t MOST_ARGUMENTS = 4096;     // bytes
 constexpr int DEVICES = 2;

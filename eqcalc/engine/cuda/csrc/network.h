@@ -94,15 +94,17 @@ class Network {
   {
     const Device::Use use(device_);
     placed_ = false;
-    try {
-      list_.give(graph, list, num_species_);
-      reserve();
-      list_.by_neighbour();
-    } catch (...) {     // a smaller list may fit
-      give_back();
-      throw;
+    for (bool again = true; !placed_; again = false) {
+      try {
+        list_.give(graph, list, num_species_);
+        reserve();
+        list_.by_neighbour();
+        placed_ = true;
+      } catch (...) {     // a list before may have had more of something; a smaller one may fit
+        give_back();
+        if (!again) throw;
+      }
     }
-    placed_ = true;
   }
 
   // of the edges of a list that has been placed; vec [edges, 3] Å; features [own, num_features] eV
@@ -314,6 +316,7 @@ class Network {
     return sum;
   }
 
+  // all memory of lists
   void give_back()
   {
     const auto all = [](auto &memory, I) { memory.give_back(); };
