@@ -268,6 +268,7 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         for (convolution, features, product), n in different.items()
     ]
     table = ", ".join(f"{{forward_{n}, backward_{n}}}" for n in different.values())
+    counts = str(plan.counts is not None).lower()
     parts = [
         f"using T = {plan.scalar};\n",
         header("interface.h"),
@@ -275,6 +276,7 @@ def library_source(plan: Plan, radial: str, degree: int) -> tuple[str, list[int 
         f"namespace {{\nconstexpr int NUM_Y = {num_y}, DEGREE = {degree};\n"
         "constexpr int EDGES = L > 32 ? L : 32;     // worked on at once, whole vectors\n"
         f"constexpr I DESCRIPTION_VERSION = {DESCRIPTION_VERSION};\n"
+        f"constexpr bool COUNTS = {counts};     // of neighbours, which messages are divided by\n"
         + harmonics_source(plan)
         + "}\n",
         header("edges.h"),

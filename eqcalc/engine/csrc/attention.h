@@ -43,7 +43,7 @@ class Attention final : public EdgeStep {
     for (int e = 0; e < tile.count; e++) {
       T *z = tile.value(exponents_, e), *share = tile.value(target_, e);
       for (I h = 0; h < heads_.count; h++) {
-        z[h] = std::exp(z[h] - tile.top[h]);
+        z[h] = exponential(z[h] - tile.top[h]);
         if (tile.known)
           z[h] /= tile.total[h];
         else
@@ -79,7 +79,7 @@ class Attention final : public EdgeStep {
     for (I h = 0; h < heads_.count; h++) {
       T top = tile.top[h];
       for (int e = 0; e < tile.count; e++) top = std::max(top, tile.value(exponents_, e)[h]);
-      factor[h] = std::exp(tile.top[h] - top);
+      factor[h] = exponential(tile.top[h] - top);
       raised |= top != tile.top[h];
       tile.total[h] *= factor[h];
       tile.top[h] = top;

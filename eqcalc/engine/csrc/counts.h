@@ -15,7 +15,7 @@ class Counts {
     radial_.read(from.record("radial"), width_, basis);
   }
 
-  bool none() const { return width_ == 0; }
+  static constexpr bool none() { return !COUNTS; }
 
   void begin(const Edges &edges, RadialBasis &basis, I num_local, int threads)
   {
@@ -72,7 +72,7 @@ class Counts {
   I bytes() const { return radial_.bytes() + counts_.bytes() + pulls_.bytes(); }
 
  private:
-  I width_ = 0;     // padded columns, one for each layer; 0: none
+  I width_ = 0;     // padded columns, one for each layer
   RadialFunctions radial_;
   Buffer<T> counts_, pulls_;     // [own, width]: n_i, dE/dn_i
 

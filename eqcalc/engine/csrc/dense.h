@@ -62,20 +62,19 @@ INLINED inline void store_tile(T alpha, const V (&sum)[R][N], int lanes, const R
 inline void apply_rows(int rows, int inputs, const T *const *x, const T *w, int width, int outputs,
                        T alpha, T *const *y)
 {
-  for (int first = 0; first < rows; first += GEMM_ROWS)
-    with_rows<GEMM_ROWS>(std::min(GEMM_ROWS, rows - first), [&](auto count) {
-      constexpr int R = count;
-      over_columns(0, outputs, [&, first](int at, auto vectors, int lanes) {
-        constexpr int N = vectors;
-        V sum[R][N] = {};
-        const T *row = w + at;
-        accumulate(
-            inputs, sum, [&](int k, int r) INLINED { return x[first + r][k]; },
-            [&](int, int n) INLINED { return load_any(row + n * L); },
-            [&]() INLINED { row += width; });
-        store_tile(alpha, sum, lanes, [&](int r) INLINED { return y[first + r] + at; });
-      });
+  over_rows(rows, [&](int first, auto count) INLINED {
+    constexpr int R = count;
+    over_columns(0, outputs, [&](int at, auto vectors, int lanes) INLINED {
+      constexpr int N = vectors;
+      V sum[R][N] = {};
+      const T *row = w + at;
+      accumulate(
+          inputs, sum, [&](int k, int r) INLINED { return x[first + r][k]; },
+          [&](int, int n) INLINED { return load_any(row + n * L); },
+          [&]() INLINED { row += width; });
+      store_tile(alpha, sum, lanes, [&](int r) INLINED { return y[first + r] + at; });
     });
+  });
 }
 
 // w[i, o] = alpha sum_r x[r][i] g[r][o] for i = first .. first + count - 1 and
@@ -112,7 +111,7 @@ struct LinearMap {
 struct Block {
   I in, rows, inputs, outputs, weight, out;
   explicit Block(const LinearMap &map, I n) { std::memcpy(this, map.block + 6 * n, sizeof(*this)); }
-  T alpha() const { return T(1) / std::sqrt(T(inputs)); }
+  T alpha() const { return T(1) / root(T(inputs)); }
 };
 
 // atoms by species: those of s are order[start[s]] .. order[start[s + 1] - 1]

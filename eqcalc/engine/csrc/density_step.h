@@ -15,40 +15,32 @@ class DensityStep final : public Step {
   {
   }
 
-  void forward(const Block &block) const override
-  {
-    apply(block, block.values[source()], block.values[target()], [&](int rows, T **x, T **y, I at) {
-      gemm(rows, static_cast<int>(matrices_.rows), x, matrices_.plain.get() + at,
-           static_cast<int>(matrices_.columns), y);
-    });
-  }
-  void backward(const Block &block) const override
-  {
-    apply(block, block.gradients[source()], block.gradients[target()],
-          [&](int rows, T **x, T **y, I at) {
-            gemm(rows, static_cast<int>(matrices_.columns), y, matrices_.turned.get() + at,
-                 static_cast<int>(matrices_.rows), x);
-          });
-  }
+  void forward(const Block &block) const override { apply(block, block.values, false); }
+  void backward(const Block &block) const override { apply(block, block.gradients, true); }
 
  private:
   I first_, dim_, at_out_;
   Matrices matrices_;     // of species: functions, columns of messages
 
-  template <class Multiply>
-  void apply(const Block &block, const Span &density, const Span &made,
-             const Multiply &multiply) const
+  void apply(const Block &block, const Span *rows_of, bool back) const
   {
+    const Span density = rows_of[source()], made = rows_of[target()];
+    const int functions = static_cast<int>(matrices_.rows);
+    const int columns = static_cast<int>(matrices_.columns);
     T *x[BLOCK * MOST_ROWS], *y[BLOCK * MOST_ROWS];
     const I present = static_cast<I>(block.present->size());
     for (I p = 0; p < present; p++) {
       int rows = 0;
       for (int b = 0; b < block.count; b++)
         for (I m = 0; m < dim_; m++, rows++) {
-          x[rows] = density[b] + ((first_ + m) * present + p) * matrices_.rows;
-          y[rows] = made[b] + at_out_ + m * matrices_.columns;
+          x[rows] = density[b] + ((first_ + m) * present + p) * functions;
+          y[rows] = made[b] + at_out_ + m * columns;
         }
-      multiply(rows, x, y, (*block.present)[p] * matrices_.rows * matrices_.columns);
+      const I at = static_cast<I>((*block.present)[p]) * functions * columns;
+      if (back)
+        gemm(rows, columns, y, matrices_.turned.get() + at, functions, x);
+      else
+        gemm(rows, functions, x, matrices_.plain.get() + at, columns, y);
     }
   }
 };

@@ -77,7 +77,7 @@ class Edges {
       T *u = u_.data() + slot / L * L * 3 + slot % L;
       if (n < count) {
         const double *v = edge_vec + 3 * (edge + n);
-        const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+        const double r = root(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
         for (int d = 0; d < 3; d++) u[d * L] = static_cast<T>(v[d] / r);
         inverse_r_.data()[slot] = static_cast<T>(1.0 / r);
         told_slope_.data()[slot] = T(1);

@@ -51,7 +51,7 @@ int eqcalc_open(const char *network, I bytes, void **engine, char *error, I size
   }
 }
 
-void eqcalc_close(void *engine)
+COLD void eqcalc_close(void *engine)
 {
   delete static_cast<Engine *>(engine);
 }
@@ -99,7 +99,7 @@ int eqcalc_exchange_widths(void *engine, int *widths, int count)
   return layers - 1;
 }
 
-I eqcalc_memory(void *engine)
+COLD I eqcalc_memory(void *engine)
 {
   return network_of(engine).bytes() + static_cast<Engine *>(engine)->selected.bytes();
 }
@@ -122,7 +122,7 @@ int eqcalc_evaluate_pairs(void *engine, const eqcalc_graph *pairs, const double 
     graph.edge_dst = dst;
     graph.edge_vec = vec;
     const double *v = vec + 3 * place;
-    *nearest = place < 0 ? cutoff : std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+    *nearest = place < 0 ? cutoff : root(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
     if (forces) s.gradient.get(3 * graph.num_edges + 1);
   } catch (const std::bad_alloc &) {
     failed(std::runtime_error("out of memory: use fewer atoms per process"), error, size);

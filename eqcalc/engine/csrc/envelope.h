@@ -26,10 +26,10 @@ class Envelope {
       du = r < onset_ ? 0.0 : 12.0 * r * (cut - rr) * (on - rr) * norm;
       return;
     }
-    const double x = r / cutoff_, n = power_, power = std::pow(x, n - 1.0);
+    const double x = r / cutoff_, n = power_, q = power(x, n - 1.0);
     const double a = (n + 1.0) * (n + 2.0) / 2.0, b = n * (n + 2.0), c = n * (n + 1.0) / 2.0;
-    u = 1.0 + power * x * (-a + x * (b - c * x));
-    du = power * (-a * n + x * (b * (n + 1.0) - c * (n + 2.0) * x)) / cutoff_;
+    u = 1.0 + q * x * (-a + x * (b - c * x));
+    du = q * (-a * n + x * (b * (n + 1.0) - c * (n + 2.0) * x)) / cutoff_;
   }
 
  private:

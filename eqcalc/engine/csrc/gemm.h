@@ -7,15 +7,16 @@
 
 namespace {
 
-// rows and vectors of a tile: as many sums as leave registers for their operands
+// rows and vectors of a tile: as many sums as leave registers for their operands; of tall tiles, for
+// rows that are packed (packed.h), whose number is even
 #if defined(__AVX512F__)
-constexpr int GEMM_ROWS = 8, GEMM_VECTORS = 3;
+constexpr int GEMM_ROWS = 8, GEMM_VECTORS = 3, TALL_ROWS = 14, TALL_VECTORS = 2;
 #elif defined(__AVX__)
-constexpr int GEMM_ROWS = 4, GEMM_VECTORS = 2;
+constexpr int GEMM_ROWS = 4, GEMM_VECTORS = 2, TALL_ROWS = 6, TALL_VECTORS = 2;
 #elif defined(__aarch64__)
-constexpr int GEMM_ROWS = 6, GEMM_VECTORS = 4;
+constexpr int GEMM_ROWS = 6, GEMM_VECTORS = 4, TALL_ROWS = 6, TALL_VECTORS = 1;     // none are tall
 #else
-constexpr int GEMM_ROWS = 3, GEMM_VECTORS = 3;
+constexpr int GEMM_ROWS = 3, GEMM_VECTORS = 3, TALL_ROWS = 2, TALL_VECTORS = 1;     // none are tall
 #endif
 
 // sum[r][n] += sum_k left(k, r) right(k, n), k = 0 .. count - 1; next() goes from one k to another
@@ -36,21 +37,31 @@ INLINED inline void accumulate(int count, V (&sum)[R][N], const Left &left, cons
   }
 }
 
-// calls f with the number of rows, 1 .. R, as a constant
-template <int R, class F> inline void with_rows(int rows, const F &f)
+// calls f with the number of rows, R, R - STEP, .. STEP, as a constant
+template <int R, int STEP = 1, class F> INLINED inline void with_rows(int rows, const F &f)
 {
   if constexpr (R > 0) {
     if (rows == R)
       f(std::integral_constant<int, R>());
     else
-      with_rows<R - 1>(rows, f);
+      with_rows<R - STEP, STEP>(rows, f);
   }
 }
 
-// calls f(first column, vectors as a constant, lanes of the last one) for columns at .. columns - 1
-template <int N = GEMM_VECTORS, class F> inline void over_columns(int at, int columns, const F &f)
+// calls f(first row, rows as a constant) for groups of rows 0 .. rows - 1
+template <class F> INLINED inline void over_rows(int rows, const F &f)
 {
-  const auto lanes = [&](int vectors) { return std::min(L, columns - at - (vectors - 1) * L); };
+  for (int r = 0; r < rows; r += GEMM_ROWS)
+    with_rows<GEMM_ROWS>(std::min(GEMM_ROWS, rows - r), [&](auto count) INLINED { f(r, count); });
+}
+
+// calls f(first column, vectors as a constant, lanes of the last one) for columns at .. columns - 1
+template <int N = GEMM_VECTORS, class F>
+INLINED inline void over_columns(int at, int columns, const F &f)
+{
+  const auto lanes = [&](int vectors) INLINED {
+    return std::min(L, columns - at - (vectors - 1) * L);
+  };
   for (; at + (N - 1) * L < columns; at += N * L) f(at, std::integral_constant<int, N>(), lanes(N));
   if (N > 2)
     for (; at + L < columns; at += 2 * L) f(at, std::integral_constant<int, 2>(), lanes(2));
@@ -84,35 +95,15 @@ inline void gemm_tile(int inputs, const T *const *x, const T *w, int stride, T *
   product_tile<R, N, SET>(inputs, [&](int k, int r) INLINED { return x[r][k]; }, w, stride, y, at);
 }
 
-template <int R>
-inline void gemm_rows(int inputs, const T *const *x, const T *w, int outputs, T *const *y)
-{
-  int at = 0;
-  for (; at + GEMM_VECTORS * L <= outputs; at += GEMM_VECTORS * L)
-    gemm_tile<R, GEMM_VECTORS>(inputs, x, w + at, outputs, y, at);
-  if (GEMM_VECTORS > 2)
-    for (; at + 2 * L <= outputs; at += 2 * L) gemm_tile<R, 2>(inputs, x, w + at, outputs, y, at);
-  for (; at < outputs; at += L) gemm_tile<R, 1>(inputs, x, w + at, outputs, y, at);
-}
-
-template <int R>
-inline void gemm_rest(int rows, int inputs, const T *const *x, const T *w, int outputs, T *const *y)
-{
-  if constexpr (R > 0) {
-    if (rows == R)
-      gemm_rows<R>(inputs, x, w, outputs, y);
-    else
-      gemm_rest<R - 1>(rows, inputs, x, w, outputs, y);
-  }
-}
-
 // y += x w for a list of rows; w [inputs, outputs], outputs a multiple of PADDING
 inline void gemm(int rows, int inputs, const T *const *x, const T *w, int outputs, T *const *y)
 {
-  int r = 0;
-  for (; r + GEMM_ROWS <= rows; r += GEMM_ROWS)
-    gemm_rows<GEMM_ROWS>(inputs, x + r, w, outputs, y + r);
-  gemm_rest<GEMM_ROWS - 1>(rows - r, inputs, x + r, w, outputs, y + r);
+  over_rows(rows, [&](int r, auto count) INLINED {
+    constexpr int R = count;
+    over_columns(0, outputs, [&](int at, auto vectors, int) INLINED {
+      gemm_tile<R, vectors>(inputs, x + r, w + at, outputs, y + r, at);
+    });
+  });
 }
 
 }     // namespace

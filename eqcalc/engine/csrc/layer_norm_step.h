@@ -53,7 +53,7 @@ class LayerNormStep final : public Step {
   {
     V sum = {};
     for (I c = 0; c < width_; c += L) sum += load(shares_.get() + c) * load(x + c) * load(x + c);
-    return T(1) / std::sqrt(square_ + lane_sum(sum));
+    return T(1) / root(square_ + lane_sum(sum));
   }
 };
 

@@ -96,11 +96,11 @@ void step(const Matrix &a, Orthogonalizer &work, double rate, double decay, doub
       norm += static_cast<double>(ahead) * ahead;
     }
   }
-  const T factor = T(1 / std::max(std::sqrt(norm), 1e-7));
+  const T factor = T(1 / std::max(root(norm), 1e-7));
   for (I k = 0; k < std::max(a.rows, a.columns) * width; k++) y[k] *= factor;
   const T *direction = work.run(iterations);
   const T keep = T(1 - rate * decay);
-  const T length = T(0.2 * rate * std::sqrt(static_cast<double>(std::max(a.rows, a.columns))));
+  const T length = T(0.2 * rate * root(static_cast<double>(std::max(a.rows, a.columns))));
   for (I i = 0; i < a.rows; i++)
     for (I j = 0; j < a.columns; j++) {
       T &w = a.weight[i * a.columns + j];

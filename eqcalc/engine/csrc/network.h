@@ -241,7 +241,7 @@ class Network {
         Crowding::Measure crowd;
         for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
           const double *v = graph.edge_vec + 3 * e;
-          const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+          const double r = root(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
           const int b = node_species_[graph.edge_src[e]];
           double slope = 0.0;
           if (!crowding_.none()) crowding_.add(a, b, r, crowd);
@@ -509,7 +509,7 @@ class Network {
   {
     for (I e = first_edge_[i]; e < first_edge_[i + 1]; e++) {
       const double *v = graph.edge_vec + 3 * e;
-      const double r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+      const double r = root(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
       const int a = node_species_[i], b = node_species_[graph.edge_src[e]];
       const double slope = crowding_.gradient(i, a, b, r);
       for (int d = 0; d < 3; d++) gradient[3 * e + d] += slope * v[d] / r;

@@ -82,7 +82,7 @@ class NormGateStep final : public Step {
     V sum = {};
     for (I m = 0; m < p.dim; m++) sum += load(x + m * p.mul) * load(x + m * p.mul);
     sum = sum / static_cast<T>(p.dim) + square_;
-    for (int lane = 0; lane < L; lane++) sum[lane] = std::sqrt(sum[lane]);
+    for (int lane = 0; lane < L; lane++) sum[lane] = root(sum[lane]);
     return sum;
   }
 };

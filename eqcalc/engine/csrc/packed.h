@@ -10,14 +10,6 @@
 
 namespace {
 
-// sums of so many rows and vectors fill the registers; rows are even
-#if defined(__AVX512F__)
-constexpr int TALL_ROWS = 14, TALL_VECTORS = 2;
-#elif defined(__AVX__)
-constexpr int TALL_ROWS = 6, TALL_VECTORS = 2;
-#else
-constexpr int TALL_ROWS = GEMM_ROWS / 2 * 2, TALL_VECTORS = 1;     // unused
-#endif
 constexpr bool TALL = WIDE_MAPS && TALL_VECTORS > 1;     // whether there are such groups
 
 // as gemm_tile, of rows that are packed: x [inputs, R]
@@ -35,14 +27,14 @@ class PackedMatrix {
       inputs_(static_cast<int>(inputs)), outputs_(static_cast<int>(outputs))
   {
     T *to = panels_.get(inputs * outputs);
-    const auto copy = [&](int at, auto vectors) {
+    const auto copy = [&](int at, auto vectors, int) {
       for (I k = 0; k < inputs; k++, to += vectors * L)
         std::copy_n(w + k * outputs + at, vectors * L, to);
     };
     if (tall())
-      over_panels<TALL_VECTORS>(copy);
+      over_columns<TALL_VECTORS>(0, outputs_, copy);
     else
-      over_panels<GEMM_VECTORS>(copy);
+      over_columns(0, outputs_, copy);
   }
 
   // numbers that so many rows need
@@ -53,13 +45,12 @@ class PackedMatrix {
   {
     if constexpr (TALL)
       if (tall()) return apply_tall<SET>(rows, x, y, room);
-    over_panels<GEMM_VECTORS>([&](int at, auto vectors) {
+    over_columns(0, outputs_, [&](int at, auto vectors, int) INLINED {
       constexpr int N = vectors;
       const T *w = panels_.get() + static_cast<I>(at) * inputs_;
-      int r = 0;
-      for (; r + GEMM_ROWS <= rows; r += GEMM_ROWS)
-        gemm_tile<GEMM_ROWS, N, SET>(inputs_, x + r, w, N * L, y + r, at);
-      rest<GEMM_ROWS - 1, N, SET>(rows - r, x + r, w, y + r, at);
+      over_rows(rows, [&](int r, auto count) INLINED {
+        gemm_tile<count, N, SET>(inputs_, x + r, w, N * L, y + r, at);
+      });
     });
   }
 
@@ -74,24 +65,24 @@ class PackedMatrix {
   {
     const int groups = (rows + TALL_ROWS - 1) / TALL_ROWS;
     const int size = (rows + 2 * groups - 1) / (2 * groups) * 2;
-    const auto of_group = [&](int first, const auto &f) {
-      even_rows<TALL_ROWS>((std::min(size, rows - first) + 1) / 2 * 2, f);
+    const auto of_group = [&](int first, const auto &f) INLINED {
+      with_rows<TALL_ROWS, 2>((std::min(size, rows - first) + 1) / 2 * 2, f);
     };
     const auto row = [&](int r) { return std::min(r, rows - 1); };
     T *to = room;
     for (int first = 0; first < rows; first += size)
-      of_group(first, [&](auto count) {
+      of_group(first, [&](auto count) INLINED {
         constexpr int R = count;
         const T *from[R];
         for (int r = 0; r < R; r++) from[r] = x[row(first + r)];
         for (int k = 0; k < inputs_; k++, to += R)
           for (int r = 0; r < R; r++) to[r] = from[r][k];
       });
-    over_panels<TALL_VECTORS>([&](int at, auto vectors) {
+    over_columns<TALL_VECTORS>(0, outputs_, [&](int at, auto vectors, int) INLINED {
       constexpr int N = vectors;
       const T *w = panels_.get() + static_cast<I>(at) * inputs_, *packed = room;
       for (int first = 0; first < rows; first += size)
-        of_group(first, [&](auto count) {
+        of_group(first, [&](auto count) INLINED {
           constexpr int R = count;
           T *of[R];
           for (int r = 0; r < R; r++) of[r] = y[row(first + r)];
@@ -99,38 +90,6 @@ class PackedMatrix {
           packed += static_cast<I>(R) * inputs_;
         });
     });
-  }
-
-  // calls f with the number of rows, 2, 4, ... R, as a constant
-  template <int R, class F> static void even_rows(int rows, const F &f)
-  {
-    if constexpr (R > 0) {
-      if (rows == R)
-        f(std::integral_constant<int, R>());
-      else
-        even_rows<R - 2>(rows, f);
-    }
-  }
-
-  // calls f(first column, vectors as a constant)
-  template <int N, class F> void over_panels(const F &f) const
-  {
-    int at = 0;
-    for (; at + N * L <= outputs_; at += N * L) f(at, std::integral_constant<int, N>());
-    if (N > 2)
-      for (; at + 2 * L <= outputs_; at += 2 * L) f(at, std::integral_constant<int, 2>());
-    for (; at < outputs_; at += L) f(at, std::integral_constant<int, 1>());
-  }
-
-  template <int R, int N, bool SET>
-  void rest(int rows, const T *const *x, const T *w, T *const *y, int at) const
-  {
-    if constexpr (R > 0) {
-      if (rows == R)
-        gemm_tile<R, N, SET>(inputs_, x, w, N * L, y, at);
-      else
-        rest<R - 1, N, SET>(rows, x, w, y, at);
-    }
   }
 };
 

@@ -2,7 +2,7 @@
 // eqcalc.nn.reference, eqcalc.nn.crowding. The same text on CPUs and on GPUs.
 
 #pragma once
-#include "generated/scalar.h"
+#include "simd.h"
 
 #ifndef ON_BOTH
 #define ON_BOTH inline
@@ -30,7 +30,7 @@ ON_BOTH void core_repulsion(double r, double charge, double screening, double cu
   const double x = r / screening;
   double phi = 0.0, phi_slope = 0.0;
   for (int n = 0; n < terms; n++) {
-    const double term = amplitudes[n] * exp(-decays[n] * x);
+    const double term = amplitudes[n] * exponential(-decays[n] * x);
     phi += term;
     phi_slope -= decays[n] * term / screening;
   }
@@ -46,7 +46,7 @@ ON_BOTH void pair_energy(double r, const double *coefficients, int terms, double
                          double cutoff, double &energy, double &slope)
 {
   if (r >= cutoff) return;
-  const double decay = exp(-rate * r);
+  const double decay = exponential(-rate * r);
   double sum = 0.0, sum_slope = 0.0, power = 1.0;
   for (int k = 0; k < terms; k++) {
     power *= decay;

@@ -66,8 +66,8 @@ class RadialBasis {
         std::fill_n(values + p * width_, width_, T(0));
         std::fill_n(slopes + p * width_, width_, T(0));
         for (std::size_t k = 0; k < orders_.size(); k++) {
-          const double s = prefactor_ * std::sin(orders_[k] * x) / x;
-          const double ds = (prefactor_ * orders_[k] * std::cos(orders_[k] * x) / x - s / x) * dx;
+          const double s = prefactor_ * sine(orders_[k] * x) / x;
+          const double ds = (prefactor_ * orders_[k] * cosine(orders_[k] * x) / x - s / x) * dx;
           values[p * width_ + k] = static_cast<T>(s * u);
           slopes[p * width_ + k] = static_cast<T>(ds * u + s * du);
         }
@@ -107,7 +107,7 @@ class RadialBasis {
   // 1 / (1 + a y^q / (1 + y^(q - p))) and its slope
   void transform(double y, double &x, double &dx) const
   {
-    const double top = a_ * std::pow(y, q_), inner = std::pow(y, q_ - p_), bottom = 1.0 + inner;
+    const double top = a_ * power(y, q_), inner = power(y, q_ - p_), bottom = 1.0 + inner;
     const double ratio = top / bottom;
     x = 1.0 / (1.0 + ratio);
     dx = -x * x * ratio / y * (q_ - (q_ - p_) * inner / bottom);

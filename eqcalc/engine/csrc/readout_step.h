@@ -53,9 +53,9 @@ class ReadoutStep final : public Step {
   Buffer<T> weights_;
   std::vector<double> scale_;     // of species
 
-  APART void give_features(const Block &block) const
+  COLD void give_features(const Block &block) const
   {
-    const double unit = 1.0 / std::sqrt(static_cast<double>(num_features_));
+    const double unit = 1.0 / root(static_cast<double>(num_features_));
     for (int b = 0; b < block.count; b++) {
       const T *x = block.values[source()][b];
       double *to = block.features + b * block.num_features + feature_;

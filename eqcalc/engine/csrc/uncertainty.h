@@ -73,14 +73,14 @@ class Uncertainty {
   void of_atoms(I begin, I end, const int *species, const double *features,
                 const eqcalc_uncertainty &to) const
   {
-    constexpr double INFINITE = std::numeric_limits<double>::infinity();
+    constexpr double INFINITE = __builtin_inf();
     Buffer<T> memory;
     T *scratch = memory.get(std::max(energy_.scratch(), grade_.scratch()));
     for (I i = begin; i < end; i++) {
       const I kind = kind_[species[i]];
       const double *f = features + i * width_;
       if (to.variances) to.variances[i] = kind < 0 ? INFINITE : energy_.value(kind, f, scratch);
-      if (to.grades) to.grades[i] = kind < 0 ? INFINITE : std::sqrt(grade_.value(kind, f, scratch));
+      if (to.grades) to.grades[i] = kind < 0 ? INFINITE : root(grade_.value(kind, f, scratch));
     }
   }
 

@@ -46,6 +46,7 @@ __device__ inline char *dynamic_shared()
 
 #: harmonics are written for vectors of edges, of which there is one
 _VECTORS = """#define ON_BOTH __device__ inline
+__device__ inline double exponential(double x) { return exp(x); }
 typedef T V;
 constexpr int L = 1;
 __device__ inline V load(const T *p) { return *p; }
