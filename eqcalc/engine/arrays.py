@@ -57,11 +57,12 @@ def tensor_address(tensor: Tensor, scalar: torch.dtype) -> ctypes.c_void_p:
     Raises:
         ValueError: it is none.
     """
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if not (tensor.is_cpu and tensor.is_contiguous()):
         raise ValueError(
             f"A tensor on {tensor.device} with strides {tensor.stride()} came where a contiguous "
             "one on the CPU is needed."
         )
-    if tensor.dtype not in (torch.int64, scalar):
-        raise ValueError(f"A tensor of {tensor.dtype} came where {scalar} or int64 is needed.")
+    dtype = tensor.dtype
+    if dtype is not scalar and dtype is not torch.int64:
+        raise ValueError(f"A tensor of {dtype} came where {scalar} or int64 is needed.")
     return ctypes.c_void_p(tensor.data_ptr())
