@@ -29,4 +29,36 @@ template <class... Arguments> class Callee {
   void (*call_)(const void *, Arguments...);
 };
 
+// Elementary functions, which compilers have built in: <cmath>, with all its special functions, takes
+// a thirtieth of the time of a compilation.
+
+inline double root(double x)
+{
+  return __builtin_sqrt(x);
+}
+inline float root(float x)
+{
+  return __builtin_sqrtf(x);
+}
+inline double exponential(double x)
+{
+  return __builtin_exp(x);
+}
+inline float exponential(float x)
+{
+  return __builtin_expf(x);
+}
+inline double power(double x, double p)
+{
+  return __builtin_pow(x, p);
+}
+inline double sine(double x)
+{
+  return __builtin_sin(x);
+}
+inline double cosine(double x)
+{
+  return __builtin_cos(x);
+}
+
 }     // namespace

@@ -2,7 +2,7 @@
 // eqcalc.nn.reference, eqcalc.nn.crowding. The same text on CPUs and on GPUs.
 
 #pragma once
-#include "simd.h"
+#include "callee.h"
 
 #ifndef ON_BOTH
 #define ON_BOTH inline

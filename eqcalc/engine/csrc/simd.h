@@ -112,39 +112,7 @@ template <class U> class Buffer {
   I capacity_ = 0;
 };
 
-// ---- elementary functions of numbers, which compilers have built in: <cmath>, with all its special
-// functions, takes a thirtieth of the time of a compilation
-
-inline double root(double x)
-{
-  return __builtin_sqrt(x);
-}
-inline float root(float x)
-{
-  return __builtin_sqrtf(x);
-}
-inline double exponential(double x)
-{
-  return __builtin_exp(x);
-}
-inline float exponential(float x)
-{
-  return __builtin_expf(x);
-}
-inline double power(double x, double p)
-{
-  return __builtin_pow(x, p);
-}
-inline double sine(double x)
-{
-  return __builtin_sin(x);
-}
-inline double cosine(double x)
-{
-  return __builtin_cos(x);
-}
-
-// ---- and of vectors, a few units in the last place
+// ---- elementary functions, a few units in the last place
 
 inline V exponential(V x)
 {
