@@ -410,7 +410,8 @@ def test_trajectories_end_beyond_a_grade(paths, starts, tmp_path):
     cold = [starts[0].copy() for _ in range(12)]
     for k, atoms in enumerate(cold):
         atoms.rattle(0.03, seed=k)
-    teacher = Networks([calibrated(paths[0], tmp_path / "graded.pth", cold)], engine="torch")
+    graded = calibrated(paths[0], tmp_path / "graded.pth", cold)
+    teacher = Networks([graded], engine="torch", dtype="float64")  # few frames: a thin ellipsoid
     assert teacher.label(cold[0])["grade"].max() < 1.001
     tally = Tally()
     frames = list(sample(teacher, starts[:1], some(frames=2, grade=1e9), tally))

@@ -251,8 +251,8 @@ def test_isolated_atoms_of_the_teacher(data, teacher, tmp_path):
 
 def test_dry_run_tells_both_runs(data, teacher):
     said = dry_run(config_of(data, teacher))
-    assert re.search(r"time before +\S+ h for 8 frames of .*teacher\.pth\n", said)
-    assert re.search(r"\n +\S+ h for 3 epochs over them\n", said)
+    assert re.search(r"time before +\d\S* (s|min|h) for 8 frames of .*teacher\.pth\n", said)
+    assert re.search(r"\n +\d\S* (s|min|h) for 3 epochs over them\n", said)
     with pytest.raises(InputError, match=r"no\.pth"):
         dry_run(config_of(data, "no.pth"))
 
